@@ -1,0 +1,31 @@
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format slow bench clean
+
+help:  ## print this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/' | expand -t 12
+
+demo:  ## train the digits twins, with and without SAM (under 4 minutes)
+	uv run samovar demo
+
+test:  ## run the tests that gate (slow ones left out)
+	uv run pytest
+
+check:  ## lint, format, types and layers
+	uv run ruff check .
+	uv run ruff format --check .
+	uv run mypy
+	uv run lint-imports
+
+format:  ## put the code into shape
+	uv run ruff check --fix .
+	uv run ruff format .
+
+slow:  ## run the slow claims, one by one, by hand; results belong in LOG.md
+	uv run pytest -m slow
+
+bench:  ## run the benchmarks: ratios measured side by side
+	uv run --group oracle python benchmarks/sam_step.py
+	uv run python benchmarks/loading.py
+
+clean:  ## remove caches and build output
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist

@@ -1,0 +1,159 @@
+"""Checkpoints: a folder that is there whole or not at all.
+
+`checkpoints/step-00000300/` holds `model.safetensors` (the body's weights under timm's own names), `ema.safetensors`
+where an average is kept, `state.pt` (optimizer and counters, read with `weights_only=True`, so nothing in it can
+execute) and `meta.json` with the size and SHA-256 of each. It is written aside, flushed to disk, then renamed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+FORMAT = "samovar-checkpoint-1"
+_ASIDE = ".partial-"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is damaged, foreign or absent."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds."""
+
+    step: int
+    model: dict[str, Tensor]
+    ema: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies below `checkpoints/`."""
+    return folder / f"step-{step:08d}"
+
+
+def save(folder: Path, checkpoint: Checkpoint, fingerprint: str) -> Path:
+    """Write a checkpoint below `folder`; on any failure nothing is left behind and older ones are untouched.
+
+    Raises:
+        OSError: the disk is full, or not writable."""
+    final = path_of(folder, checkpoint.step)
+    aside = folder / f"{_ASIDE}{final.name}"
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+        _save_tensors(checkpoint.model, aside / "model.safetensors")
+        if checkpoint.ema:
+            _save_tensors(checkpoint.ema, aside / "ema.safetensors")
+        with (aside / "state.pt").open("wb") as file:
+            torch.save(checkpoint.state, file)
+        files = {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(aside.iterdir())}
+        meta = {"format": FORMAT, "step": checkpoint.step, "fingerprint": fingerprint, "files": files}
+        (aside / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+        for path in [*aside.iterdir(), aside]:
+            _flush(path)
+        if final.exists():  # a resumed run reaches the same step again, with the same bits
+            shutil.rmtree(final)
+        aside.rename(final)
+        _flush(folder)
+    except (RuntimeError, SafetensorError) as error:  # so torch and safetensors report a full disk
+        raise OSError(f"cannot write {final}: {error}") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return final
+
+
+def load(path: Path, fingerprint: str | None = None) -> Checkpoint:
+    """Read a checkpoint after checking every file against its recorded size and hash.
+
+    Raises:
+        CheckpointError: says which file is damaged, or that the checkpoint is of another run."""
+    meta = read_meta(path)
+    if fingerprint not in (None, meta["fingerprint"]):
+        raise CheckpointError(f"{path} belongs to another run; its settings are not this run's")
+    for name, facts in meta["files"].items():
+        _check_file(path / name, facts)
+    try:
+        state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+        ema = load_file(path / "ema.safetensors") if "ema.safetensors" in meta["files"] else {}
+        return Checkpoint(meta["step"], load_file(path / "model.safetensors"), ema, state)
+    except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError, KeyError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """A checkpoint's `meta.json`.
+
+    Raises:
+        CheckpointError: there is none, or it is not ours."""
+    try:
+        meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} is no checkpoint: meta.json cannot be read ({error})") from error
+    found = meta.get("format") if isinstance(meta, dict) else None
+    if found != FORMAT or not isinstance(meta.get("files"), dict) or not isinstance(meta.get("step"), int):
+        raise CheckpointError(f"{path} is no samovar checkpoint: its format is {found!r}, expected {FORMAT!r}")
+    return dict(meta)
+
+
+def steps_saved(folder: Path) -> list[int]:
+    """Steps of the checkpoints below `folder`, oldest first."""
+    names = (p.name for p in folder.glob("step-*") if p.is_dir())
+    return sorted(int(name.removeprefix("step-")) for name in names if name.removeprefix("step-").isdigit())
+
+
+def load_latest(folder: Path, fingerprint: str) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that is whole, and a line on each newer one that is not."""
+    complaints: list[str] = []
+    for step in reversed(steps_saved(folder)):
+        try:
+            return load(path_of(folder, step), fingerprint), complaints
+        except CheckpointError as error:
+            complaints.append(str(error))
+    return None, complaints
+
+
+def prune(folder: Path, keep: int, best_step: int | None) -> None:
+    """Delete all but the newest `keep` checkpoints and the best one, and what a crash left half written."""
+    for step in steps_saved(folder)[:-keep]:
+        if step != best_step:
+            shutil.rmtree(path_of(folder, step))
+    for aside in folder.glob(f"{_ASIDE}*"):
+        shutil.rmtree(aside)
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    # clones, because safetensors refuses two names for one storage (tied weights)
+    save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, path)
+
+
+def _check_file(path: Path, facts: dict[str, Any]) -> None:
+    size = path.stat().st_size if path.is_file() else 0
+    if size != facts["bytes"]:
+        raise CheckpointError(f"{path.parent} is damaged: {path.name} has {size} of {facts['bytes']} bytes")
+    if _sha256(path) != facts["sha256"]:
+        raise CheckpointError(f"{path.parent} is damaged: the contents of {path.name} have changed")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

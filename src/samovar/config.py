@@ -1,0 +1,380 @@
+"""The settings of a run: frozen dataclasses, JSON, and the flags that replay them.
+
+Every default lives here and nowhere else. Nothing in this file needs torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+Crop = Literal["none", "affine", "pad", "inception"]
+Loader = Literal["auto", "resident", "streaming"]
+Loss = Literal["softmax", "sigmoid"]
+Schedule = Literal["cosine", "linear", "constant"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Logger = Literal["tensorboard", "trackio", "wandb"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which network, and how it starts."""
+
+    name: str = "vit-digits"
+    """A name of `samovar list models`, any timm model name, or `module:function` returning an nn.Module."""
+    init: Literal["paper", "library"] = "paper"
+    """`paper`: our models start as in the Flax code of the paper, timm's with a zero head; `library`: as timm does."""
+    head_bias: float = 0.0
+    """Initial bias of the classification head under `--model.init paper`; the paper's sigmoid loss wants -10."""
+    dropout: float = 0.0
+    """Dropout rate: after position embeddings, attention output and both dense layers of an MLP."""
+    drop_path: float = 0.0
+    """Stochastic depth rate of the last block; it grows linearly from 0 at the first."""
+    mean: tuple[float, ...] = (0.5,)
+    """Subtracted from images in [0, 1] by the model's first layer; one value, or one a channel."""
+    std: tuple[float, ...] = (0.5,)
+    """Divides images in [0, 1] after `mean` in the model's first layer; one value, or one a channel."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, and what is done to them before the model sees them."""
+
+    source: str = "digits"
+    """A name of `samovar list sources`, or folder:PATH, imagenet:PATH, hf:NAME, shards:PATTERN."""
+    root: Path = Path("data")
+    """Where downloaded data sets are kept."""
+    fraction: float = 1.0
+    """Share of the training images used, taken per class; the paper uses 1, 1/2, 1/4 and 1/10."""
+    val_share: float = 0.1
+    """Share of each class held out for validation where the source has no validation split of its own."""
+    split_seed: int = 0
+    """Seed of the held-out split and of `fraction`; kept apart from the run's seed so that seeds share their data."""
+    image_size: int = 8
+    """Height and width in pixels of the images the model sees."""
+    batch_size: int = 128
+    """Images per step, over all ranks."""
+    crop: Crop = "none"
+    """`affine` (digits), `pad` and crop (CIFAR), `inception` (the paper's 5-100 % area) or `none`."""
+    pad: int = 4
+    """Zero pixels added on each side under `--data.crop pad`."""
+    degrees: float = 10.0
+    """Largest rotation under `--data.crop affine`, in degrees."""
+    translate: float = 0.1
+    """Largest shift under `--data.crop affine`, as a share of the image's side."""
+    zoom: float = 0.1
+    """Largest relative change of scale under `--data.crop affine`."""
+    flip: bool = False
+    """Mirror half of the training images left to right."""
+    randaugment_layers: int = 0
+    """RandAugment operations per image (torchvision); 0 is off, the paper's AUG is 2."""
+    randaugment_magnitude: int = 15
+    """RandAugment magnitude on torchvision's scale 0-30."""
+    mixup: float = 0.0
+    """Mixup Beta(a, a) parameter; 0 is off, the paper's AUG is 0.5."""
+    cutmix: float = 0.0
+    """CutMix Beta(a, a) parameter; 0 is off. With mixup on as well, each batch takes one of the two."""
+    antialias: bool = True
+    """Antialias when a streamed image is made smaller; the paper's pipeline did not."""
+    loader: Loader = "auto"
+    """`resident` keeps decoded images on the device, `streaming` decodes in workers; `auto` picks what fits."""
+    workers: int = -1
+    """Decoding processes per rank of the streaming loader; -1 is one a core, 0 is none."""
+    max_bad_share: float = 0.001
+    """Share of unreadable images above which the run stops."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimizer, its schedule and what is done to the gradient."""
+
+    name: str = "adamw"
+    """`adamw`, `sgd`, `lamb`, or any optimizer name timm knows (`sgdw`, `lion`, ...)."""
+    lr: float = 1e-3
+    """Peak learning rate; never scaled by the batch size behind your back."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of Adam-like optimizers' moments."""
+    momentum: float = 0.9
+    """Momentum of SGD-like optimizers."""
+    weight_decay: float = 0.0
+    """Decay; decoupled (lr x decay) in adamw, lion and sgdw, part of the gradient in sgd, of the update in lamb."""
+    decay: Literal["kernels", "all"] = "kernels"
+    """`kernels`: only weights of linear and convolution layers, as the paper; `all`: every parameter."""
+    schedule: Schedule = "cosine"
+    """Shape of the learning rate after warm-up: cosine to 0, linear to `linear_end`, or constant."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises linearly from 0."""
+    linear_end: float = 1e-5
+    """Where the linear schedule ends, relative to the peak (as big_vision)."""
+    clip_norm: float = 0.0
+    """Largest global norm of the gradient that reaches the optimizer (with SAM: the SAM gradient); 0 is off."""
+    ema: float = 0.0
+    """Decay per step of an average of the weights, which is then evaluated; rises as (1 + n) / (10 + n). 0 is off."""
+
+
+@dataclass(frozen=True)
+class SamConfig:
+    """Sharpness-aware minimization; rho = 0 is plain training."""
+
+    rho: float = 0.0
+    """Radius of the weight perturbation."""
+    m: int = 0
+    """Examples that share one ascent step (m-sharpness); 0 is all of a rank's batch. The paper: 32."""
+    adaptive: bool = False
+    """Element-wise adaptive SAM (ASAM); wants a rho about ten times larger."""
+    eta: float = 0.01
+    """Added to |w| by ASAM."""
+    shared_ascent: bool = False
+    """Average the ascent gradient over ranks, so that all take one perturbation (m = whole batch)."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How the run is executed; nothing here changes what is computed, beyond rounding."""
+
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1` or `mps`."""
+    precision: Precision = "auto"
+    """`auto` is bf16 on a GPU that has it, else fp32."""
+    micro_batch: int = 0
+    """Most images per forward pass and rank (gradient accumulation); 0 is no limit."""
+    channels_last: bool = False
+    """Channels-last memory format; some 10 % faster for convolutions."""
+    compile: bool = False
+    """torch.compile the model."""
+    threads: int = 0
+    """CPU threads of each process; 0 leaves torch's choice."""
+    eval_every: int = 0
+    """Steps between evaluations; a checkpoint is saved at each. 0 is once an epoch."""
+    log_every: int = 10
+    """Steps between training records; between them nothing is read back from the device."""
+    keep: int = 2
+    """Checkpoints kept besides the best one."""
+    max_nonfinite: int = 10
+    """Non-finite gradients in a row that end the run."""
+    loggers: tuple[Logger, ...] = ()
+    """Further places that get the records: tensorboard, trackio, wandb (each an extra)."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run is a function of."""
+
+    recipe: str = "vit-digits"
+    """Name of the recipe these settings started from; follows from the command, not a flag."""
+    output: Path = Path("runs")
+    """Folder that holds the run folders."""
+    name: str = ""
+    """Name of the run's folder; empty: recipe, seed and time."""
+    seed: int = 0
+    """Seed of the initial weights, the order of images, augmentation and dropout."""
+    epochs: float = 1.0
+    """Passes over the training images; ignored where `steps` is given."""
+    steps: int = 0
+    """Optimizer steps; 0 is what `epochs` makes."""
+    loss: Loss = "softmax"
+    """Softmax cross-entropy, or sigmoid (binary) cross-entropy summed over classes, as the paper for ViT and Mixer."""
+    label_smoothing: float = 0.0
+    """Share of each target spread evenly over the classes."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    sam: SamConfig = field(default_factory=SamConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+def num_steps(config: Config, num_train: int) -> int:
+    """Optimizer steps of a run on `num_train` images."""
+    return config.steps or max(1, round(config.epochs * num_train / config.data.batch_size))
+
+
+# --- checks at the border, in the words of the flag ------------------------------------------------------------------
+
+_RANGES: dict[str, tuple[float, float, str]] = {
+    "epochs": (0, math.inf, "passes over the data, above 0 unless --steps is given"),
+    "steps": (0, math.inf, "a number of steps, 0 for what --epochs makes"),
+    "label_smoothing": (0, 1, "a share from 0 to 1"),
+    "model.dropout": (0, 1, "a rate from 0 to 1"),
+    "model.drop_path": (0, 1, "a rate from 0 to 1"),
+    "data.fraction": (0, 1, "a share above 0, up to 1"),
+    "data.val_share": (0, 1, "a share from 0 to 1"),
+    "data.image_size": (1, math.inf, "a side in pixels, 1 or more"),
+    "data.batch_size": (1, math.inf, "a number of images, 1 or more"),
+    "data.pad": (0, math.inf, "a number of pixels, 0 or more"),
+    "data.translate": (0, 1, "a share of the side from 0 to 1"),
+    "data.zoom": (0, 0.99, "a relative change below 1"),
+    "data.randaugment_layers": (0, math.inf, "a number of operations, 0 for off"),
+    "data.randaugment_magnitude": (0, 30, "a magnitude from 0 to 30"),
+    "data.mixup": (0, math.inf, "a Beta parameter, 0 for off"),
+    "data.cutmix": (0, math.inf, "a Beta parameter, 0 for off"),
+    "data.workers": (-1, math.inf, "a number of processes, -1 for one a core"),
+    "data.max_bad_share": (0, 1, "a share from 0 to 1"),
+    "optim.lr": (0, math.inf, "a learning rate, 0 or more"),
+    "optim.momentum": (0, 1, "a rate from 0 to 1"),
+    "optim.weight_decay": (0, math.inf, "a decay, 0 for off"),
+    "optim.warmup_steps": (0, math.inf, "a number of steps, 0 for none"),
+    "optim.clip_norm": (0, math.inf, "a norm, 0 for off"),
+    "optim.ema": (0, 1, "a decay from 0 (off) to 1"),
+    "sam.rho": (0, math.inf, "a radius, 0 for plain training"),
+    "sam.m": (0, math.inf, "a number of examples, 0 for the rank's whole batch"),
+    "sam.eta": (0, math.inf, "a small positive number"),
+    "run.micro_batch": (0, math.inf, "a number of images, 0 for no limit"),
+    "run.threads": (0, math.inf, "a number of threads, 0 for torch's choice"),
+    "run.eval_every": (0, math.inf, "a number of steps, 0 for once an epoch"),
+    "run.log_every": (1, math.inf, "a number of steps, 1 or more"),
+    "run.keep": (1, math.inf, "a number of checkpoints, 1 or more"),
+    "run.max_nonfinite": (1, math.inf, "a number of steps, 1 or more"),
+}
+
+
+def validate(config: Config) -> None:
+    """Check what can be checked without data.
+
+    Raises:
+        ValueError: names the flag, the value given, what is allowed."""
+    values = flatten(config)
+    for name, (low, high, allowed) in _RANGES.items():
+        value = values[name]
+        if not (math.isfinite(value) and low <= value <= high):
+            raise ValueError(f"--{_dashed(name)} {value} is out of range; give {allowed}")
+    if config.epochs == 0 and config.steps == 0:
+        raise ValueError("--epochs 0 with --steps 0 trains nothing; give one of the two")
+    if config.data.fraction == 0:
+        raise ValueError("--data.fraction 0 leaves no training images; give a share above 0, up to 1")
+    if config.sam.adaptive and config.sam.eta == 0:
+        raise ValueError("--sam.eta 0 freezes zero weights under ASAM; give a small positive number such as 0.01")
+    if config.sam.m and config.sam.shared_ascent:
+        raise ValueError(
+            "--sam.m and --sam.shared-ascent exclude each other: one groups examples, the other all of them"
+        )
+    if any(s <= 0 for s in config.model.std):
+        raise ValueError(f"--model.std {config.model.std} divides pixels; give positive numbers")
+
+
+def validate_layout(config: Config, world_size: int) -> None:
+    """Check that batch, ranks, ascent groups and micro-batches divide each other.
+
+    Raises:
+        ValueError: names the numbers that do not fit and those that do."""
+    batch, m = config.data.batch_size, config.sam.m if config.sam.rho else 0
+    if batch % world_size:
+        raise ValueError(
+            f"--data.batch-size {batch} does not divide over {world_size} ranks; pick a multiple of {world_size}"
+        )
+    per_rank = batch // world_size
+    if m and per_rank % m:
+        near = min((d for d in range(1, per_rank + 1) if per_rank % d == 0), key=lambda d: (abs(d - m), d))
+        raise ValueError(f"--sam.m {m} does not divide the {per_rank} images of a rank; pick a divisor such as {near}")
+
+
+# --- JSON and flags --------------------------------------------------------------------------------------------------
+
+Section = TypeVar("Section")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Nested plain dict of a config, ready for JSON."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        if isinstance(value, tuple | list):
+            return [plain(v) for v in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return {k: plain(v) for k, v in dataclasses.asdict(config).items()}
+
+
+def from_dict(values: dict[str, Any], cls: type[Section] = Config) -> Section:  # type: ignore[assignment]
+    """Config of a dict as `to_dict` makes it; settings that are absent take their defaults.
+
+    Raises:
+        ValueError: a setting that does not exist here, or a value of another type."""
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise ValueError(f"unknown setting {unknown[0]!r} in {cls.__name__}; known: {', '.join(hints)}")
+    return cls(**{name: _typed(value, hints[name], name) for name, value in values.items()})
+
+
+def _typed(value: Any, hint: Any, name: str) -> Any:
+    origin = typing.get_origin(hint)
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        return from_dict(value, hint)
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if origin is tuple and isinstance(value, list):
+        args = typing.get_args(hint)
+        items = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        if len(items) == len(value):
+            return tuple(_typed(v, h, name) for v, h in zip(value, items, strict=True))
+    if origin is Literal and value in typing.get_args(hint):
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and not isinstance(hint, types.GenericAlias) and type(value) is hint:
+        return value
+    allowed = ", ".join(map(str, typing.get_args(hint))) if origin is Literal else getattr(hint, "__name__", str(hint))
+    raise ValueError(f"setting {name!r} is {value!r}; allowed: {allowed}")
+
+
+def save(config: Config, path: Path) -> None:
+    """Write a config as JSON."""
+    path.write_text(json.dumps(to_dict(config), indent=2) + "\n", encoding="utf-8")
+
+
+def load(path: Path) -> Config:
+    """Read a config written by `save`.
+
+    Raises:
+        ValueError: not JSON, or not a config of this version."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"cannot read a config from {path}: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds no config: expected an object, found {type(values).__name__}")
+    return from_dict(values)
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted name, `{"sam.rho": 0.05, ...}`."""
+    flat: dict[str, Any] = {}
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            flat |= flatten(value, f"{prefix}{item.name}.")
+        else:
+            flat[prefix + item.name] = value
+    return flat
+
+
+def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
+    """Settings in which two configs differ, by dotted name."""
+    flat_a, flat_b = flatten(a), flatten(b)
+    return {name: (flat_a[name], flat_b[name]) for name in flat_a if flat_a[name] != flat_b[name]}
+
+
+def to_flags(config: Config, base: Config) -> list[str]:
+    """Command-line flags that turn `base` into `config`."""
+    flags: list[str] = []
+    for name, (value, _) in differences(config, base).items():
+        if name == "recipe":
+            continue
+        if isinstance(value, bool):
+            head, _, last = name.rpartition(".")
+            flags.append("--" + _dashed(name if value else f"{head}.no-{last}".lstrip(".")))
+        elif isinstance(value, tuple):
+            flags += ["--" + _dashed(name), *map(str, value)]
+        else:
+            flags += ["--" + _dashed(name), str(value)]
+    return flags
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")

@@ -1,0 +1,168 @@
+"""Records of what was measured, and the run folder that holds them.
+
+A run folder is the only thing that passes between training, measuring and reporting:
+`config.json`, `records.jsonl`, `arrays/`, `checkpoints/`, `provenance.json`. Nothing in this file needs torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+Sink = Callable[["Record"], None]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One number, with what is needed to believe it."""
+
+    name: str
+    """`group/metric`, for instance `train/loss` or `hessian/lambda_max`."""
+    value: float
+    """NaN and infinities are allowed: failure is part of the result."""
+    unit: str = ""
+    """`1` for shares, `nats`, `images/s`, `s`; empty where the value has none."""
+    stderr: float | None = None
+    """Standard error of `value`."""
+    n: int | None = None
+    """Examples, draws or repetitions behind `value`."""
+    where: dict[str, Any] = field(default_factory=dict)
+    """What the number is about: step, split, block."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """The protocol: everything that, changed, would change the number."""
+    cost: dict[str, float] = field(default_factory=dict)
+    """What it took: seconds, forwards, matvecs."""
+    source: str = ""
+    """Paper or definition the number follows."""
+    arrays: str = ""
+    """Path of an .npz below the run folder with the data behind the number."""
+    converged: bool = True
+    """False where an iteration stopped before its tolerance."""
+
+
+def to_json(record: Record) -> str:
+    """One line of strict JSON; fields at their defaults are left out, non-finite values are written as strings."""
+    values = {}
+    for item in dataclasses.fields(record):
+        value = getattr(record, item.name)
+        default = item.default if item.default is not dataclasses.MISSING else None
+        if item.name in ("name", "value") or value not in (default, {}):
+            values[item.name] = _strict(value)
+    return json.dumps(values, allow_nan=False)
+
+
+def from_json(line: str) -> Record:
+    """The record of a line written by `to_json`; fields of later versions are ignored.
+
+    Raises:
+        ValueError: the line is not a record."""
+    values = json.loads(line)
+    if not isinstance(values, dict) or "name" not in values or "value" not in values:
+        raise ValueError(f"not a record: {line[:80]!r}")
+    known = {item.name for item in dataclasses.fields(Record)}
+    values["value"] = float(values["value"])
+    return Record(**{k: v for k, v in values.items() if k in known})
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _strict(v) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return [_strict(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+class RunDir:
+    """A run's folder on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_path = path / "config.json"
+        self.records_path = path / "records.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.arrays = path / "arrays"
+        self.bad_files = path / "bad_files.txt"
+
+    @classmethod
+    def create(cls, output: Path, name: str) -> RunDir:
+        """Make a new run folder; a number is appended to a name that is taken.
+
+        Raises:
+            ValueError: the folder cannot be made or written."""
+        for attempt in range(1, 1000):
+            path = output / (name if attempt == 1 else f"{name}-{attempt}")
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError:
+                if output.exists() and not output.is_dir():
+                    raise ValueError(f"--output {output} is a file; give a folder") from None
+                continue
+            except OSError as error:
+                raise ValueError(f"cannot write to --output {output}: {error.strerror}; give another") from error
+            run = cls(path)
+            run.checkpoints.mkdir()
+            run.arrays.mkdir()
+            return run
+        raise ValueError(f"{output} already holds 999 runs named {name}; give --name another")
+
+    @classmethod
+    def open(cls, path: Path) -> RunDir:
+        """An existing run folder.
+
+        Raises:
+            ValueError: there is none."""
+        run = cls(path)
+        if not run.config_path.is_file():
+            raise ValueError(f"{path} is not a run: it has no config.json")
+        return run
+
+    def append(self, record: Record) -> None:
+        """Add a record to `records.jsonl`."""
+        with self.records_path.open("a", encoding="utf-8") as file:
+            file.write(to_json(record) + "\n")
+
+    def records(self, name: str | None = None) -> Iterator[Record]:
+        """The records in order, all or those of one name; a last line cut short by a crash is left out."""
+        if not self.records_path.exists():
+            return
+        with self.records_path.open(encoding="utf-8") as file:
+            for line in file:
+                if line.endswith("\n"):
+                    record = from_json(line)
+                    if name in (None, record.name):
+                        yield record
+
+    def rewind(self, step: int) -> None:
+        """Drop training records after `step`, which a resumed run writes again; records about no step stay."""
+        kept = [r for r in self.records() if r.where.get("step", 0) <= step]
+        replace_text(self.records_path, "".join(to_json(r) + "\n" for r in kept))
+
+    def write_json(self, name: str, values: dict[str, Any]) -> None:
+        """Write `name` below the run folder as JSON, in one piece or not at all."""
+        replace_text(self.path / name, json.dumps(values, indent=2) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file aside, flush it to disk and rename it into place."""
+    aside = path.with_name(path.name + ".partial")
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def timestamp() -> str:
+    """Now, in UTC, as 20260131-235959."""
+    return datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
