@@ -1,0 +1,140 @@
+"""The networks by name, as a table that can be listed without importing torch.
+
+`models.create` turns a row into a timm module. `params` is exact, counted with the image size, channels and classes of
+the row; any others that fit can be asked for. Names hide timm's: `resnet50` is the paper's, with GroupNorm; timm's own
+is `resnet50.a1_in1k` (any tag will do), or `resnet50-bn`, the same network with a zero head."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Family = Literal["vit", "mixer", "resnet", "other"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A network: what distinguishes it within its family, and how large it is."""
+
+    family: Family
+    """`other` is any network that is none of the paper's three."""
+    params: int
+    """Trainable parameters at the image size, channels and classes below."""
+    width: int = 0
+    """Hidden size D; of a ResNet, the channels after the stem. 0 is not known."""
+    depth: int = 0
+    """Blocks; of a ResNet, layers with weights, as in its name. 0 is not known."""
+    patch: int = 0
+    """Side of a patch in pixels; 0 is no patches."""
+    heads: int = 0
+    """Attention heads H."""
+    stages: tuple[int, ...] = ()
+    """Residual blocks in each stage of a ResNet."""
+    groups: int = 0
+    """Groups of a ResNet's GroupNorm, which come with standardized kernels; 0 is BatchNorm."""
+    image_size: int = 224
+    """Height and width in pixels."""
+    channels: int = 3
+    """Colours of a pixel."""
+    classes: int = 1000
+    """Logits K."""
+
+    @property
+    def bottleneck(self) -> bool:
+        """Whether residual blocks are 1x1, 3x3, 1x1 convolutions rather than two 3x3."""
+        return self.depth > 3 * sum(self.stages)
+
+    @property
+    def small_images(self) -> bool:
+        """Whether a ResNet starts with a 3x3 convolution at full resolution rather than 7x7 and max pooling."""
+        return self.image_size < 64
+
+
+_TITLES = {"vit": "ViT", "mixer": "MLP-Mixer", "resnet": "ResNet", "other": "network"}
+_R50, _R101, _R152 = (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3)
+_CIFAR: dict[str, Any] = {"image_size": 32, "classes": 10}
+_DIGITS: dict[str, Any] = {"image_size": 8, "channels": 1, "classes": 10}
+
+# Table 7 of arXiv:2106.01548; ResNets as GroupNorm with weight standardization, post-activation (BiT-style v1).
+MODELS: dict[str, Variant] = {
+    "vit-s32": Variant("vit", 22_878_952, 384, 12, patch=32, heads=6),
+    "vit-s16": Variant("vit", 22_050_664, 384, 12, patch=16, heads=6),
+    "vit-s14": Variant("vit", 22_004_584, 384, 12, patch=14, heads=6),
+    "vit-s8": Variant("vit", 22_055_272, 384, 12, patch=8, heads=6),
+    "vit-b32": Variant("vit", 88_224_232, 768, 12, patch=32, heads=12),
+    "vit-b16": Variant("vit", 86_567_656, 768, 12, patch=16, heads=12),
+    "mixer-s32": Variant("mixer", 19_104_624, 512, 8, patch=32),
+    "mixer-s16": Variant("mixer", 18_528_264, 512, 8, patch=16),
+    "mixer-s8": Variant("mixer", 20_646_504, 512, 8, patch=8),
+    "mixer-b32": Variant("mixer", 60_293_428, 768, 12, patch=32),
+    "mixer-b16": Variant("mixer", 59_880_472, 768, 12, patch=16),
+    "mixer-b8": Variant("mixer", 64_864_168, 768, 12, patch=8),
+    "resnet50": Variant("resnet", 25_557_032, 64, 50, stages=_R50, groups=32),
+    "resnet101": Variant("resnet", 44_549_160, 64, 101, stages=_R101, groups=32),
+    "resnet152": Variant("resnet", 60_192_808, 64, 152, stages=_R152, groups=32),
+    "resnet50x2": Variant("resnet", 98_004_072, 128, 50, stages=_R50, groups=32),
+    "resnet101x2": Variant("resnet", 173_868_136, 128, 101, stages=_R101, groups=32),
+    "resnet152x2": Variant("resnet", 236_350_568, 128, 152, stages=_R152, groups=32),
+    "resnet50-bn": Variant("resnet", 25_557_032, 64, 50, stages=_R50),
+    "resnet101-bn": Variant("resnet", 44_549_160, 64, 101, stages=_R101),
+    "resnet152-bn": Variant("resnet", 60_192_808, 64, 152, stages=_R152),
+    "resnet50x2-bn": Variant("resnet", 98_004_072, 128, 50, stages=_R50),
+    "resnet101x2-bn": Variant("resnet", 173_868_136, 128, 101, stages=_R101),
+    "resnet152x2-bn": Variant("resnet", 236_350_568, 128, 152, stages=_R152),
+    # Ours, for small images.
+    "vit-cifar": Variant("vit", 4_028_170, 192, 9, patch=4, heads=3, **_CIFAR),
+    "mixer-cifar": Variant("mixer", 4_360_970, 256, 8, patch=4, **_CIFAR),
+    "resnet-cifar": Variant("resnet", 11_173_962, 64, 18, stages=(2, 2, 2, 2), groups=32, **_CIFAR),
+    "resnet-cifar-bn": Variant("resnet", 11_173_962, 64, 18, stages=(2, 2, 2, 2), **_CIFAR),
+    "vit-cifar-s": Variant("vit", 1_205_898, 128, 6, patch=4, heads=4, **_CIFAR),
+    "mixer-cifar-s": Variant("mixer", 1_132_170, 128, 8, patch=4, **_CIFAR),
+    "resnet-cifar-s": Variant("resnet", 1_228_970, 32, 10, stages=(1, 1, 1, 1), groups=8, **_CIFAR),
+    "resnet-cifar-s-bn": Variant("resnet", 1_228_970, 32, 10, stages=(1, 1, 1, 1), **_CIFAR),
+    "vit-digits": Variant("vit", 202_186, 64, 4, patch=4, heads=4, **_DIGITS),
+    "mixer-digits": Variant("mixer", 203_682, 64, 6, patch=4, **_DIGITS),
+    "resnet-digits": Variant("resnet", 308_538, 16, 10, stages=(1, 1, 1, 1), groups=8, **_DIGITS),
+    "resnet-digits-bn": Variant("resnet", 308_538, 16, 10, stages=(1, 1, 1, 1), **_DIGITS),
+}
+
+
+def line(name: str) -> str:
+    """One line about a row of `MODELS`, for a list.
+
+    Raises:
+        ValueError: no such row."""
+    if name not in MODELS:
+        raise unknown(name, MODELS)
+    row = MODELS[name]
+    parts = [f"{row.params / 1e6:.1f}M parameters"]
+    if row.patch:
+        parts.append(f"patch {row.patch}")
+    parts += [f"width {row.width}", f"depth {row.depth}"]
+    if row.stages:
+        parts.append("GroupNorm + standardized kernels" if row.groups else "BatchNorm")
+    return f"{_TITLES[row.family]}: {', '.join(parts)}"
+
+
+def summary(name: str) -> str:
+    """All that the table says of a row of `MODELS`.
+
+    Raises:
+        ValueError: no such row."""
+    first, row = line(name), MODELS[name]
+    facts = [f"{row.params:,} parameters with {row.channels} x {row.image_size} x {row.image_size} images"]
+    facts.append(f"{row.classes} classes")
+    if row.patch:
+        facts.append(f"{(row.image_size // row.patch) ** 2} patches")
+    if row.heads:
+        facts.append(f"{row.heads} heads")
+    if row.stages:
+        facts.append(f"blocks {'-'.join(map(str, row.stages))}")
+    return f"{first}\n{', '.join(facts)}; other sizes can be asked for"
+
+
+def unknown(name: str, known: Iterable[str]) -> ValueError:
+    """The error for a name that is none of `known`: it names the nearest ones."""
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"nearest: {', '.join(near)}" if near else "`samovar list models` prints ours"
+    return ValueError(f"unknown model {name!r}; {hint}; any timm name or module:function works too")
