@@ -80,7 +80,7 @@ class DataConfig:
     cutmix: float = 0.0
     """CutMix Beta(a, a) parameter; 0 is off. With mixup on as well, each batch takes one of the two."""
     antialias: bool = True
-    """Antialias when a streamed image is made smaller; the paper's pipeline did not."""
+    """Antialias when a photo or an Inception crop is made smaller; the paper's pipeline did not."""
     loader: Loader = "auto"
     """`resident` keeps decoded images on the device, `streaming` decodes in workers; `auto` picks what fits."""
     workers: int = -1

@@ -1,0 +1,59 @@
+"""Images that cannot be read: named once, counted, and too many of them end the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from samovar.data.splits import Split
+
+
+class BadImages(ValueError):
+    """More images are unreadable than `--data.max-bad-share` allows."""
+
+
+class BadFiles:
+    """The unreadable images of one split, counted here, and listed in a file as lines `role TAB path TAB reason`.
+
+    What this process and, by way of the file, the other ranks met since the start counts; lines of before a resume do
+    not, as the images may have been repaired. A name is listed once: ranks read the file again before they append, so
+    a line is doubled only when two of them meet the same image at the same moment."""
+
+    def __init__(self, split: Split, role: str, max_share: float, path: Path | None) -> None:
+        self.split, self.role, self.max_share, self.path = split, role, max_share, path
+        self.met: dict[str, str] = {}
+        self._earlier = self._listed()
+
+    def add(self, found: Iterable[tuple[int, str]]) -> None:
+        """Note images (index, reason).
+
+        Raises:
+            BadImages: too many by now."""
+        for index, reason in found:
+            name = " ".join(self.split.name(index).split())
+            if name in self.met:
+                continue
+            listed = self._listed()
+            self.met |= {other: why for other, why in listed.items() if other not in self._earlier}
+            self.met[name] = " ".join(reason.split())
+            if self.path and name not in listed:
+                with self.path.open("a", encoding="utf-8", errors="surrogateescape") as file:
+                    file.write(f"{self.role}\t{name}\t{self.met[name]}\n")  # one write: ranks' lines stay whole
+        if len(self.met) > self.max_share * len(self.split):
+            raise self.error(f"more than --data.max-bad-share {self.max_share:g}")
+
+    def error(self, why: str) -> BadImages:
+        """The exception that says what is wrong, and where the list is."""
+        name, reason = next(iter(self.met.items()))
+        listed = f"; all are in {self.path}" if self.path else ""
+        return BadImages(
+            f"{len(self.met)} of {len(self.split)} {self.role} images cannot be read, {why}: {name} ({reason})"
+            f"{listed}; repair or remove them, or raise the share"
+        )
+
+    def _listed(self) -> dict[str, str]:
+        if self.path is None or not self.path.exists():
+            return {}
+        lines = self.path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
+        fields = [line.split("\t", 2) for line in lines]
+        return {row[1]: row[2] for row in fields if len(row) == 3 and row[0] == self.role}

@@ -1,0 +1,262 @@
+"""Batches: what a step trains on, and what an evaluation sees.
+
+The training batch of step t is a function of (seed, t) and the data settings. It does not depend on where a loader was
+started, on the number of workers or on the ranks: side by side in rank order, the slices of 1, 2 or 4 ranks are the
+same global batch, pixel for pixel. Mixup and cutmix are the exception to the last, as partners come from the rank's own
+slice. The resident and the streaming loader give the same pixels too, save for the Inception crop, where rounding may
+move a value by one grey level. All this holds for one version of torch, torchvision and Pillow, on one kind of device;
+which images a step takes, which are mirrored and where they are cut holds everywhere and for good."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samovar.config import DataConfig
+from samovar.data.badfiles import BadFiles
+from samovar.data.draws import Ints, Plan
+from samovar.data.pipeline import augment, crop_all, frame, to_floats
+from samovar.data.seeded import mix
+from samovar.data.splits import Arrays, Encoded, Source, Split
+from samovar.data.streaming import IMAGES_PER_TASK, Made, Maker, Task, make_all, num_workers
+
+RESIDENT_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images with their classes."""
+
+    images: Tensor
+    """[B, C, H, W] float32 in [0, 1], on the device."""
+    labels: Tensor
+    """[B] int64 class indices."""
+    targets: Tensor | None = None
+    """[B, K] shares of each class, where mixup or cutmix is on."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def split(self, size: int) -> Iterator[Batch]:
+        """Contiguous groups of `size` examples, the last maybe smaller; views, not copies."""
+        for first in range(0, len(self), size):
+            part = slice(first, first + size)
+            yield Batch(self.images[part], self.labels[part], None if self.targets is None else self.targets[part])
+
+
+def choose_loader(source: Source, config: DataConfig, device: torch.device) -> Literal["resident", "streaming"]:
+    """The loader of `--data.loader`.
+
+    `auto` is resident for sources that are arrays of one size, as long as they take at most a quarter of a GPU's
+    memory and RandAugment, which works image by image and so wants the workers, is not asked for on a GPU.
+
+    Raises:
+        ValueError: resident is asked for where images are files of varied size."""
+    train = source.train
+    if isinstance(train, Encoded):
+        if config.loader == "resident":
+            raise ValueError(
+                f"--data.loader resident keeps decoded images of one size, but --data.source {source.name} has files "
+                "of varied size; give --data.loader streaming or auto"
+            )
+        return "streaming"
+    if config.loader != "auto":
+        return config.loader
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+        if config.randaugment_layers or train.images.nbytes > RESIDENT_SHARE * memory:
+            return "streaming"
+    return "resident"
+
+
+def batches(
+    source: Source,
+    config: DataConfig,
+    *,
+    seed: int,
+    start: int = 0,
+    stop: int,
+    device: torch.device,
+    rank: int = 0,
+    world_size: int = 1,
+    bad_files: Path | None = None,
+) -> Generator[Batch, None, None]:
+    """This rank's training batches of steps `start` to `stop` - 1; any start costs the same. Close it when done.
+
+    Workers of the streaming loader import the main module, so a script that calls this needs the usual
+    `if __name__ == "__main__":`.
+
+    Args:
+        source: its training split is used.
+        config: batch size over all ranks, augmentation, loader.
+        seed: the run's seed.
+        start: first step.
+        stop: step after the last.
+        device: where the batches are wanted.
+        rank: this process among `world_size`.
+        world_size: processes that share a batch.
+        bad_files: file that names unreadable images.
+
+    Raises:
+        ValueError: a batch that does not divide over the ranks, a loader that does not fit the source.
+        BadImages: more images are unreadable than `config.max_bad_share`."""
+    plan = Plan(seed, len(source.train), config.batch_size, rank, world_size)
+    steps = range(start, stop)
+    if choose_loader(source, config, device) == "resident" and isinstance(source.train, Arrays):
+        stream = _resident(source.train, config, plan, steps, device)
+    else:
+        bad = BadFiles(source.train, "train", config.max_bad_share, bad_files)
+        stream = _streaming(source.train, config, plan, steps, device, bad)
+    return _mixed(stream, config, steps, seed, len(source.classes))
+
+
+def _mixed(
+    stream: Generator[Batch, None, None], config: DataConfig, steps: range, seed: int, num_classes: int
+) -> Generator[Batch, None, None]:
+    try:
+        for step in steps:
+            # No name for the batch here or below: it would keep the last one's memory while the next is made.
+            yield _mix(next(stream), config, seed, step, num_classes)
+    finally:
+        stream.close()
+
+
+def _mix(batch: Batch, config: DataConfig, seed: int, step: int, num_classes: int) -> Batch:
+    if not (config.mixup or config.cutmix):
+        return batch
+    images, targets = mix(batch.images, batch.labels, seed, step, num_classes, config.mixup, config.cutmix)
+    return Batch(images, batch.labels, targets)
+
+
+def _resident(
+    split: Arrays, config: DataConfig, plan: Plan, steps: range, device: torch.device
+) -> Generator[Batch, None, None]:
+    images, labels = torch.from_numpy(split.images).to(device), torch.from_numpy(split.labels).to(device)
+    if config.crop != "inception":
+        images = _framed(images, config.image_size)
+    for step in steps:
+        positions = plan.positions(step)
+        rows = torch.from_numpy(plan.images(positions)).to(device, non_blocking=True)
+        yield Batch(_augmented(images[rows], config, plan.seed, positions), labels[rows])
+
+
+def _augmented(images: Tensor, config: DataConfig, seed: int, positions: Ints) -> Tensor:
+    if config.crop == "inception":
+        images = crop_all(images, config, seed, positions)
+    return to_floats(augment(images, config, seed, positions))
+
+
+def _framed(images: Tensor, size: int) -> Tensor:
+    """Images of one size scaled once, a thousand at a time to bound the memory it takes."""
+    if images.shape[-1] == size:
+        return images
+    parts = (images[first : first + 1000] for first in range(0, len(images), 1000))
+    return torch.cat([frame(part, size, fixed=True) for part in parts])
+
+
+def _streaming(
+    split: Split, config: DataConfig, plan: Plan, steps: range, device: torch.device, bad: BadFiles
+) -> Generator[Batch, None, None]:
+    per_rank = plan.batch_size // plan.world_size
+    tasks = (
+        Task(plan.images(positions), positions)
+        for step in steps
+        for positions in _parts(plan.positions(step), IMAGES_PER_TASK)
+    )
+    workers = num_workers(config)
+    stream = make_all(Maker(split, config, plan.seed), tasks, workers=workers, ahead=2 * per_rank, device=device)
+    try:
+        for step in steps:
+            labels = torch.from_numpy(split.labels[plan.images(plan.positions(step))])
+            yield Batch(_collected(stream, per_rank, bad, device), labels.to(device, non_blocking=True))
+    finally:
+        stream.close()
+
+
+def _collected(stream: Iterator[Made], count: int, bad: BadFiles, device: torch.device) -> Tensor:
+    images = torch.empty(0)
+    for first in range(0, count, IMAGES_PER_TASK):
+        made = next(stream)
+        bad.add(made.bad)
+        if made.lost:
+            raise bad.error("and a class has nothing to put in their place")
+        if first == 0:
+            images = torch.empty(count, *made.images.shape[1:], device=device)
+        sent = made.images.to(device, non_blocking=True)  # as bytes; they become floats over there
+        images[first : first + IMAGES_PER_TASK].copy_(sent).div_(255)
+    return images
+
+
+def _parts(values: Ints, size: int) -> Iterator[Ints]:
+    return (values[first : first + size] for first in range(0, len(values), size))
+
+
+def eval_batches(
+    split: Split,
+    config: DataConfig,
+    *,
+    batch_size: int,
+    device: torch.device,
+    rank: int = 0,
+    world_size: int = 1,
+    bad_files: Path | None = None,
+) -> Generator[Batch, None, None]:
+    """This rank's share of a split, each image once, in order, without chance; the last batch may be smaller.
+
+    Ranks take contiguous shares that differ by one image at most. An unreadable image is left out, so a batch may be
+    smaller: count examples, not batches.
+
+    Args:
+        split: which images.
+        config: `image_size`, `workers`, `max_bad_share`.
+        batch_size: images per batch on this rank.
+        device: where the batches are wanted.
+        rank: this process among `world_size`.
+        world_size: processes that share the split.
+        bad_files: file that names unreadable images.
+
+    Raises:
+        BadImages: more images are unreadable than `config.max_bad_share`."""
+    rows = np.arange(len(split) * rank // world_size, len(split) * (rank + 1) // world_size)
+    parts = list(_parts(rows, batch_size))
+    if isinstance(split, Arrays):
+        return _eval_arrays(split, config, parts, device)
+    return _eval_encoded(split, config, parts, device, BadFiles(split, "val", config.max_bad_share, bad_files))
+
+
+def _eval_arrays(
+    split: Arrays, config: DataConfig, parts: list[Ints], device: torch.device
+) -> Generator[Batch, None, None]:
+    for rows in parts:
+        images = torch.from_numpy(split.images[rows]).to(device)
+        labels = torch.from_numpy(split.labels[rows]).to(device)
+        yield Batch(to_floats(frame(images, config.image_size, fixed=True)), labels)
+
+
+def _eval_encoded(
+    split: Encoded, config: DataConfig, parts: list[Ints], device: torch.device, bad: BadFiles
+) -> Generator[Batch, None, None]:
+    tasks = [Task(rows, None) for part in parts for rows in _parts(part, IMAGES_PER_TASK)]
+    workers = min(num_workers(config), max(0, len(tasks) - 1))
+    ahead = 2 * max(map(len, parts), default=0)
+    stream = make_all(Maker(split, config), tasks, workers=workers, ahead=ahead, device=device)
+    try:
+        for part in parts:
+            images, rows = [], []
+            for task in _parts(part, IMAGES_PER_TASK):
+                made: Made = next(stream)
+                bad.add(made.bad)
+                kept = [place for place in range(len(task)) if place not in made.lost]
+                images.append((made.images[kept] if made.lost else made.images).to(device, non_blocking=True))
+                rows.append(task[kept])
+            labels = torch.from_numpy(split.labels[np.concatenate(rows)]).to(device, non_blocking=True)
+            if len(labels):
+                yield Batch(to_floats(torch.cat(images)), labels)
+    finally:
+        stream.close()

@@ -1,0 +1,121 @@
+"""A source's images as two splits: arrays in memory, or encoded files read one by one. Nothing here needs torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from samovar.data.draws import Ints, Purpose, hashes
+from samovar.data.folders import num_held_out, num_kept
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Decoded images of one size, in memory."""
+
+    labels: Ints
+    """[n] class indices."""
+    images: npt.NDArray[np.uint8]
+    """[n, C, H, W], 0 to 255."""
+    title: str = "image"
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        """What to call image `index` in a message."""
+        return f"{self.title}[{index}]"
+
+    def take(self, rows: Ints) -> Arrays:
+        """The images at `rows`, in that order."""
+        return Arrays(self.labels[rows], self.images[rows], self.title)
+
+
+class Store(Protocol):
+    """Encoded images by row; sent to worker processes, so it pickles small and holds no open file."""
+
+    def read(self, row: int) -> bytes:
+        """The bytes of one image file."""
+        ...
+
+    def name(self, row: int) -> str:
+        """Its path, or what stands for it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Images as encoded bytes (JPEG, PNG, ...), of any size."""
+
+    labels: Ints
+    """[n] class indices."""
+    store: Store
+    rows: Ints
+    """[n] row of each image in `store`."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        """What to call image `index` in a message."""
+        return self.store.name(int(self.rows[index]))
+
+    def read(self, index: int) -> bytes:
+        """The bytes of image `index`."""
+        return self.store.read(int(self.rows[index]))
+
+    def take(self, rows: Ints) -> Encoded:
+        """The images at `rows`, in that order."""
+        return Encoded(self.labels[rows], self.store, self.rows[rows])
+
+
+Split = Arrays | Encoded
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set, ready for the loaders."""
+
+    name: str
+    classes: tuple[str, ...]
+    """Class names; a label is an index into them."""
+    train: Split
+    val: Split
+    channels: int
+    image_size: int | None
+    """Side in pixels of every image; None where sizes vary."""
+
+
+def encoded(store: Store, labels: Any) -> Encoded:
+    """All rows of a store."""
+    labels = np.asarray(labels, np.int64)
+    return Encoded(labels, store, np.arange(len(labels), dtype=np.int64))
+
+
+def hold_out(labels: Ints, val_share: float, seed: int) -> tuple[Ints, Ints]:
+    """Rows that train and rows that validate, a share of each class drawn by `seed`; each in rising order."""
+    ranks, counts = _ranks_in_class(labels, Purpose.HOLD_OUT, seed)
+    limits = np.array([num_held_out(int(count), val_share) for count in counts], np.int64)
+    held = ranks < limits[labels]
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def keep_fraction(labels: Ints, fraction: float, seed: int) -> Ints:
+    """Rows of a share of each class, in rising order; a smaller share's rows lie within a larger one's."""
+    ranks, counts = _ranks_in_class(labels, Purpose.FRACTION, seed)
+    limits = np.array([num_kept(int(count), fraction) for count in counts], np.int64)
+    return np.flatnonzero(ranks < limits[labels])
+
+
+def _ranks_in_class(labels: Ints, purpose: Purpose, seed: int) -> tuple[Ints, Ints]:
+    """Place of each row in its class's random order, [n], and the size of each class, [K]."""
+    words = hashes((seed, purpose), np.arange(len(labels)), 1)[:, 0]
+    by_class = np.lexsort((words, labels))
+    counts = np.bincount(labels)
+    starts = np.cumsum(counts) - counts
+    ranks = np.empty(len(labels), np.int64)
+    ranks[by_class] = np.arange(len(labels)) - starts[labels[by_class]]
+    return ranks, counts

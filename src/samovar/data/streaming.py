@@ -1,0 +1,162 @@
+"""Images decoded by worker processes, a few at a time, in a fixed order.
+
+A worker gets a task (which images, at which positions of the training stream) and gives back their pixels; it holds no
+state and draws nothing of its own, so their number and their timing change nothing."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass
+from multiprocessing.context import BaseContext
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from samovar.config import DataConfig
+from samovar.data.decode import UnreadableImage, decode
+from samovar.data.draws import Ints, Purpose, hashes
+from samovar.data.pipeline import augment, crop_each, frame
+from samovar.data.splits import Arrays, Split
+
+IMAGES_PER_TASK = 32  # handing a task back costs some 2 ms whatever its size
+DECODED_AT_ONCE = 8  # shares the cost of the draws; more would hold too many photos of 40 MB at once
+MAX_REPLACEMENTS = 16
+
+
+class Task(NamedTuple):
+    """Images for a worker to make."""
+
+    indices: Ints
+    positions: Ints | None
+    """Positions in the training stream; None: to evaluate, nothing is drawn."""
+
+
+class Made(NamedTuple):
+    """What a worker gives back for a task."""
+
+    images: Tensor
+    """[b, C, S, S] uint8."""
+    bad: list[tuple[int, str]]
+    """Index of, and reason for, every image that could not be read."""
+    lost: list[int]
+    """Places in the task that hold no image, as no replacement was found or, in evaluation, none is sought."""
+
+
+@dataclass(frozen=True)
+class Maker(Dataset[Made]):
+    """Makes the images of tasks; sent to the workers."""
+
+    split: Split
+    config: DataConfig
+    seed: int = 0
+
+    def __getitem__(self, task: Task) -> Made:
+        """Read, frame and augment a task's images."""
+        channels = self.split.images.shape[1] if isinstance(self.split, Arrays) else 3
+        images = torch.empty(len(task.indices), channels, *[self.config.image_size] * 2, dtype=torch.uint8)
+        bad: list[tuple[int, str]] = []
+        lost: list[int] = []
+        for first in range(0, len(images), DECODED_AT_ONCE):
+            places = range(first, min(first + DECODED_AT_ONCE, len(images)))
+            read = {place: image for place in places if (image := self._read(task, place, bad)) is not None}
+            lost += [place for place in places if place not in read]
+            for place, image in zip(read, self._frame(list(read.values()), list(read), task), strict=True):
+                images[place] = image
+        if task.positions is not None:
+            images = augment(images, self.config, self.seed, task.positions)
+        return Made(images, bad, lost)
+
+    def _frame(self, images: list[Tensor], places: list[int], task: Task) -> list[Tensor]:
+        if task.positions is not None and self.config.crop == "inception":
+            return crop_each(images, self.config, self.seed, task.positions[places])
+        fixed = isinstance(self.split, Arrays)
+        return [frame(image[None], self.config.image_size, fixed=fixed)[0] for image in images]
+
+    def _read(self, task: Task, place: int, bad: list[tuple[int, str]]) -> Tensor | None:
+        """[C, H, W] uint8 of an image or, in training, of the replacement that (seed, position) choose."""
+        index = int(task.indices[place])
+        image = self._try(index, bad)
+        if image is None and task.positions is not None:
+            mates = np.flatnonzero(self.split.labels == self.split.labels[index])
+            words = hashes((self.seed, Purpose.REPLACEMENT), task.positions[[place]], MAX_REPLACEMENTS)[0]
+            for mate in mates[(words % np.uint64(len(mates))).astype(np.int64)].tolist():
+                image = self._try(mate, bad)
+                if image is not None:
+                    break
+        return image
+
+    def _try(self, index: int, bad: list[tuple[int, str]]) -> Tensor | None:
+        if isinstance(self.split, Arrays):
+            return torch.from_numpy(self.split.images[index])
+        try:
+            return decode(self.split.read(index))
+        except UnreadableImage as error:
+            bad.append((index, str(error)))
+        except OSError as error:
+            bad.append((index, error.strerror or str(error)))
+        return None
+
+
+def make_all(
+    maker: Maker, tasks: Iterable[Task], *, workers: int, ahead: int, device: torch.device
+) -> Generator[Made, None, None]:
+    """The results of tasks, in their order; closing the generator ends the workers.
+
+    Args:
+        maker: what makes them.
+        tasks: what to make; read lazily.
+        workers: processes; 0 works in this one.
+        ahead: images to have ready or in the making.
+        device: where they will go; memory is pinned for a GPU."""
+    if workers == 0:
+        yield from map(maker.__getitem__, tasks)
+        return
+    loader = DataLoader(
+        maker,
+        sampler=tasks,
+        batch_size=None,  # a task is a batch already
+        collate_fn=_as_is,
+        num_workers=workers,
+        prefetch_factor=max(2, -(-ahead // (workers * IMAGES_PER_TASK))),
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_start_worker,
+        multiprocessing_context=_context(),
+        generator=torch.Generator(),  # else the loader draws from the generator that makes dropout masks
+    )
+    iterator = iter(loader)
+    try:
+        yield from iterator
+    finally:
+        del iterator  # its destructor ends the workers and waits for them
+
+
+def num_workers(config: DataConfig) -> int:
+    """Processes of `--data.workers`; -1 shares the cores this process may use among the ranks of its machine."""
+    if config.workers >= 0:
+        return config.workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def _context() -> BaseContext:
+    # Not fork: this process has threads, and often a GPU context, that a fork copies in whatever state they are.
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # torch is imported once, not by each worker
+    return context
+
+
+def _start_worker(_: int) -> None:
+    # Control-C reaches every process of the terminal; the parent finishes its step and then ends the workers itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _as_is(made: Any) -> Any:
+    return made

@@ -1,0 +1,422 @@
+import hashlib
+import io
+import itertools
+import pickle
+import subprocess
+import sys
+import tarfile
+import urllib.error
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from samovar.config import DataConfig
+from samovar.data.folders import SOURCE_NAMES, count_images
+from samovar.data.shards import expand
+from samovar.data.sources import SOURCES, open_source
+from samovar.data.splits import hold_out, keep_fraction
+from tests.conftest import SHARED
+
+
+def png(value: int = 0) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (3, 2), (value, value, value)).save(file, "PNG")
+    return file.getvalue()
+
+
+def make_folder(path: Path, counts: dict[str, int]) -> Path:
+    for name, count in counts.items():
+        (path / name).mkdir(parents=True)
+        for i in range(count):
+            (path / name / f"{i:03}.png").write_bytes(png(i))
+    return path
+
+
+def folder(path: Path, **settings) -> DataConfig:
+    return DataConfig(source=f"folder:{path}", **settings)
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_and_its_torch_free_listing_name_the_same_sources():
+    assert [name[: name.find(":") + 1] or name for name in SOURCE_NAMES] == list(SOURCES)
+
+
+def test_listing_and_counting_import_no_torch():
+    code = "import sys, samovar.data.sources, samovar.data.folders; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("cifar", "--data.source cifar is unknown; did you mean cifar10"),
+        ("folder", "did you mean folder:PATH?"),
+        ("folder:", "did you mean folder:PATH?"),
+        ("Digits", "did you mean digits?"),
+        ("digits:x", "did you mean digits?"),
+        ("zzz", "is unknown; known: digits, cifar10"),
+    ],
+)
+def test_an_unknown_source_is_met_with_the_nearest(source, message):
+    with pytest.raises(ValueError, match="unknown") as error:
+        open_source(DataConfig(source=source))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_bare_path_is_met_with_the_source_that_takes_it(tmp_path):
+    with pytest.raises(ValueError, match=f"did you mean folder:{tmp_path}?"):
+        open_source(DataConfig(source=str(tmp_path)))
+
+
+# --- digits and splits -----------------------------------------------------------------------------------------------
+
+
+def test_digits_are_split_by_class_into_all_of_them_once():
+    source = open_source(DataConfig())
+    assert (source.channels, source.image_size, len(source.classes)) == (1, 8, 10)
+    assert len(source.train) + len(source.val) == 1797
+    assert source.train.images.dtype == np.uint8
+    assert (source.train.images.min(), source.train.images.max()) == (0, 255)
+    held = np.bincount(source.val.labels) / (np.bincount(source.val.labels) + np.bincount(source.train.labels))
+    assert abs(held - 0.1).max() < 0.5 / 174  # half an image of the smallest class
+
+
+def test_the_split_is_a_function_of_split_seed_alone():
+    labels = np.random.default_rng(0).integers(0, 5, 300)
+    first, again, other = hold_out(labels, 0.2, 0), hold_out(labels, 0.2, 0), hold_out(labels, 0.2, 1)
+    assert np.array_equal(first[1], again[1])
+    assert not np.array_equal(first[1], other[1])
+    assert sorted(np.concatenate(first)) == list(range(300))
+
+
+def test_a_smaller_fraction_lies_within_a_larger_one_and_keeps_every_class():
+    labels = np.repeat(np.arange(4), [1, 5, 40, 100])
+    kept = [keep_fraction(labels, fraction, 0) for fraction in (0.1, 0.25, 0.5, 1.0)]
+    for small, large in itertools.pairwise(kept):
+        assert set(small) <= set(large)
+    assert np.bincount(labels[kept[0]]).tolist() == [1, 1, 4, 10]
+    assert np.array_equal(kept[-1], np.arange(len(labels)))
+
+
+def test_the_fraction_leaves_validation_alone():
+    whole, part = open_source(DataConfig()), open_source(DataConfig(fraction=0.25))
+    assert np.array_equal(whole.val.images, part.val.images)
+    assert len(part.train) == pytest.approx(len(whole.train) / 4, abs=5)  # half an image a class
+
+
+# --- folders ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "validation", "test"])
+def test_a_folder_with_its_own_split_is_taken_as_it_is(tmp_path, val):
+    make_folder(tmp_path / "train", {"b": 2, "a": 3})
+    make_folder(tmp_path / val, {"a": 1, "b": 1})
+    source = open_source(folder(tmp_path))
+    assert source.classes == ("a", "b")
+    assert source.train.labels.tolist() == [0, 0, 0, 1, 1]
+    assert source.val.labels.tolist() == [0, 1]
+    assert source.train.name(3) == str(tmp_path / "train/b/000.png")
+    assert source.train.read(4) == png(1)
+
+
+def test_a_folder_of_class_folders_holds_a_share_out(tmp_path):
+    source = open_source(folder(make_folder(tmp_path, {"a": 10, "b": 20, "c": 1}), val_share=0.2))
+    assert np.bincount(source.train.labels).tolist() == [8, 16, 1]
+    assert np.bincount(source.val.labels, minlength=3).tolist() == [2, 4, 0]
+    names = {split.name(i) for split in (source.train, source.val) for i in range(len(split))}
+    assert len(names) == 31
+
+
+@pytest.mark.parametrize("settings", [{}, {"val_share": 0.35}, {"fraction": 0.3}])
+def test_counting_agrees_with_opening(tmp_path, settings):
+    one = folder(make_folder(tmp_path / "one", {"a": 11, "b": 3, "c": 1}), **settings)
+    make_folder(tmp_path / "two/train", {"a": 4, "b": 7})
+    make_folder(tmp_path / "two/val", {"a": 2})
+    for config in (one, folder(tmp_path / "two", **settings)):
+        counted = count_images(config.source, config.val_share, config.fraction)
+        assert counted == len(open_source(config).train)
+
+
+def test_nested_folders_count_and_hidden_files_do_not(tmp_path):
+    make_folder(tmp_path, {"a/deep": 2, "b": 3, ".cache": 4})
+    (tmp_path / "b/._000.png").write_bytes(b"left by macOS")
+    (tmp_path / "b/notes.txt").write_text("no image")
+    (tmp_path / "b/LOUD.JPG").write_bytes(png())
+    source = open_source(folder(tmp_path, val_share=0.3))
+    assert source.classes == ("a", "b")
+    assert len(source.train) + len(source.val) == 6
+
+
+def test_a_class_named_train_is_no_split(tmp_path):
+    source = open_source(folder(make_folder(tmp_path, {"train": 4, "bus": 4})))
+    assert source.classes == ("bus", "train")
+
+
+def test_class_order_and_files_are_those_of_torchvision(tmp_path):
+    from torchvision.datasets import ImageFolder
+
+    make_folder(tmp_path / "train", {"b": 2, "a10": 3, "A": 1, "a9": 2})
+    make_folder(tmp_path / "val", {"A": 1})
+    theirs = ImageFolder(str(tmp_path / "train"))
+    ours = open_source(folder(tmp_path))
+    assert list(ours.classes) == theirs.classes
+    assert [(ours.train.name(i), int(ours.train.labels[i])) for i in range(len(ours.train))] == theirs.samples
+
+
+def test_splits_survive_the_trip_to_a_worker(tmp_path):
+    train = open_source(folder(make_folder(tmp_path, {"a": 3, "ü": 3}))).train
+    there = pickle.loads(pickle.dumps(train))  # noqa: S301 (our own bytes)
+    assert [there.read(i) for i in range(len(train))] == [train.read(i) for i in range(len(train))]
+    assert [there.name(i) for i in range(len(train))] == [train.name(i) for i in range(len(train))]
+
+
+BAD_FOLDERS = {
+    "there is no folder": lambda path: None,
+    "is a file": lambda path: path.write_text("x"),
+    "holds no class folders": lambda path: path.mkdir(),
+    "no images in": lambda path: make_folder(path, {"a": 0, "b": 0}),
+    "holds no images; add some or remove the folder": lambda path: make_folder(path, {"a": 2, "b": 0}),
+    "has only the class 'a'": lambda path: make_folder(path, {"a": 3}),
+    "class 'c' is in": lambda path: [
+        make_folder(path / part, dict.fromkeys(names, 1)) for part, names in (("train", "ab"), ("val", "abc"))
+    ],
+    "holds out no image": lambda path: make_folder(path, {"a": 1, "b": 1}),
+}
+
+
+@pytest.mark.parametrize("message", BAD_FOLDERS)
+def test_a_bad_folder_is_refused_in_one_line(tmp_path, message):
+    BAD_FOLDERS[message](tmp_path / "photos")
+    with pytest.raises(ValueError, match=message) as error:
+        open_source(folder(tmp_path / "photos"))
+    assert "--data." in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_counting_refuses_what_is_no_folder():
+    with pytest.raises(ValueError, match="cifar10 is not a folder of images; give folder:PATH"):
+        count_images("cifar10", 0.1)
+    with pytest.raises(ValueError, match="there is no folder /nowhere"):
+        count_images("folder:/nowhere", 0.1)
+
+
+def test_imagenet_wants_both_splits_by_class(tmp_path):
+    make_folder(tmp_path / "train", {"n01440764": 2, "n01443537": 2})
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val/ILSVRC2012_val_00000001.JPEG").write_bytes(png())
+    config = DataConfig(source=f"imagenet:{tmp_path}")
+    with pytest.raises(ValueError, match="val with one folder per class is missing"):
+        open_source(config)
+    make_folder(tmp_path / "val", {"n01443537": 2})
+    source = open_source(config)
+    assert source.val.labels.tolist() == [1, 1]
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared")
+def test_real_photos_open():
+    source = open_source(folder(SHARED / "data/flowers5"))
+    assert source.classes == ("daisy", "dandelion", "roses", "sunflowers", "tulips")
+    assert (len(source.train), len(source.val)) == (600, 200)
+
+
+# --- downloaded ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    def refuse(*_, **__):
+        raise urllib.error.URLError("no network in tests")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "fashion-mnist", "flowers102", "pets"])
+@pytest.mark.usefixtures("offline")
+def test_offline_one_line_says_what_is_missing_and_where(tmp_path, name):
+    with pytest.raises(ValueError, match=f"--data.source {name} is not in --data.root .*cannot be downloaded") as error:
+        open_source(DataConfig(source=name, root=tmp_path / "data"))
+    assert "\n" not in str(error.value)
+
+
+class Bomb:
+    def __reduce__(self):
+        return exec, ("raise SystemExit('unpickled')",)
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_damaged_cifar_is_refused_before_anything_is_unpickled(tmp_path):
+    files = tmp_path / "cifar-10-batches-py"
+    files.mkdir()
+    for name in ("batches.meta", "test_batch", *(f"data_batch_{i}" for i in range(1, 6))):
+        (files / name).write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(ValueError, match="cifar10 is not in"):
+        open_source(DataConfig(source="cifar10", root=tmp_path))
+
+
+def test_cifar_comes_as_channels_first_bytes(tmp_path, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (20, 3072), dtype=np.uint8)
+    contents = {
+        "data_batch_1": {"data": pixels, "labels": [i % 10 for i in range(20)]},
+        "test_batch": {"data": pixels[:10], "labels": list(range(10))},
+        "batches.meta": {"label_names": list("abcdefghij")},
+    }
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    sums = {}
+    for name, content in contents.items():
+        data = pickle.dumps(content)
+        (tmp_path / "cifar-10-batches-py" / name).write_bytes(data)
+        sums[name] = hashlib.md5(data).hexdigest()
+    monkeypatch.setattr(CIFAR10, "train_list", [["data_batch_1", sums["data_batch_1"]]])
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", sums["test_batch"]]])
+    monkeypatch.setattr(
+        CIFAR10, "meta", {"filename": "batches.meta", "key": "label_names", "md5": sums["batches.meta"]}
+    )
+    source = open_source(DataConfig(source="cifar10", root=tmp_path))
+    assert np.array_equal(source.train.images, pixels.reshape(20, 3, 32, 32))
+    assert source.classes == tuple("abcdefghij")
+    assert source.train.name(3) == "cifar10[3]"
+
+
+def test_fashion_mnist_comes_as_grey_bytes(tmp_path):
+    raw = tmp_path / "FashionMNIST/raw"
+    raw.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 28, 28), dtype=np.uint8)
+    for part in ("train", "t10k"):
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(
+            np.array([2051, 20, 28, 28], ">i4").tobytes() + pixels.tobytes()
+        )
+        labels = bytes(i % 10 for i in range(20))
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(np.array([2049, 20], ">i4").tobytes() + labels)
+    source = open_source(DataConfig(source="fashion-mnist", root=tmp_path))
+    assert np.array_equal(source.train.images[:, 0], pixels)
+    assert (source.channels, source.image_size) == (1, 28)
+
+
+def test_pets_train_on_trainval_and_validate_on_test(tmp_path):
+    base = tmp_path / "oxford-iiit-pet"
+    (base / "images").mkdir(parents=True)
+    (base / "annotations").mkdir()
+    (base / "annotations/trainval.txt").write_text("Abyssinian_1 1 1 1\nbeagle_2 2 2 1\n")
+    (base / "annotations/test.txt").write_text("beagle_3 2 2 1\n")
+    source = open_source(DataConfig(source="pets", root=tmp_path))
+    assert source.classes == ("Abyssinian", "Beagle")
+    assert source.train.name(1) == str(base / "images/beagle_2.jpg")
+    assert source.val.labels.tolist() == [1]
+
+
+def test_flowers_train_on_train_and_val_together(tmp_path, monkeypatch):
+    class Flowers:
+        def __init__(self, root, split, download):
+            first = {"train": 0, "val": 102, "test": 204}[split]
+            self._image_files = [Path(root) / f"{first + i}.jpg" for i in range(102)]
+            self._labels = list(range(102))
+
+    monkeypatch.setattr("torchvision.datasets.Flowers102", Flowers)
+    source = open_source(DataConfig(source="flowers102", root=tmp_path))
+    assert (len(source.train), len(source.val), len(source.classes)) == (204, 102, 102)
+    assert source.train.name(102) == str(tmp_path / "102.jpg")
+
+
+# --- shards and the hub ----------------------------------------------------------------------------------------------
+
+
+def make_shard(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def test_patterns_expand_like_the_shell():
+    assert expand("a-{08..11}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
+    assert expand("{x,y}/{0..1}.tar") == ["x/0.tar", "x/1.tar", "y/0.tar", "y/1.tar"]
+    assert expand("plain.tar") == ["plain.tar"]
+
+
+def test_shards_give_the_bytes_that_were_packed(tmp_path):
+    for shard in range(2):
+        members = {}
+        for i in range(6):
+            members |= {f"d/{shard}{i}.png": png(10 * shard + i), f"d/{shard}{i}.cls": f"{i % 3}\n".encode()}
+            members |= {f"d/{shard}{i}.json": b"{}"}
+        make_shard(tmp_path / f"s-{shard}.tar", members)
+    source = open_source(DataConfig(source=f"shards:{tmp_path}/s-{{0..1}}.tar", val_share=0.25))
+    assert source.classes == ("0", "1", "2")
+    assert (len(source.train), len(source.val)) == (9, 3)
+    for split in (source.train, source.val):
+        for i in range(len(split)):
+            shard, number = split.name(i)[-2:]
+            assert split.read(i) == png(10 * int(shard) + int(number))
+            assert split.labels[i] == int(number) % 3
+
+
+def test_shards_may_bring_their_own_validation(tmp_path):
+    for name in ("train", "val"):
+        make_shard(tmp_path / f"{name}.tar", {"a.png": png(), "a.cls": b"0", "b.png": png(), "b.cls": b"1"})
+    source = open_source(DataConfig(source=f"shards:{tmp_path}/train.tar::{tmp_path}/val.tar"))
+    assert (len(source.train), len(source.val)) == (2, 2)
+
+
+BAD_SHARDS = {
+    "there is no shard": lambda path: None,
+    "is not an uncompressed tar": lambda path: path.write_bytes(b"\x1f\x8b" + bytes(2000)),
+    "no images in": lambda path: make_shard(path, {"a.txt": b""}),
+    "holds a without": lambda path: make_shard(path, {"a.png": png(), "b.png": png(), "b.cls": b"1"}),
+    "a class index from 0 is needed": lambda path: make_shard(path, {"a.png": png(), "a.cls": b"cat"}),
+    "class '0' has no training images": lambda path: make_shard(path, {"a.png": png(), "a.cls": b"1"}),
+}
+
+
+@pytest.mark.parametrize("message", BAD_SHARDS)
+def test_bad_shards_are_refused_in_one_line(tmp_path, message):
+    BAD_SHARDS[message](tmp_path / "s.tar")
+    with pytest.raises(ValueError, match=message) as error:
+        open_source(DataConfig(source=f"shards:{tmp_path}/s.tar"))
+    assert "\n" not in str(error.value)
+
+
+def test_the_hub_without_its_extra_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ValueError, match=r"needs an extra; pip install 'samovar\[hf\]'"):
+        open_source(DataConfig(source="hf:mnist"))
+
+
+def save_hub(path: Path, labels: list[int], kind=None) -> DataConfig:
+    datasets = pytest.importorskip("datasets")
+    features = {"img": datasets.Image(), "label": kind or datasets.ClassLabel(names=["cat", "dog"])}
+    rows = {"img": [{"bytes": png(i), "path": None} for i in range(len(labels))], "label": labels}
+    part = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+    datasets.DatasetDict({"train": part}).save_to_disk(str(path))
+    return DataConfig(source=f"hf:{path}", val_share=0.25)
+
+
+def test_a_saved_hub_data_set_opens_and_reaches_workers(tmp_path):
+    source = open_source(save_hub(tmp_path / "set", [0, 1] * 4))
+    assert source.classes == ("cat", "dog")
+    assert (len(source.train), len(source.val)) == (6, 2)
+    there = pickle.loads(pickle.dumps(source.val))  # noqa: S301 (our own bytes)
+    assert there.read(0).startswith(b"\x89PNG")
+
+
+def test_labels_out_of_range_are_refused(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    with pytest.raises(ValueError, match=r"training label -1 is outside 0 to 1; images without a label"):
+        open_source(save_hub(tmp_path / "set", [0, 1, -1, 1], datasets.Value("int64")))
+
+
+def test_a_hub_data_set_that_is_not_there_is_one_line(tmp_path):
+    pytest.importorskip("datasets")
+    with pytest.raises(ValueError, match=r"cannot be loaded \(") as error:
+        open_source(replace(DataConfig(), source=f"hf:{tmp_path}/nothing"))
+    assert "\n" not in str(error.value)
