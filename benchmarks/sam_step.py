@@ -1,0 +1,234 @@
+"""What a SAM step costs: time and memory, ours beside a plain step, a hand-written loop and other SAMs.
+
+    python benchmarks/sam_step.py --cases vit32 resnet50 vit_small --repeats 7
+
+Time is processor time of one thread, so that neighbours on the machine count less. Every repetition runs every row
+once, in rotated order, and a ratio is the median of the ratios within repetitions. Memory is counted, not sampled: the
+largest number of tensor bytes alive during two steps from a freshly built model, in copies of the weights above plain.
+"""
+
+import argparse
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from samovar.sam import SAM, plain_backward, sam_backward
+
+RHO = 0.05
+Step = Callable[[], Any]
+
+
+def vit32() -> tuple[nn.Module, int, int]:
+    net = timm.models.vision_transformer.VisionTransformer(
+        img_size=32, patch_size=4, embed_dim=192, depth=9, num_heads=3, num_classes=10
+    )
+    return net, 32, 128
+
+
+def resnet50() -> tuple[nn.Module, int, int]:
+    return timm.create_model("resnet50", num_classes=10), 64, 32
+
+
+def vit_small() -> tuple[nn.Module, int, int]:
+    return timm.create_model("vit_small_patch16_224"), 224, 8
+
+
+def digits() -> tuple[nn.Module, int, int]:
+    """Too small to measure: shows what the steps cost beside the model."""
+    net = timm.models.vision_transformer.VisionTransformer(
+        img_size=8, in_chans=3, patch_size=2, embed_dim=64, depth=4, num_heads=2, num_classes=10
+    )
+    return net, 8, 64
+
+
+CASES = {"vit32": vit32, "resnet50": resnet50, "vit_small": vit_small, "digits": digits}
+
+
+def adamw(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+
+def closure_of(optimizer: torch.optim.Optimizer, model: nn.Module, x: Tensor, y: Tensor) -> Step:
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        return loss
+
+    return closure
+
+
+def plain(model: nn.Module, x: Tensor, y: Tensor) -> Step:
+    optimizer = adamw(model)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        plain_backward(lambda net: F.cross_entropy(net(x), y), model)
+        optimizer.step()
+
+    return step
+
+
+def by_hand(model: nn.Module, x: Tensor, y: Tensor) -> Step:
+    """The smallest loop that trains a timm model."""
+    optimizer = adamw(model)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def ours(model: nn.Module, x: Tensor, y: Tensor) -> Step:
+    optimizer = adamw(model)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        sam_backward(lambda net: F.cross_entropy(net(x), y), model, rho=RHO)
+        optimizer.step()
+
+    return step
+
+
+def adapter(model: nn.Module, x: Tensor, y: Tensor) -> Step:
+    sam = SAM(adamw(model), rho=RHO)
+    return partial(sam.step, closure_of(sam, model, x, y))
+
+
+def pytorch_optimizer(model: nn.Module, x: Tensor, y: Tensor) -> Step:
+    import pytorch_optimizer as library
+
+    sam = library.SAM(model.parameters(), torch.optim.AdamW, rho=RHO, lr=1e-4, fused=True)
+    closure = closure_of(sam, model, x, y)
+
+    def step() -> None:
+        closure()
+        sam.step(closure)
+
+    return step
+
+
+def keeps_old_p(model: nn.Module, x: Tensor, y: Tensor) -> Step:
+    """A SAM that behaves as davda54/sam does: copies in the state, one parameter at a time, storage swapped."""
+    optimizer, params, state = adamw(model), list(model.parameters()), {}
+    closure = closure_of(optimizer, model, x, y)
+
+    def step() -> None:
+        closure()
+        with torch.no_grad():
+            norm = torch.stack([p.grad.norm() for p in params]).norm()
+            for p in params:
+                state[p] = p.data.clone()
+                p.add_(p.grad * (RHO / (norm + 1e-12)))
+        closure()
+        for p in params:
+            p.data = state[p]
+        optimizer.step()
+
+    return step
+
+
+ROWS: dict[str, Callable[[nn.Module, Tensor, Tensor], Step]] = {
+    "plain_backward": plain,
+    "plain, by hand": by_hand,
+    "sam_backward": ours,
+    "SAM adapter": adapter,
+    "pytorch_optimizer": pytorch_optimizer,
+    "as davda54/sam": keeps_old_p,
+}
+
+
+def build(case: str, row: str) -> tuple[nn.Module, Step]:
+    """The same model and batch for every row."""
+    torch.manual_seed(0)
+    model, pixels, size = CASES[case]()
+    x, y = torch.randn(size, 3, pixels, pixels), torch.randint(10, (size,))
+    return model, ROWS[row](model.train(), x, y)
+
+
+def seconds(step: Step) -> float:
+    start = time.process_time()
+    step()
+    return time.process_time() - start
+
+
+def times(case: str, repeats: int) -> dict[str, list[float]]:
+    """Processor seconds of a step, per row and repetition; the first step of each is not counted."""
+    steps = {row: build(case, row)[1] for row in ROWS}
+    for step in steps.values():
+        step()
+    found: dict[str, list[float]] = {row: [] for row in ROWS}
+    order = list(ROWS)
+    for _ in range(repeats):
+        for row in order:
+            found[row].append(seconds(steps[row]))
+        order = order[1:] + order[:1]
+    return found
+
+
+def peak_bytes(case: str, row: str) -> tuple[int, int]:
+    """Largest sum of tensor bytes allocated during two steps from a fresh model, and the bytes of its weights."""
+    model, step = build(case, row)
+    with torch.profiler.profile(profile_memory=True) as profiler:
+        step()
+        step()
+    alive = peak = 0
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            alive += event.nbytes()
+            peak = max(peak, alive)
+    return peak, sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def ratio(a: list[float], b: list[float]) -> str:
+    ratios = sorted(x / y for x, y in zip(a, b, strict=True))
+    return f"{statistics.median(ratios):.3f} [{ratios[0]:.2f}, {ratios[-1]:.2f}]"
+
+
+def report(case: str, repeats: int) -> None:
+    found = times(case, repeats)
+    memory = {row: peak_bytes(case, row) for row in ROWS}
+    base, weights = memory["plain_backward"]
+    print(f"\n{case}: weights {weights / 2**20:.0f} MiB, plain step peaks {base / 2**20:.0f} MiB above them")
+    print(f"{'row':<20}{'seconds':>8}   {'x plain_backward':<22}{'x sam_backward':<22}{'copies above plain':>18}")
+    for row, spent in found.items():
+        copies = (memory[row][0] - base) / weights
+        against = f"{ratio(spent, found['plain_backward']):<22}{ratio(spent, found['sam_backward']):<22}"
+        print(f"{row:<20}{statistics.median(spent):>8.3f}   {against}{copies:>18.2f}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=["vit32", "resnet50", "vit_small"])
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    try:
+        import pytorch_optimizer  # noqa: F401
+    except ImportError:
+        del ROWS["pytorch_optimizer"]
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    cpu = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
+    print(f"torch {torch.__version__}, timm {timm.__version__}, Python {platform.python_version()}, {cpu}")
+    print(f"{args.threads} thread(s), {args.repeats} repetitions, median [min, max]; {' '.join(sys.argv[1:])}")
+    for case in args.cases:
+        report(case, args.repeats)
+
+
+if __name__ == "__main__":
+    main()
