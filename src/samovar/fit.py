@@ -1,0 +1,329 @@
+"""The usual consumer of `train.steps`: resumes, evaluates, records, saves, and stops when told to."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from samovar import checkpoint, optim
+from samovar.checkpoint import Checkpoint
+from samovar.config import Config, differences, flatten, from_dict, num_steps, to_dict, validate_layout
+from samovar.data.loader import batches, eval_batches
+from samovar.data.sources import open_source
+from samovar.data.splits import Source
+from samovar.objectives import make_objective
+from samovar.records import Record, RunDir, Sink, replace_text
+from samovar.runtime import Runtime, provenance
+from samovar.sinks import open_sinks
+from samovar.train import Step, TrainState, build, evaluate, steps
+
+# Settings a resumed run may change: none alters what is computed (threads and loader at most its rounding).
+HARMLESS = (
+    "output", "name", "run.threads", "run.eval_every", "run.log_every", "run.keep", "run.loggers",
+    "run.max_nonfinite", "data.root", "data.workers", "data.loader", "data.max_bad_share",
+)  # fmt: skip
+
+
+class Interrupted(Exception):
+    """A signal ended the run; everything up to `step` is saved."""
+
+    def __init__(self, signum: int, step: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name} at step {step}, which is saved")
+        self.signum = signum
+
+
+class Diverged(Exception):
+    """Too many non-finite gradients in a row; the weights are those of the last finite step."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What `fit` yields: `kind` is `start`, `train`, `val` or `done`."""
+
+    kind: str
+    step: int
+    total: int
+    values: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def check_resume(saved: Config, wanted: Config) -> None:
+    """Refuse to resume under settings that would make it another run.
+
+    Raises:
+        ValueError: names the first such setting with both values."""
+    changed = {name: pair for name, pair in differences(saved, wanted).items() if name not in HARMLESS}
+    if changed:
+        name, (before, now) = next(iter(changed.items()))
+        flag = "--" + name.replace("_", "-")
+        raise ValueError(
+            f"{flag} {now} differs from the run's {before}, and a resume continues the same run;"
+            " drop the flag, or start a new run with --config RUN/config.json"
+        )
+
+
+def fingerprint(config: Config) -> str:
+    """Hash of all settings that alter what is computed."""
+    read_back = from_dict(to_dict(config))  # a float given as 300 and one read from JSON as 300.0 are the same
+    kept = {name: str(value) for name, value in flatten(read_back).items() if name not in HARMLESS}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def prepare(config: Config, runtime: Runtime) -> tuple[Source, TrainState]:
+    """Open the images and build the state before the first step; nothing is written yet.
+
+    Raises:
+        ValueError: settings, data, model and layout do not fit each other."""
+    validate_layout(config, runtime.world_size)
+    source = open_source(config.data)
+    state = build(config, runtime, num_classes=len(source.classes), channels=source.channels)
+    optim.lr_at(0, config.optim, num_steps(config, len(source.train)))
+    return source, state
+
+
+def fit(config: Config, run: RunDir, runtime: Runtime, source: Source, state: TrainState) -> Iterator[Progress]:
+    """Train to the end from wherever `run` stands, evaluating and saving on the way.
+
+    Args:
+        source: the images, and
+        state: the state before the first step, both as `prepare` returns them.
+
+    Raises:
+        BadImages: too many images cannot be read.
+        Interrupted: SIGINT or SIGTERM came; the state is saved.
+        Diverged: `run.max_nonfinite` non-finite gradients in a row.
+        OSError: the disk is full; the last checkpoint is intact."""
+    total = num_steps(config, len(source.train))
+    keeper = _Keeper(config, run, runtime, state)
+    notes = keeper.restore()
+    yield Progress(
+        "start", state.step, total, {"train_images": len(source.train), "val_images": len(source.val)}, notes
+    )
+    with _signals() as stop:
+        yield from _loop(config, source, runtime, state, keeper, stop, total)
+    evaluations = {f"best/{k}": v for k, v in state.best.items()} | {f"last/{k}": v for k, v in state.last.items()}
+    yield Progress("done", state.step, total, {**evaluations, "skipped": state.tally["skipped"].item()})
+
+
+def _loop(
+    config: Config, source: Source, runtime: Runtime, state: TrainState, keeper: _Keeper, stop: _Stop, total: int
+) -> Iterator[Progress]:
+    every = config.run.eval_every or max(1, len(source.train) // config.data.batch_size)
+    objective = make_objective(config, len(source.classes))
+    stream = batches(
+        source,
+        config.data,
+        seed=config.seed,
+        start=state.step,
+        stop=total,
+        rank=runtime.rank,
+        world_size=runtime.world_size,
+        device=runtime.device,
+        bad_files=keeper.run.bad_files,
+    )
+    clock = _Clock(config.data.batch_size, state.step)
+    with contextlib.closing(stream):
+        for step in steps(state, stream, objective, config, runtime, total):
+            boundary = step.step % every == 0 or step.step == total
+            if step.step % config.run.log_every == 0 or boundary:
+                yield Progress("train", step.step, total, keeper.log(step, clock))
+            if boundary:
+                yield Progress("val", step.step, total, _validate(config, source, runtime, state, keeper))
+                keeper.save()
+                clock.mark(step.step)
+            if _agreed(stop, runtime, step.step % config.run.log_every == 0 or boundary):
+                if not boundary:
+                    keeper.save()
+                raise Interrupted(stop.signum, step.step)
+
+
+def _validate(config: Config, source: Source, runtime: Runtime, state: TrainState, keeper: _Keeper) -> dict[str, float]:
+    """Evaluate the averaged weights where there are any, else the plain ones, and record it."""
+    objective = make_objective(replace(config, label_smoothing=0.0), len(source.classes))
+    stream = eval_batches(
+        source.val,
+        config.data,
+        batch_size=min(config.data.batch_size, 512),
+        device=runtime.device,
+        rank=runtime.rank,
+        world_size=runtime.world_size,
+        bad_files=keeper.run.bad_files,
+    )
+    if runtime.world_size > 1:
+        for buffer in state.model.buffers():  # BatchNorm statistics are each rank's own; rank 0's are what is saved
+            dist.broadcast(buffer, 0)
+    weights = state.ema.swapped(state.model.body) if state.ema else contextlib.nullcontext()
+    with weights:
+        result = evaluate(state.model, stream, objective, runtime)
+    where = {"split": "val", "step": state.step}
+    settings = {"loss": config.loss, "ema": bool(state.ema)}
+    keeper.record(Record("val/loss", result.loss, "nats", n=result.n, where=where, settings=settings))
+    stderr = (result.accuracy * (1 - result.accuracy) / result.n) ** 0.5
+    keeper.record(Record("val/accuracy", result.accuracy, "1", stderr, result.n, where, settings))
+    state.last = {"step": state.step, "val/loss": result.loss, "val/accuracy": result.accuracy}
+    if not state.best or result.accuracy > state.best["val/accuracy"]:
+        state.best = state.last
+    return state.last
+
+
+class _Keeper:
+    """What a run leaves on disk: records and checkpoints, written by the main rank alone."""
+
+    def __init__(self, config: Config, run: RunDir, runtime: Runtime, state: TrainState) -> None:
+        self.config, self.run, self.runtime, self.state = config, run, runtime, state
+        self.fingerprint = fingerprint(config)
+        self.sinks: list[Sink] = []
+
+    def restore(self) -> tuple[str, ...]:
+        """Load the newest whole checkpoint, if any, and cut the records back to it; returns notes for the reader.
+
+        Raises:
+            CheckpointError: there are checkpoints, and none can be used."""
+        found, complaints = checkpoint.load_latest(self.run.checkpoints, self.fingerprint)
+        if complaints and not found:
+            raise checkpoint.CheckpointError(
+                f"{complaints[0]}; no older checkpoint is whole; start anew with --config {self.run.config_path}"
+            )
+        notes = [f"{complaint}; using the one before" for complaint in complaints]
+        if found:
+            restore(self.state, found)
+            notes.append(f"resumed at step {found.step}")
+        if self.runtime.is_main:
+            self.run.rewind(self.state.step)
+            history = "provenance.json" if not found else f"provenance-resumed-{found.step}.json"
+            self.run.write_json(history, provenance(self.runtime))
+            self.sinks = open_sinks(self.config.run.loggers, self.run, self.config)
+        return tuple(notes)
+
+    def record(self, record: Record) -> None:
+        """Append to the run's records and to every sink."""
+        if self.runtime.is_main:
+            self.run.append(record)
+            for sink in self.sinks:
+                sink(record)
+
+    def log(self, step: Step, clock: _Clock) -> dict[str, float]:
+        """Read the tally back from the device and record it; the one host sync of the training loop."""
+        tally = dict(zip(self.state.tally, torch.stack(list(self.state.tally.values())).tolist(), strict=True))
+        values = {
+            "train/loss": tally["loss"] / max(tally["steps"], 1),
+            "train/lr": step.lr,
+            "train/grad_norm": step.grad_norm.item(),
+            "train/images_per_second": clock.rate(step.step),
+            "train/skipped": tally["skipped"],
+        }
+        units = {"train/loss": "nats", "train/images_per_second": "images/s"}
+        for name, value in values.items():
+            self.record(Record(name, value, units.get(name, ""), where={"step": step.step}))
+        self.state.tally["loss"].zero_()
+        self.state.tally["steps"].zero_()
+        if tally["tripped"]:
+            limit = self.config.run.max_nonfinite
+            raise Diverged(
+                f"gradients were not finite for {limit} steps in a row, up to step {tally['tripped']:.0f};"
+                " lower --optim.lr, raise --optim.warmup-steps or set --optim.clip-norm"
+            )
+        return values
+
+    def save(self) -> None:
+        """Write a checkpoint, then point at the best one, then delete what is no longer kept."""
+        if self.runtime.is_main:
+            checkpoint.save(self.run.checkpoints, snapshot(self.state), self.fingerprint)
+            best = self.state.best
+            if best:
+                replace_text(self.run.checkpoints / "best.json", json.dumps(best) + "\n")
+            checkpoint.prune(self.run.checkpoints, self.config.run.keep, int(best["step"]) if best else None)
+
+
+def snapshot(state: TrainState) -> Checkpoint:
+    """The state as a checkpoint."""
+    others: dict[str, Any] = {
+        "optimizer": state.optimizer.state_dict(),
+        "scaler": state.scaler.state_dict() if state.scaler else {},
+        "tally": {name: value.item() for name, value in state.tally.items()},
+        "best": state.best,
+        "last": state.last,
+    }
+    ema = state.ema.state_dict() if state.ema else {}
+    if ema:  # kept out of the file of weights, which other programs load
+        others["ema_updates"] = int(ema.pop("num_updates"))
+    return Checkpoint(state.step, state.model.body.state_dict(), ema, others)
+
+
+def restore(state: TrainState, found: Checkpoint) -> None:
+    """Bring a freshly built state to where a checkpoint was taken, bit for bit."""
+    state.model.body.load_state_dict(found.model)
+    state.optimizer.load_state_dict(found.state["optimizer"])
+    if state.scaler:
+        state.scaler.load_state_dict(found.state["scaler"])
+    if state.ema:
+        state.ema.load_state_dict(found.ema | {"num_updates": torch.tensor(found.state["ema_updates"])})
+    for name, value in found.state["tally"].items():
+        state.tally[name].fill_(value)
+    state.best, state.last = found.state["best"], found.state["last"]
+    state.step = found.step
+
+
+class _Clock:
+    """Images per second since the last mark."""
+
+    def __init__(self, batch_size: int, step: int) -> None:
+        self.batch_size = batch_size
+        self.mark(step)
+
+    def mark(self, step: int) -> None:
+        """Start counting from here, so that evaluation is left out."""
+        self.step, self.since = step, time.perf_counter()
+
+    def rate(self, step: int) -> float:
+        """Images per second since the mark, which moves to here."""
+        images = (step - self.step) * self.batch_size
+        seconds = time.perf_counter() - self.since
+        self.mark(step)
+        return images / seconds
+
+
+@dataclass
+class _Stop:
+    signum: int = 0
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[_Stop]:
+    """Turn the first SIGINT or SIGTERM into a request; a second one acts at once."""
+    stop = _Stop()
+
+    def ask(signum: int, frame: FrameType | None) -> None:
+        stop.signum = signum
+        signal.signal(signum, before[signal.Signals(signum)])
+
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for signum in before:
+            signal.signal(signum, ask)
+        yield stop
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _agreed(stop: _Stop, runtime: Runtime, meeting: bool) -> bool:
+    """True once every rank knows of the request; several ranks compare notes only at `meeting` points."""
+    if runtime.world_size == 1:
+        return stop.signum != 0
+    if not meeting:
+        return False
+    asked = torch.tensor(stop.signum, device=runtime.device)
+    dist.all_reduce(asked, dist.ReduceOp.MAX)
+    stop.signum = int(asked.item())
+    return stop.signum != 0

@@ -1,0 +1,64 @@
+"""Two gloo processes under torchrun train as one process does."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from samovar import checkpoint
+from tests.conftest import Shell
+
+FLAGS = [
+    "--steps", "12", "--run.eval-every", "4", "--data.batch-size", "64", "--sam.m", "16", "--optim.warmup-steps", "4",
+    "--run.threads", "1", "--name", "r",
+]  # fmt: skip
+
+
+def torchrun(folder: Path, *args: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "samovar"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, *args], cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+
+
+def weights(run: Path, step: int = 12) -> dict[str, torch.Tensor]:
+    return load_file(checkpoint.path_of(run / "checkpoints", step) / "model.safetensors")
+
+
+@pytest.mark.parametrize("recipe", ["vit-digits-sam", "resnet-digits"])
+def test_two_processes_train_as_one_does(tmp_path, recipe) -> None:
+    one = Shell(tmp_path).run("train", recipe, *FLAGS, "--output", "one")
+    two = torchrun(tmp_path, "train", recipe, *FLAGS, "--output", "two")
+    assert one.returncode == 0, one.stderr
+    assert two.returncode == 0, two.stderr
+    a, b = weights(tmp_path / "one" / "r"), weights(tmp_path / "two" / "r")
+    # Adam divides by the root of the second moment: where gradients are near 0, rounding decides the sign of a step,
+    # so 12 steps of lr <= 4e-4 may differ by a small share of their length in single weights
+    for name in a:
+        assert (a[name] - b[name]).abs().max() < 2e-4, name
+    assert two.stdout.count("val accuracy") == one.stdout.count("val accuracy")  # one rank prints
+
+
+def test_a_resumed_torchrun_continues_bit_for_bit(tmp_path) -> None:
+    straight = torchrun(tmp_path, "train", "vit-digits-sam", *FLAGS, "--output", "a")
+    assert straight.returncode == 0, straight.stderr
+    run = tmp_path / "a" / "r"
+    expected = weights(run)
+    shutil.rmtree(checkpoint.path_of(run / "checkpoints", 12))
+    again = torchrun(tmp_path, "train", "--resume", "a/r")
+    assert again.returncode == 0, again.stderr
+    assert "resumed at step 8" in again.stdout
+    actual = weights(run)
+    assert all(torch.equal(expected[name], actual[name]) for name in expected)
+
+
+def test_a_layout_that_does_not_divide_is_one_line_from_each_rank(tmp_path) -> None:
+    result = torchrun(tmp_path, "train", "vit-digits-sam", *FLAGS, "--data.batch-size", "33")
+    assert result.returncode != 0
+    assert "samovar: --data.batch-size 33 does not divide over 2 ranks; pick a multiple of 2" in result.stderr
