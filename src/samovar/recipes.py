@@ -64,7 +64,7 @@ def digits(family: str, *, rho: float = 0.0) -> Config:
         ),
         optim=OptimConfig(lr=_DIGITS_LR[family], weight_decay=0.3, warmup_steps=42, clip_norm=1.0),
         sam=SamConfig(rho=rho),
-        run=RunConfig(eval_every=126),
+        run=RunConfig(eval_every=126, threads=1),  # tensors this small are slower on two threads
     )
 
 
@@ -235,11 +235,17 @@ def _paper() -> list[Recipe]:
     return rows
 
 
-# What the digits twins reach: held-out half, mean over seeds; LOG.md has the table.
+# What the digits twins reach on the held-out 1528 images; LOG.md has the tables.
 _DIGITS_EXPECT = {
-    "vit": ("", ""),
-    "mixer": ("", ""),
-    "resnet": ("", ""),
+    "vit": (
+        "95.5 % held-out, lambda_max 76 (mean of 10 seeds, 15 s on one core)",
+        "96.2 % held-out, lambda_max 6.4 (mean of 10 seeds, 30 s on one core)",
+    ),
+    "mixer": ("95.5 % held-out, lambda_max 188 (mean of 2 seeds)", "95.8 % held-out, lambda_max 5.6 (mean of 2 seeds)"),
+    "resnet": (
+        "98.4 % held-out, lambda_max 0.56 (mean of 2 seeds)",
+        "98.2 % held-out, lambda_max 0.15 (mean of 2 seeds)",
+    ),
 }
 
 _PHOTOS = Recipe(

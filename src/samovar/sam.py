@@ -96,7 +96,7 @@ def sam_backward(
     with scene.ascent(hook=False):
         loss, grads = _ascent_gradient(_as_list(loss_fn), model, params, scaler)
     if shared_ascent:
-        grads = _averaged(grads, params, model)
+        grads = _summed(grads, params, model)
     leaves = _leaves(named, params, grads, rho, eta if adaptive else None)
     del grads  # so that `leaves`, emptied before the descent, is the last to hold them
     with scene.descent(), _perturbed(leaves):
@@ -385,21 +385,25 @@ class _Scene:
     def ascent(self, *, hook: bool) -> Iterator[None]:
         """Find the modules; if `mute`, DDP communicates nothing inside."""
         with ExitStack() as self.undo:
-            self.unhook: Callable[[], None] = lambda: None
-            if hook:
-                self.unhook = register_module_forward_pre_hook(lambda module, _: self.add(module)).remove
-                self.undo.callback(self.unhook)
             if self.model is not None:
                 self.add(self.model)
+            # torch.compile warns of global hooks; without DDP there is nothing to find around a model that was named
+            if hook and (_distributed() or not any(map(_is_compiled, self.modules.values()))):
+                self.handle = register_module_forward_pre_hook(self.called)
+                self.undo.callback(self.handle.remove)
             yield
+
+    def called(self, module: nn.Module, _args: object) -> None:
+        """The hook."""
+        if id(module) in self.modules and not _is_compiled(module):
+            return
+        self.add(module)
+        if any(map(_is_compiled, module.modules())):
+            self.handle.remove()  # else it would be compiled into the ascent, and the descent compiled once more
 
     def add(self, root: nn.Module) -> None:
         """Take in a module with all its descendants."""
-        if id(root) in self.modules and not _is_compiled(root):
-            return
         for module in root.modules():
-            if _is_compiled(module) and not (root is self.model and dist.is_available() and dist.is_initialized()):
-                self.unhook()  # torch.compile would trace the hook, and so compile each pass by itself
             if id(module) not in self.modules:
                 _refuse_unfit(module, named=self.model is not None)
                 self.modules[id(module)] = module
@@ -467,14 +471,13 @@ def _ascent_gradient(
     return torch.stack(losses).sum(), sums
 
 
-def _averaged(grads: list[Tensor | None], params: list[nn.Parameter], model: nn.Module) -> list[Tensor | None]:
-    """Mean of the gradients over the ranks by one all-reduce; a rank without one counts as zero."""
-    if not (dist.is_available() and dist.is_initialized()):
+def _summed(grads: list[Tensor | None], params: list[nn.Parameter], model: nn.Module) -> list[Tensor | None]:
+    """Sum of the gradients over the ranks by one all-reduce; as a direction it is their mean. None counts as zero."""
+    if not _distributed():
         return grads
     group = model.process_group if isinstance(model, DistributedDataParallel) else None
     flat = torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(params, grads, strict=True)])
     dist.all_reduce(flat, group=group)
-    flat /= dist.get_world_size(group)
     parts = torch.split(flat, [param.numel() for param in params])
     return [part.view_as(param) for part, param in zip(parts, params, strict=True)]
 
@@ -515,6 +518,10 @@ def _check_settings(rho: float, eta: float) -> None:
         raise ValueError(f"rho={rho} is not finite; pick rho >= 0 (0 is plain training)")
     if not 0 < eta < math.inf:
         raise ValueError(f"eta={eta} is not positive and finite; pick eta > 0 (ASAM's authors use 0.01)")
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
 
 
 def _is_compiled(module: nn.Module) -> bool:

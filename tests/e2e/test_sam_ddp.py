@@ -381,13 +381,15 @@ def test_the_adapter_and_sam_backward_are_one_algorithm_on_two_ranks(ranks):
 
 
 @scenario
-def buffers(rank: int) -> dict[str, Tensor]:
-    model = DDP(net(nn.BatchNorm1d))
+def buffers(rank: int) -> dict[str, Any]:
+    model, sent = DDP(net(nn.BatchNorm1d)), []
     for step in range(3):
-        with model.no_sync():
-            sam_backward(loss_on(*batch(rank, 2 * step)), model, rho=RHO)
-        sam_backward(loss_on(*batch(rank, 2 * step + 1)), model, rho=RHO)
-    return dict(model.module.named_buffers())
+        with Sent() as counts:
+            with model.no_sync():
+                sam_backward(loss_on(*batch(rank, 2 * step)), model, rho=RHO)
+            sam_backward(loss_on(*batch(rank, 2 * step + 1)), model, rho=RHO)
+        sent.append(counts)
+    return {"values": dict(model.module.named_buffers()), "sent": sent}
 
 
 def test_batchnorm_statistics_are_those_of_rank_0_on_clean_batches_as_in_plain_ddp(ranks):
@@ -396,7 +398,8 @@ def test_batchnorm_statistics_are_those_of_rank_0_on_clean_batches_as_in_plain_d
         alone(batch(0, step)[0])
     for result in ranks:
         for name, buffer in alone.named_buffers():
-            assert torch.equal(result["buffers"][name], buffer), name
+            assert torch.equal(result["buffers"]["values"][name], buffer), name
+        assert result["buffers"]["sent"][2] == result["traffic"]["batchnorm"]["plain"], "once a step, not once a group"
 
 
 @scenario
@@ -468,9 +471,9 @@ def test_a_model_compiled_inside_ddp_works_and_outside_is_refused_with_advice(ra
 class Pair(nn.Module):
     """Two DDP models in one module, as a GAN has."""
 
-    def __init__(self):
+    def __init__(self, norm: Callable[[int], nn.Module] = nn.LayerNorm):
         super().__init__()
-        self.a, self.b = DDP(net()), DDP(net())
+        self.a, self.b = DDP(net(norm)), DDP(net(norm))
 
     def forward(self, x):
         return self.a(x) + self.b(x)
@@ -482,7 +485,17 @@ def wrapped_inside(rank: int) -> dict[str, Any]:
     for _ in range(2):
         model.zero_grad()
         sam_backward(loss_on(x, y), model, rho=RHO)
-    return {"gradient": grads(model)}
+    with_buffers, sent = Pair(nn.BatchNorm1d), []
+
+    def loss_fn(model: nn.Module) -> Tensor:
+        with Sent() as counts:
+            loss = F.cross_entropy(model(x), y)
+        sent.append(counts)
+        return loss
+
+    for _ in range(3):
+        sam_backward(loss_fn, with_buffers, rho=RHO)
+    return {"gradient": grads(model), "sent": sent}
 
 
 def test_ddp_deeper_inside_the_model_ascends_locally_too(ranks):
@@ -491,6 +504,8 @@ def test_ddp_deeper_inside_the_model_ascends_locally_too(ranks):
     losses = [lambda m, x=x, y=y: F.cross_entropy(m.a(x) + m.b(x), y) for x, y in map(batch, range(RANKS))]
     for result in ranks:
         assert_same(result["wrapped_inside"]["gradient"], written_out(alone, losses))
+        first, _, third = result["wrapped_inside"]["sent"][::2]
+        assert first == third == {}, "in its second forward, once in a life, DDP agrees on the order of its buckets"
 
 
 @scenario

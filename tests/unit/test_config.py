@@ -1,11 +1,13 @@
 """Config: ranges in the words of the flag, JSON that comes back, layouts that divide."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from samovar import config as configs
 from samovar.config import Config, DataConfig, ModelConfig, OptimConfig, SamConfig
+from samovar.fit import fingerprint
 
 
 @pytest.mark.parametrize(
@@ -69,6 +71,13 @@ def test_a_config_file_that_is_not_one_is_refused(tmp_path) -> None:
     path.write_text("[1, 2]")
     with pytest.raises(ValueError, match="holds no config"):
         configs.load(path)
+
+
+def test_a_resumed_run_recognises_its_checkpoints() -> None:
+    config = Config(epochs=300, data=DataConfig(mixup=1))  # whole numbers, where JSON gives back floats
+    assert fingerprint(configs.from_dict(configs.to_dict(config))) == fingerprint(config)
+    assert fingerprint(replace(config, seed=1)) != fingerprint(config)
+    assert fingerprint(replace(config, output=Path("elsewhere"))) == fingerprint(config)
 
 
 def test_steps_follow_from_epochs_unless_given() -> None:
