@@ -190,7 +190,11 @@ class SAM(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base optimizer; it may bring its own rho, adaptive and eta."""
         self.base_optimizer.add_param_group(param_group)
-        self._adopt(self.param_groups[-1:])
+        try:
+            self._adopt(self.param_groups[-1:])
+        except ValueError:
+            self.param_groups.pop()
+            raise
 
     def step(self, closure: Callable[[], Any] | None = None, *, scaler: GradScaler | None = None) -> Any:
         """Take one step on the SAM gradient.

@@ -158,6 +158,7 @@ def test_adaptive_without_names_says_where_to_get_them():
     sam = SAM(sgd(Net()))
     with pytest.raises(ValueError, match="pass model="):
         sam.add_param_group({"params": [nn.Parameter(torch.zeros(2))], "adaptive": True})
+    assert len(sam.param_groups) == 1
 
 
 def test_the_adapter_is_sam_backward_and_a_step():
