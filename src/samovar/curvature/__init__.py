@@ -1,0 +1,35 @@
+"""Curvature of any model: operators, one Lanczos, and what is read from it. Needs torch alone."""
+
+from samovar.curvature.blocks import blocks
+from samovar.curvature.inputs import match
+from samovar.curvature.lanczos import Basis, Tridiagonal, lanczos
+from samovar.curvature.operators import GaussNewton, Hessian, LinearOperator, LossFn, dense
+from samovar.curvature.spectrum import (
+    Density,
+    Eigenpairs,
+    Estimate,
+    power_iteration,
+    spectral_density,
+    top_eigenvalues,
+    trace,
+)
+
+__all__ = [
+    "Basis",
+    "Density",
+    "Eigenpairs",
+    "Estimate",
+    "GaussNewton",
+    "Hessian",
+    "LinearOperator",
+    "LossFn",
+    "Tridiagonal",
+    "blocks",
+    "dense",
+    "lanczos",
+    "match",
+    "power_iteration",
+    "spectral_density",
+    "top_eigenvalues",
+    "trace",
+]

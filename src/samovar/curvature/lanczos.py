@@ -1,0 +1,156 @@
+"""Lanczos tridiagonalization of a symmetric matvec: A Q ~ Q T after num_steps products.
+
+Full reorthogonalization, so no ghost eigenvalues; memory is num_steps vectors of size P."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+ROWS = 8  # vectors per block of the basis: growing copies nothing, and at most so many are allocated in advance
+CHUNK = 1 << 14  # numbers that a float32 sum on a CPU may run over before its rounding shows
+KEPT_SHARE = 0.7  # of a vector's norm after projection; less, and rounding is no longer small: project once more
+
+
+class Basis:
+    """Orthonormal vectors of size P, in blocks of rows."""
+
+    def __init__(self, size: int, dtype: torch.dtype, device: torch.device):
+        self.size, self.dtype, self.device = size, dtype, device
+        self._blocks: list[Tensor] = []
+        self._length = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def append(self, v: Tensor) -> None:
+        """Add a vector [P], on any device."""
+        if self._length == ROWS * len(self._blocks):
+            self._blocks.append(torch.empty(ROWS, self.size, dtype=self.dtype, device=self.device))
+        self._blocks[-1][self._length % ROWS].copy_(v)
+        self._length += 1
+
+    def _filled(self) -> list[Tensor]:
+        return [block[: self._length - ROWS * i] for i, block in enumerate(self._blocks)]
+
+    def orthogonalize(self, w: Tensor) -> Tensor:
+        """w [P] without its part in the span of the basis, on w's device. Twice is enough (Kahan, Parlett)."""
+        rest = w.to(self.device)
+        for _ in range(2):
+            before = rest.norm()
+            for block in self._filled():
+                rest = torch.addmv(rest, block.T, block @ rest, alpha=-1)
+            if rest.norm() > KEPT_SHARE * before:
+                break
+        return rest.to(w.device)
+
+    def combine(self, weights: Tensor) -> Tensor:
+        """Linear combinations [P, k] of the vectors, by weights [len, k], on the basis's device."""
+        weights = weights.to(self.device, self.dtype)
+        total = torch.zeros(self.size, weights.shape[1], dtype=self.dtype, device=self.device)
+        for block, part in zip(self._filled(), torch.split(weights, ROWS), strict=True):
+            total.addmm_(block.T, part)
+        return total
+
+
+@dataclass
+class Tridiagonal:
+    """T of a Lanczos run after m steps, in float64 on the host, with the basis Q."""
+
+    basis: Basis
+    """The m vectors q_0 .. q_{m-1}."""
+    alphas: list[float] = field(default_factory=list)
+    """The diagonal, m numbers."""
+    betas: list[float] = field(default_factory=list)
+    """betas[j] couples q_j and q_{j+1}; the last, number m, is the norm of what remained. 0 is an invariant space."""
+    num_products: int = 0
+
+    def ritz(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Ritz values [m] in ascending order, their vectors in the basis [m, m], and residuals |A x - theta x| [m].
+
+        The residual is |beta_m s_mi|, exact but for rounding. An eigenvalue of A is no further than that from theta."""
+        off = torch.tensor(self.betas[:-1], dtype=torch.float64)
+        T = torch.diag(torch.tensor(self.alphas, dtype=torch.float64)) + torch.diag(off, 1) + torch.diag(off, -1)
+        values, vectors = torch.linalg.eigh(T)
+        return values, vectors, (self.betas[-1] * vectors[-1]).abs()
+
+
+def lanczos(
+    matvec: Callable[[Tensor], Tensor],
+    v0: Tensor,
+    num_steps: int,
+    *,
+    stop: Callable[[Tridiagonal], bool] | None = None,
+    restart: Callable[[], Tensor] | None = None,
+    basis_device: torch.device | str | None = None,
+) -> Tridiagonal:
+    """Tridiagonalize a symmetric matrix [P, P] by at most `num_steps` products, starting from v0.
+
+    Args:
+        matvec: maps [P] to [P]; must be symmetric.
+        v0: [P], not zero; its device and dtype are those of the vectors.
+        num_steps: products at most, >= 1; never more than P are made.
+        stop: asked after every step, with what there is by then; True ends the run.
+        restart: gives a new direction [P] where the space is invariant; without it the run ends there.
+        basis_device: where to keep the basis, by default with v0. On the host it costs a transfer per step.
+
+    Returns:
+        The steps made. A product that is not finite ends the run before it counts.
+
+    Raises:
+        ValueError: num_steps < 1; v0, or the first product, is zero-length, zero or not finite.
+
+    Source: Lanczos (1950)."""
+    if num_steps < 1:
+        raise ValueError(f"num_steps={num_steps} is too few; pick num_steps >= 1")
+    v = _unit(v0)
+    run = Tridiagonal(Basis(len(v0), v0.dtype, torch.device(basis_device or v0.device)))
+    previous, scale = None, 0.0
+    for step in range(1, min(num_steps, len(v0)) + 1):
+        w = matvec(v)
+        run.num_products = step
+        alpha = dot(v, w)
+        if not math.isfinite(alpha + float(w.norm())):
+            break
+        w = torch.sub(w, v, alpha=alpha)
+        if previous is not None:
+            w.sub_(previous, alpha=run.betas[-1])
+        run.basis.append(v)
+        w = run.basis.orthogonalize(w)
+        beta = math.sqrt(dot(w, w))
+        run.alphas.append(alpha)
+        scale = max(scale, abs(alpha), beta)
+        invariant = step == len(v0) or beta <= 10 * torch.finfo(v0.dtype).eps * scale
+        run.betas.append(0.0 if invariant else beta)
+        if step == len(v0) or (stop is not None and stop(run)):
+            break
+        if invariant:
+            if restart is None:
+                break
+            previous, v = None, _unit(run.basis.orthogonalize(restart()))
+        else:
+            previous, v = v, w.div_(beta)
+    if not run.alphas:
+        raise ValueError("the first product is not finite; look at the weights, the loss and v0")
+    return run
+
+
+def dot(a: Tensor, b: Tensor) -> float:
+    """The inner product of two vectors [P], their parts summed in float64.
+
+    Not `a @ b`, nor `norm`: on a CPU, of 11 million float32 numbers torch's norm is off by 4e-4, and so is then every
+    eigenvalue of a network of that size."""
+    size = CHUNK if a.device.type == "cpu" else max(1, a.numel())  # elsewhere sums are trees, and calls cost more
+    parts = [x @ y for x, y in zip(torch.split(a, size), torch.split(b, size), strict=True)]
+    return float(torch.stack(parts).double().sum())
+
+
+def _unit(v: Tensor) -> Tensor:
+    norm = math.sqrt(dot(v, v)) if v.dim() == 1 else math.nan
+    if not (math.isfinite(norm) and norm > 0):
+        raise ValueError(f"v0 has shape {list(v.shape)} and norm {norm}; give a finite vector [P] that is not zero")
+    return v / norm

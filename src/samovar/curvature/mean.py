@@ -1,0 +1,228 @@
+"""The mean over batches of matrices that are known by their products, with as many graphs retained as memory allows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from samovar.curvature.borrow import Mode, bare, borrow, refuse_batch_coupling, seed
+from samovar.curvature.graphs import Graph, free_bytes, held_bytes
+from samovar.curvature.inputs import choose, convert, fingerprint, num_examples
+
+Retain = bool | int | Literal["auto"]
+
+FREE_SHARE = 0.25  # of the free memory, for retained graphs; a second backward pass needs room beside them
+
+
+class MeanOverBatches:
+    """The mean over examples of a matrix given by a graph per batch; `operators.Hessian` says what arguments mean."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Iterable[Any],
+        params: Iterable[str | Tensor] | str | None,
+        dtype: torch.dtype | None,
+        retain: Retain,
+        distributed: bool,
+        mode: Mode,
+    ) -> None:
+        if isinstance(batches, Iterator):
+            raise ValueError("batches can be read only once; give a list or a DataLoader, every product reads them")
+        self._model, self._batches, self._mode = bare(model), batches, mode
+        refuse_batch_coupling(self._model, mode)
+        self._params = choose(self._model, params)
+        self._sizes = [param.numel() for param in self._params.values()]
+        self.size = sum(self._sizes)
+        self.device = next(iter(self._params.values())).device
+        self.dtype = _working_dtype(dtype, self._params.values())
+        self._retain, self._distributed = _checked_retain(retain), _checked_distributed(distributed)
+        self._trainable = {name for name, param in self._params.items() if param.requires_grad}
+        self._leaves: list[Tensor] = []
+        self._tensors: dict[str, Tensor] = {}
+        self._stamp: Any = None
+        self._kept: dict[int, tuple[int, Graph]] = {}
+        self._prints: list[Any] = []
+        self._budget = 0
+        self.num_products = 0
+        """Products with single vectors so far."""
+        self.num_graphs = 0
+        """Gradient graphs built so far, one per batch and pass that did not find its graph retained."""
+
+    @property
+    def names(self) -> list[str]:
+        """The chosen parameters, in the order of the flat vector."""
+        return list(self._params)
+
+    def split(self, v: Tensor) -> dict[str, Tensor]:
+        """Views of a flat vector [P], one per parameter, in its shape."""
+        parts = torch.split(v, self._sizes)
+        return {name: part.view(param.shape) for part, (name, param) in zip(parts, self._params.items(), strict=True)}
+
+    def __matmul__(self, v: Tensor) -> Tensor:
+        """The matrix times [P], or each column of [P, k]; of several columns a batch's graph is built once for all.
+
+        Raises:
+            ValueError: v of another shape; weights or loss not finite; a loss that is no scalar; batches that are
+                none, or differ from those of the product before; a failure in another process."""
+        if v.dim() not in (1, 2) or v.shape[0] != self.size:
+            raise ValueError(f"v has shape {list(v.shape)}; the operator takes [{self.size}] or [{self.size}, k]")
+        columns = v.detach().to(self.device, self.dtype).reshape(self.size, -1).T.contiguous()
+        pieces = [self._pieces(column) for column in columns]
+        self.num_products += len(columns)
+
+        def products(graph: Graph, keep: bool) -> Iterator[Sequence[Tensor | None]]:
+            for i, piece in enumerate(pieces, start=1):
+                yield graph.product(piece, keep=keep or i < len(pieces))
+
+        return self._mean(products, len(columns))[:, : self.size].T.reshape(v.shape)
+
+    def loss_and_gradient(self) -> tuple[float, Tensor]:
+        """The mean loss, and its gradient [P] over the chosen parameters; costs nothing where graphs are retained."""
+        mean = self._mean(lambda graph, keep: iter([graph.gradient()]), 1)[0]
+        return float(mean[-1]), mean[: self.size]
+
+    def release(self) -> None:
+        """Free the retained graphs; the next product builds them again."""
+        self._kept.clear()
+        self._stamp = None
+
+    @torch.inference_mode(False)
+    def _mean(self, rows: Callable[[Graph, bool], Iterator[Sequence[Tensor | None]]], num_rows: int) -> Tensor:
+        """Mean over examples [num_rows, P + 1] of what each graph yields, with the loss as the last column."""
+        # one more column for the examples, so that a product takes a single all-reduce, whose NaN tells of a failure
+        totals = torch.zeros(num_rows, self.size + 2, device=self.device, dtype=self.dtype)
+
+        def add_all() -> None:
+            for weight, graph, keep in self._graphs():
+                for total, row in zip(totals, rows(graph, keep), strict=True):
+                    self._add(total, row, weight)
+                    total[-2:] += total.new_tensor([graph.loss * weight, weight])
+                del graph  # before the next is built, so that only one that is not retained is alive
+
+        try:
+            self._refresh()
+            # copies, because a layer may write to its buffers
+            buffers = {name: _cast(x, self.dtype, copy=True) for name, x in self._model.named_buffers()}
+            borrow(self._model, self._tensors | buffers, self._mode, self.device, add_all)
+        except Exception:
+            if self._distributed:
+                dist.all_reduce(totals.fill_(torch.nan))
+            raise
+        if self._distributed:
+            dist.all_reduce(totals)
+            if totals[0, -1].isnan():
+                raise ValueError("another process failed in this product; its own message says why")
+        return totals[:, :-1] / totals[:, -1:]
+
+    def _add(self, total: Tensor, row: Sequence[Tensor | None], weight: int) -> None:
+        with torch.no_grad():
+            views = self._pieces(total[: self.size])
+            found = [(view, each.to(view.device)) for view, each in zip(views, row, strict=True) if each is not None]
+            if found:
+                torch._foreach_add_([view for view, _ in found], [each for _, each in found], alpha=weight)
+
+    def _pieces(self, v: Tensor) -> list[Tensor]:
+        """Views of a flat vector, one per leaf (a trainable parameter)."""
+        parts = self.split(v)
+        return [part for name, part in parts.items() if name in self._trainable]
+
+    def _graphs(self) -> Iterator[tuple[int, Graph, bool]]:
+        """Examples, graph, and whether it is retained, of every batch; builds what is not there."""
+        if self._kept and len(self._kept) == len(self._prints):
+            yield from ((weight, graph, True) for weight, graph in self._kept.values())
+            return
+        known, self._prints = self._prints, []
+        for i, batch in enumerate(self._batches):
+            self._prints.append(fingerprint(batch))
+            if known and self._prints != known[: i + 1]:
+                raise ValueError(_CHANGED)
+            yield self._kept[i] + (True,) if i in self._kept else self._built(i, batch)
+        if not self._prints:
+            raise ValueError("there are no batches; give at least one")
+        if len(self._prints) < len(known):
+            raise ValueError(_CHANGED)
+
+    def _built(self, i: int, batch: Any) -> tuple[int, Graph, bool]:
+        weight, batch = num_examples(batch), convert(batch, self.device, self.dtype)
+        seed(i, self.device)
+        graph = self._graph(batch)
+        self.num_graphs += 1
+        keep = self._has_room_for(graph)
+        if keep:
+            self._kept[i] = weight, graph
+        return weight, graph, keep
+
+    def _graph(self, batch: Any) -> Graph:
+        raise NotImplementedError
+
+    def _has_room_for(self, graph: Graph) -> bool:
+        if isinstance(self._retain, bool):
+            return self._retain
+        if self._retain == "auto" and isinstance(self._batches, Sized) and len(self._batches) == 1:
+            return True  # a fresh graph would need as much at its peak
+        self._budget -= held_bytes(graph, self._leaves)
+        return self._budget >= 0
+
+    def _refresh(self) -> None:
+        """Drop the graphs if any weight or buffer has changed, or was written to, since they were built."""
+        stamp = _stamp(self._model)
+        if stamp == self._stamp:
+            return
+        self.release()
+        _check_finite(self._model)
+        cast = {name: _cast(param, self.dtype) for name, param in self._model.named_parameters()}
+        self._leaves = [cast[name].requires_grad_() for name in self._params if name in self._trainable]
+        self._tensors, self._stamp = cast, stamp
+        self._budget = int(free_bytes(self.device) * FREE_SHARE) if self._retain == "auto" else int(self._retain)
+
+
+_CHANGED = (
+    "the batches differ from those of the product before; give the same in the same order every time "
+    "(shuffle=False, no random augmentation), or a list of them"
+)
+
+
+def _working_dtype(dtype: torch.dtype | None, params: Iterable[Tensor]) -> torch.dtype:
+    if dtype is None:
+        return torch.float64 if any(param.dtype == torch.float64 for param in params) else torch.float32
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"dtype={dtype} is too coarse for second derivatives; pick torch.float32 or torch.float64")
+    return dtype
+
+
+def _checked_retain(retain: Retain) -> Retain:
+    if retain != "auto" and not (isinstance(retain, int) and retain >= 0):
+        raise ValueError(f"retain={retain!r} is not allowed; pick True, False, 'auto', or a number of bytes")
+    return retain
+
+
+def _checked_distributed(distributed: bool) -> bool:
+    if distributed and not dist.is_initialized():
+        raise ValueError(
+            "distributed=True needs a process group; start with torchrun and init_process_group, or drop it"
+        )
+    return distributed
+
+
+def _cast(x: Tensor, dtype: torch.dtype, *, copy: bool = False) -> Tensor:
+    return x.detach().to(dtype if x.is_floating_point() else x.dtype, copy=copy)
+
+
+def _stamp(model: nn.Module) -> tuple[Any, ...]:
+    """Changes when a weight or buffer is written to. Norms tell of writes through `.data`, which count no version."""
+    tensors = [*model.parameters(), *model.buffers()]
+    with torch.no_grad():
+        norms = torch._foreach_norm([x.detach() for x in tensors if x.is_floating_point()])
+    values = torch.stack([norm.cpu().double() for norm in norms]).tolist() if norms else []
+    return tuple((id(x), x._version, x.data_ptr()) for x in tensors), tuple(values)
+
+
+def _check_finite(model: nn.Module) -> None:
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{name} is not finite; curvature needs finite weights: load an earlier checkpoint")
