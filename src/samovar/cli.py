@@ -11,11 +11,14 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from samovar import config as configs
 from samovar import recipes, zoo
-from samovar.config import Config
+from samovar.config import Config, MeasureConfig
 from samovar.data.folders import SOURCE_NAMES, count_images
+
+Settings = TypeVar("Settings", Config, MeasureConfig)
 
 HELP = """\
 samovar trains ViT, MLP-Mixer and ResNet from scratch into flat minima.
@@ -24,6 +27,7 @@ usage: samovar VERB ...
 
   demo                     train a small ViT with and without SAM on embedded images
   train RECIPE [--flags]   train; `samovar train RECIPE --help` shows every flag
+  measure RUN|MODEL [NAMES] curvature and flatness, with error bars: hessian blocks trace density flatness sharpness ntk
   list [recipes|models|sources]
   show RECIPE|RUN|MODEL    settings of a recipe or run, facts of a model
 
@@ -33,6 +37,7 @@ examples:
   samovar train photos --data.source folder:my/photos
   samovar train --config runs/NAME/config.json --sam.rho 0.1
   samovar train --resume runs/NAME
+  samovar measure runs/NAME hessian flatness
   torchrun --nproc-per-node 8 -m samovar train vit-b16-imagenet-sam --data.source imagenet:/data/imagenet
 """
 
@@ -42,6 +47,24 @@ usage: samovar train RECIPE [--flags]
        samovar train --resume RUN [--flags]               continue a run bit for bit
 
 RECIPE is a name of `samovar list recipes`; `samovar train RECIPE --help` shows every flag with its value there.
+"""
+
+MEASUREMENT_NAMES = ("hessian", "blocks", "trace", "density", "flatness", "sharpness", "ntk")
+
+MEASURE_HELP = """\
+usage: samovar measure RUN|MODEL [NAMES] [--flags]
+
+  hessian    lambda_max of the loss's Hessian (--k more eigenvalues), with the Ritz residual
+  blocks     lambda_max of each block, as Table 3 of the paper, or of --params PATTERN ...
+  trace      trace of the Hessian, with standard error
+  density    density of its eigenvalues
+  flatness   average loss under weight noise
+  sharpness  rise of the loss in SAM's ball: one step, several, adaptive
+  ntk        condition number of the neural tangent kernel
+
+Without names: hessian flatness. A run is measured at its best checkpoint, on its training images without augmentation,
+in eval mode, with softmax cross-entropy; flags change each of these, and every record states them. An interrupted
+command goes on where it was. `samovar measure RUN --help` shows every flag.
 """
 
 DEMO_HELP = """\
@@ -190,7 +213,7 @@ def _recipe_config(name: str, args: list[str]) -> Config:
     return base
 
 
-def parse_flags(base: Config, args: list[str], title: str) -> Config:
+def parse_flags(base: Settings, args: list[str], title: str) -> Settings:
     """`base` overridden by flags.
 
     Raises:
@@ -203,16 +226,16 @@ def parse_flags(base: Config, args: list[str], title: str) -> Config:
         if arg.startswith("--") and flag not in known and flag != "--help":
             raise ValueError(f"unknown flag {arg.split('=')[0]}; {_nearest(flag, known)[:200]}")
     if "-h" in args or "--help" in args:
-        tyro.cli(Config, default=base, args=["--help"], prog=title)
+        tyro.cli(type(base), default=base, args=["--help"], prog=title)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(complaint):
-            return tyro.cli(Config, default=base, args=args, prog=title)
+            return tyro.cli(type(base), default=base, args=args, prog=title)
     except SystemExit:
         raise ValueError(f"{_first_sentence(complaint.getvalue())}; see `{title} --help`") from None
 
 
-def _known_flags(base: Config) -> list[str]:
+def _known_flags(base: Config | MeasureConfig) -> list[str]:
     known = []
     for name, value in configs.flatten(base).items():
         if name == "recipe":
@@ -267,6 +290,34 @@ def _train(args: list[str]) -> None:
     train(config, resumed)
 
 
+def parse_measure(args: list[str]) -> tuple[str, list[str], MeasureConfig]:
+    """The subject, measurements and settings a `measure` command line asks for.
+
+    Raises:
+        ValueError: no subject, an unknown measurement or flag, a value that does not fit."""
+    if not args or args[0].startswith("-"):
+        raise ValueError("measure needs a run folder or a model; see `samovar measure --help`")
+    count = next((i for i, arg in enumerate(args) if arg.startswith("-")), len(args))
+    subject, names = args[0], args[1:count]
+    for name in names:
+        if name not in MEASUREMENT_NAMES:
+            raise ValueError(f"cannot measure {name!r}; {_nearest(name, MEASUREMENT_NAMES)}")
+    config = parse_flags(MeasureConfig(), args[count:], f"samovar measure {subject}")
+    configs.validate_measure(config)
+    return subject, names or ["hessian", "flatness"], config
+
+
+def _measure(args: list[str]) -> None:
+    """Measure a run or a model."""
+    if args in (["-h"], ["--help"]):
+        print(MEASURE_HELP, end="")
+        return
+    subject, names, config = parse_measure(args)
+    from samovar.measure import command
+
+    command.run(subject, names, config)
+
+
 def _demo(args: list[str]) -> None:
     """Train the twins."""
     if args in (["-h"], ["--help"]):
@@ -282,4 +333,10 @@ def _demo(args: list[str]) -> None:
     demo.demo(Path(output), int(seed))
 
 
-_VERBS: dict[str, Callable[[list[str]], None]] = {"demo": _demo, "train": _train, "list": _list, "show": _show}
+_VERBS: dict[str, Callable[[list[str]], None]] = {
+    "demo": _demo,
+    "train": _train,
+    "measure": _measure,
+    "list": _list,
+    "show": _show,
+}

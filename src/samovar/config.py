@@ -157,6 +157,10 @@ class RunConfig:
     """Checkpoints kept besides the best one."""
     max_nonfinite: int = 10
     """Non-finite gradients in a row that end the run."""
+    watch_every: int = 0
+    """Steps between measurements of sharpness on a fixed batch, at some 30 gradients each; 0 is off."""
+    watch_images: int = 256
+    """Images of that batch, from the training split, without augmentation."""
     loggers: tuple[Logger, ...] = ()
     """Further places that get the records: tensorboard, trackio, wandb (each an extra)."""
 
@@ -186,6 +190,74 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     sam: SamConfig = field(default_factory=SamConfig)
     run: RunConfig = field(default_factory=RunConfig)
+
+
+@dataclass(frozen=True)
+class MeasureConfig:
+    """How `samovar measure` measures; all of it is stated in the records."""
+
+    checkpoint: str = "best"
+    """`best`, `last`, `init` or a step number of the run; averaged weights where the run keeps them."""
+    source: str = ""
+    """Images to take the loss over; empty is what the run was trained on (digits for a model by name)."""
+    root: Path | None = None
+    """Where downloaded data sets are kept; empty is the run's."""
+    split: Literal["train", "val"] = "train"
+    """Which split of the source."""
+    images: int = 0
+    """How many of its images, evenly per class; 0 is all. The paper: a tenth of ImageNet."""
+    image_size: int = 0
+    """Side in pixels for a model by name; 0 is its own."""
+    batch_size: int = 256
+    """Images per pass."""
+    loss: Loss = "softmax"
+    """Softmax cross-entropy compares models whatever they were trained with."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Precision of Hessian products; the NTK is always float64."""
+    seed: int = 0
+    """Seed of probes, noise, and the choice of images."""
+    k: int = 1
+    """Eigenvalues under `hessian`."""
+    tol: float = 1e-3
+    """Largest Ritz residual, relative to the eigenvalue."""
+    max_steps: int = 100
+    """Lanczos steps at most; what is found by then is recorded as not converged."""
+    params: tuple[str, ...] = ()
+    """Patterns of parameter names under `blocks`, each a block; empty is the paper's Table 3."""
+    probes: int = 8
+    """Random vectors under `density`; a sixth of the products under `trace`."""
+    density_steps: int = 64
+    """Lanczos steps per probe under `density`."""
+    sigma: float = 0.05
+    """Standard deviation of the weight noise under `flatness`."""
+    draws: int = 10
+    """Draws of the noise."""
+    noise: Literal["isotropic", "filter"] = "isotropic"
+    """The same sigma for every weight, or sigma times the root mean square of the weight's filter."""
+    rho: float = 0.05
+    """Radius under `sharpness`; ten times of it for the adaptive form."""
+    ascent_steps: int = 10
+    """Steps of the projected ascent under `sharpness`."""
+    ntk_batch: int = 48
+    """Images per kernel."""
+    ntk_batches: int = 4
+    """Kernels averaged over."""
+    ntk_output: str = "sum"
+    """`sum` of the logits, `full`, or the index of one logit."""
+    ntk_relu: bool = False
+    """Replace GELU by ReLU, as the paper."""
+    ntk_head: Literal["keep", "random"] = "keep"
+    """`random`: draw a classifier head, which a network at a zero-head initialisation needs."""
+    output: Path = Path("runs")
+    """Folder for the records of a model that is of no run."""
+    name: str = ""
+    """Name of its run folder there; empty: the model and the time."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1` or `mps`."""
+    threads: int = 0
+    """CPU threads; 0 leaves torch's choice."""
+    workers: int = -1
+    """Decoding processes; -1 is one a core, 0 is none."""
 
 
 def num_steps(config: Config, num_train: int) -> int:
@@ -227,9 +299,50 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "run.threads": (0, math.inf, "a number of threads, 0 for torch's choice"),
     "run.eval_every": (0, math.inf, "a number of steps, 0 for once an epoch"),
     "run.log_every": (1, math.inf, "a number of steps, 1 or more"),
+    "run.watch_every": (0, math.inf, "a number of steps, 0 for off"),
+    "run.watch_images": (1, math.inf, "a number of images, 1 or more"),
     "run.keep": (1, math.inf, "a number of checkpoints, 1 or more"),
     "run.max_nonfinite": (1, math.inf, "a number of steps, 1 or more"),
 }
+
+
+_MEASURE_RANGES: dict[str, tuple[float, float, str]] = {
+    "images": (0, math.inf, "a number of images, 0 for all"),
+    "image_size": (0, math.inf, "a side in pixels, 0 for the model's own"),
+    "batch_size": (1, math.inf, "a number of images, 1 or more"),
+    "k": (1, math.inf, "a number of eigenvalues, 1 or more"),
+    "tol": (1e-12, 1, "a relative error above 0, up to 1"),
+    "max_steps": (1, math.inf, "a number of Lanczos steps, 1 or more"),
+    "probes": (2, math.inf, "a number of random vectors, 2 or more"),
+    "density_steps": (1, math.inf, "a number of Lanczos steps, 1 or more"),
+    "sigma": (0, math.inf, "a standard deviation, 0 or more"),
+    "draws": (1, math.inf, "a number of draws, 1 or more"),
+    "rho": (0, math.inf, "a radius, 0 or more"),
+    "ascent_steps": (1, math.inf, "a number of steps, 1 or more"),
+    "ntk_batch": (2, math.inf, "a number of images, 2 or more"),
+    "ntk_batches": (1, math.inf, "a number of batches, 1 or more"),
+    "threads": (0, math.inf, "a number of threads, 0 for torch's choice"),
+    "workers": (-1, math.inf, "a number of processes, -1 for one a core"),
+}
+
+
+def _check_ranges(values: dict[str, Any], ranges: dict[str, tuple[float, float, str]]) -> None:
+    for name, (low, high, allowed) in ranges.items():
+        value = values[name]
+        if not (math.isfinite(value) and low <= value <= high):
+            raise ValueError(f"--{_dashed(name)} {value} is out of range; give {allowed}")
+
+
+def validate_measure(config: MeasureConfig) -> None:
+    """Check what can be checked without a model.
+
+    Raises:
+        ValueError: names the flag, the value given, what is allowed."""
+    _check_ranges(flatten(config), _MEASURE_RANGES)
+    if config.k > config.max_steps:
+        raise ValueError(f"--k {config.k} is more than --max-steps {config.max_steps}; give at most as many")
+    if not (config.ntk_output in ("sum", "full") or config.ntk_output.isdigit()):
+        raise ValueError(f"--ntk-output {config.ntk_output} is unknown; give sum, full or the index of a logit")
 
 
 def validate(config: Config) -> None:
@@ -237,11 +350,7 @@ def validate(config: Config) -> None:
 
     Raises:
         ValueError: names the flag, the value given, what is allowed."""
-    values = flatten(config)
-    for name, (low, high, allowed) in _RANGES.items():
-        value = values[name]
-        if not (math.isfinite(value) and low <= value <= high):
-            raise ValueError(f"--{_dashed(name)} {value} is out of range; give {allowed}")
+    _check_ranges(flatten(config), _RANGES)
     if config.epochs == 0 and config.steps == 0:
         raise ValueError("--epochs 0 with --steps 0 trains nothing; give one of the two")
     if config.data.fraction == 0:

@@ -21,6 +21,7 @@ from samovar.config import Config, differences, flatten, from_dict, num_steps, t
 from samovar.data.loader import batches, eval_batches
 from samovar.data.sources import open_source
 from samovar.data.splits import Source
+from samovar.measure.watch import Watch
 from samovar.objectives import make_objective
 from samovar.records import Record, RunDir, Sink, replace_text
 from samovar.runtime import Runtime, provenance
@@ -30,7 +31,8 @@ from samovar.train import Step, TrainState, build, evaluate, steps
 # Settings a resumed run may change: none alters what is computed (threads and loader at most its rounding).
 HARMLESS = (
     "output", "name", "run.threads", "run.eval_every", "run.log_every", "run.keep", "run.loggers",
-    "run.max_nonfinite", "data.root", "data.workers", "data.loader", "data.max_bad_share",
+    "run.max_nonfinite", "run.watch_every", "run.watch_images", "data.root",
+    "data.workers", "data.loader", "data.max_bad_share",
 )  # fmt: skip
 
 
@@ -74,7 +76,7 @@ def check_resume(saved: Config, wanted: Config) -> None:
 
 def fingerprint(config: Config) -> str:
     """Hash of all settings that alter what is computed."""
-    read_back = from_dict(to_dict(config))  # a float given as 300 and one read from JSON as 300.0 are the same
+    read_back: Config = from_dict(to_dict(config))  # a float given as 300 and one read from JSON as 300.0 are the same
     kept = {name: str(value) for name, value in flatten(read_back).items() if name not in HARMLESS}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -131,10 +133,14 @@ def _loop(
         device=runtime.device,
         bad_files=keeper.run.bad_files,
     )
+    watch = Watch(config, source, runtime.device) if config.run.watch_every and runtime.is_main else None
     clock = _Clock(config.data.batch_size, state.step)
     with contextlib.closing(stream):
         for step in steps(state, stream, objective, config, runtime, total):
             boundary = step.step % every == 0 or step.step == total
+            if watch and step.step % config.run.watch_every == 0:
+                for record in watch.records(state.model, step.step, step.lr):
+                    keeper.record(record)
             if step.step % config.run.log_every == 0 or boundary:
                 yield Progress("train", step.step, total, keeper.log(step, clock))
             if boundary:

@@ -44,6 +44,8 @@ class Record:
     """Path of an .npz below the run folder with the data behind the number."""
     converged: bool = True
     """False where an iteration stopped before its tolerance."""
+    residual: float | None = None
+    """Of an eigenvalue: the truth is at most so far away."""
 
 
 def to_json(record: Record) -> str:

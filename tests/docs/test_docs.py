@@ -43,6 +43,8 @@ def test_commands_parse(line: str, tmp_path, monkeypatch) -> None:
     if verb == "train":
         config, _ = cli.parse_train(args)
         assert config.recipe
+    elif verb == "measure":
+        assert cli.parse_measure(args)[1]
     else:
         assert verb in cli._VERBS
 

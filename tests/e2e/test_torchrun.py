@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from samovar import checkpoint
+from samovar.records import RunDir
 from tests.conftest import Shell
 
 FLAGS = [
@@ -56,6 +57,31 @@ def test_a_resumed_torchrun_continues_bit_for_bit(tmp_path) -> None:
     assert "resumed at step 8" in again.stdout
     actual = weights(run)
     assert all(torch.equal(expected[name], actual[name]) for name in expected)
+
+
+def test_two_processes_measure_what_one_does(tmp_path) -> None:
+    command = [
+        "measure",
+        "vit-digits",
+        "hessian",
+        "trace",
+        "flatness",
+        "--image-size",
+        "8",
+        "--images",
+        "61",
+        "--k",
+        "2",
+    ]
+    command += ["--checkpoint", "init", "--dtype", "float64", "--tol", "1e-6", "--batch-size", "16", "--threads", "1"]
+    one = Shell(tmp_path).run(*command, "--name", "one")
+    two = torchrun(tmp_path, *command, "--name", "two")
+    assert one.returncode == 0, one.stderr
+    assert two.returncode == 0, two.stderr
+    a, b = (list(RunDir(tmp_path / "runs" / name).records()) for name in ("one", "two"))
+    assert [record.name for record in a] == [record.name for record in b]
+    assert len(a) == 5  # lambda_max, the second eigenvalue, trace, average flatness, clean loss
+    assert [record.value for record in b] == pytest.approx([record.value for record in a], rel=1e-6)
 
 
 def test_a_layout_that_does_not_divide_is_one_line_from_each_rank(tmp_path) -> None:

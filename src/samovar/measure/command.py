@@ -1,0 +1,133 @@
+"""`samovar measure` from the shell: what is done already is not done again, what is found is kept at once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch.distributed as dist
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from samovar import config as configs
+from samovar.config import MeasureConfig, RunConfig
+from samovar.measure.subject import Subject, open_subject
+from samovar.measure.table import MEASUREMENTS, measure
+from samovar.records import Record, RunDir, timestamp
+from samovar.runtime import started
+
+
+def run(name: str, measurements: Sequence[str], config: MeasureConfig) -> RunDir:
+    """Measure a run or a model, record it, print a table; returns the run folder the records are in.
+
+    Under torchrun the ranks share the products of `hessian`, `blocks`, `trace` and `density`; the main rank records.
+
+    Raises:
+        ValueError: an unknown subject, or settings that do not fit it.
+        SystemExit: 130 after an interruption; what was done is kept and is not done again."""
+    with started(RunConfig(device=config.device, threads=config.threads, precision="fp32")) as runtime:
+        subject = open_subject(name, config, runtime)
+        folder = subject.run or _folder_for(subject, config)
+        try:
+            found = _measure_all(measurements, subject, config, folder)
+        except KeyboardInterrupt:
+            print("samovar: interrupted; the same command goes on from here", file=sys.stderr)
+            raise SystemExit(130) from None
+    if runtime.is_main:
+        Console(width=None if sys.stdout.isatty() else 120).print(table_of(found, subject))
+        print(f"records: {folder.records_path}")
+    return folder
+
+
+def _measure_all(names: Sequence[str], subject: Subject, config: MeasureConfig, folder: RunDir) -> list[Record]:
+    found: list[Record] = []
+    quiet = not sys.stderr.isatty() or not subject.runtime.is_main
+    with Progress(console=Console(stderr=True), disable=quiet) as progress:
+        task = progress.add_task("measuring", total=len(names))
+        for name in names:
+            progress.update(task, description=name)
+            found += measure_once(name, subject, config, folder)
+            progress.advance(task)
+    return found
+
+
+def measure_once(name: str, subject: Subject, config: MeasureConfig, folder: RunDir) -> list[Record]:
+    """The records of one measurement: those that are there under the same settings, else measured now and appended."""
+    request = {"measurement": name, "request": _request(name, config)}
+    kept = [record for record in folder.records() if _is_of(record, request, subject)]
+    if subject.runtime.world_size > 1:
+        dist.barrier()  # all have looked before the main rank writes
+    if kept:
+        return kept
+    records = measure(name, subject, config, folder.arrays)
+    found = [replace(record, settings=record.settings | request) for record in records]
+    for record in found if subject.runtime.is_main else ():  # together: a measurement is there whole or not at all
+        folder.append(record)
+    return found
+
+
+_USED: dict[str, tuple[str, ...]] = {
+    "hessian": ("k", "tol", "max_steps"),
+    "blocks": ("tol", "max_steps", "params"),
+    "trace": ("probes",),
+    "density": ("probes", "density_steps"),
+    "flatness": ("sigma", "draws", "noise"),
+    "sharpness": ("rho", "ascent_steps"),
+    "ntk": ("ntk_batch", "ntk_batches", "ntk_output", "ntk_relu", "ntk_head"),
+}
+
+
+def _request(name: str, config: MeasureConfig) -> str:
+    values = configs.to_dict(config)
+    return " ".join(f"{key}={values[key]}" for key in (*_USED[name], "batch_size"))
+
+
+def _is_of(record: Record, request: dict[str, str], subject: Subject) -> bool:
+    wanted = subject.settings | request
+    same = all(record.settings.get(key) == value for key, value in wanted.items())
+    return same and record.where.get("step") == subject.where.get("step")
+
+
+def _folder_for(subject: Subject, config: MeasureConfig) -> RunDir:
+    """A run folder for a model that is of no run, the same on every rank."""
+    paths: list[Path | None] = [None]
+    if subject.runtime.is_main:
+        paths[0] = _make_folder(subject, config).path
+    if subject.runtime.world_size > 1:
+        dist.broadcast_object_list(paths, src=0)
+    assert paths[0] is not None
+    return RunDir(paths[0])
+
+
+def _make_folder(subject: Subject, config: MeasureConfig) -> RunDir:
+    name = config.name or f"measure-{Path(subject.name.replace(':', '-')).name}-{timestamp()}"
+    existing = RunDir(config.output / name)
+    if config.name and existing.config_path.is_file():
+        return existing
+    folder = RunDir.create(config.output, name)
+    configs.save(subject.config, folder.config_path)
+    return folder
+
+
+def table_of(records: Sequence[Record], subject: Subject) -> Table:
+    """The records for a person: value, error, what it is of, what it took."""
+    s = subject.settings
+    title = f"{subject.name}: {s['weights']}, {s['images']} {s['split']} images of {s['source']}, {s['loss']} loss"
+    table = Table("measurement", "value", "error", "of", "cost", title=title)
+    for record in records:
+        error = f"± {record.stderr:.2g}" if record.stderr is not None else ""
+        if record.residual is not None:
+            error = f"residual {record.residual:.2g}"
+        where = ", ".join(f"{key} {value}" for key, value in record.where.items() if key not in ("step", "split"))
+        cost = ", ".join(f"{value:g} {key}" for key, value in record.cost.items())
+        value = f"{record.value:.5g}" + ("" if record.converged else " (not converged)")
+        table.add_row(record.name, value, error, where, cost)
+    return table
+
+
+def known() -> dict[str, str]:
+    """Names of measurements with a line on each."""
+    return {name: (function.__doc__ or "").splitlines()[0] for name, function in MEASUREMENTS.items()}

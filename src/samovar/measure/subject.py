@@ -1,0 +1,156 @@
+"""What is measured: a model with its weights, and the images the loss is taken over, without augmentation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from samovar import checkpoint, zoo
+from samovar import config as configs
+from samovar.config import Config, DataConfig, MeasureConfig, ModelConfig
+from samovar.data.loader import Batch, eval_batches
+from samovar.data.sources import open_source
+from samovar.data.splits import Split, keep_fraction
+from samovar.models import create, describe
+from samovar.objectives import make_objective
+from samovar.records import RunDir
+from samovar.runtime import Runtime, seed_everything
+
+
+@dataclass(frozen=True)
+class Batches:
+    """A split's images in evaluation form, read anew by every pass."""
+
+    split: Split
+    config: DataConfig
+    batch_size: int
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+
+    def __iter__(self) -> Iterator[Batch]:
+        return eval_batches(
+            self.split,
+            self.config,
+            batch_size=self.batch_size,
+            device=self.device,
+            rank=self.rank,
+            world_size=self.world_size,
+        )
+
+    def share(self, runtime: Runtime) -> Batches:
+        """A rank's part of the images."""
+        return replace(self, rank=runtime.rank, world_size=runtime.world_size)
+
+    def __len__(self) -> int:
+        return -(-len(self.split) // self.batch_size)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, what its loss is taken over, and the protocol that goes into every record."""
+
+    name: str
+    model: nn.Module
+    batches: Batches
+    settings: dict[str, Any]
+    """Whatever, changed, would change the numbers: checkpoint, images, loss, mode."""
+    where: dict[str, Any]
+    """Step and split."""
+    num_classes: int
+    runtime: Runtime
+    """Ranks share the Hessian's products; everything else each of them computes in full."""
+    run: RunDir | None = None
+    """The run it is from; None for a model by name."""
+    config: Config = field(default_factory=Config)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Mean loss [] over a batch, without label smoothing."""
+        settings = replace(self.config, loss=self.settings["loss"], label_smoothing=0.0)
+        return make_objective(settings, self.num_classes)(model, batch).value
+
+
+def open_subject(name: str, config: MeasureConfig, runtime: Runtime) -> Subject:
+    """The subject of a run folder, or of a model's name at its initialisation.
+
+    Raises:
+        ValueError: neither of the two, a checkpoint that is not there, data that does not fit."""
+    folder = Path(name)
+    if (folder / "config.json").is_file():
+        run = RunDir.open(folder)
+        return _subject(name, configs.load(run.config_path), config, runtime, run)
+    if folder.is_dir():
+        raise ValueError(f"{name} is not a run: it has no config.json")
+    return _subject(name, _config_of_model(name, config), config, runtime, None)
+
+
+def _config_of_model(name: str, config: MeasureConfig) -> Config:
+    """Settings for a network outside any run; its own image size, the data the flags name."""
+    row = zoo.MODELS.get(name)
+    size = config.image_size or (row.image_size if row else 0)
+    if not size:
+        size = describe(name).image_size if ":" not in name else 224
+    return Config(model=ModelConfig(name=name), data=DataConfig(image_size=size))
+
+
+def _subject(name: str, base: Config, config: MeasureConfig, runtime: Runtime, run: RunDir | None) -> Subject:
+    data = base.data
+    if config.source:
+        data = replace(data, source=config.source, fraction=1.0)
+    data = replace(data, root=config.root or data.root, workers=config.workers)
+    source = open_source(data)
+    split = source.train if config.split == "train" else source.val
+    if config.images and config.images < len(split):
+        split = split.take(keep_fraction(split.labels, config.images / len(split), config.seed))
+    seed_everything(base.seed if run else config.seed)
+    model = create(base.model, num_classes=len(source.classes), image_size=data.image_size, channels=source.channels)
+    weights, step = _load_weights(model.body, run, config)
+    settings = {
+        "model": base.model.name,
+        "weights": weights,
+        "source": data.source,
+        "split": config.split,
+        "images": len(split),
+        "augmentation": "none",
+        "mode": "eval",
+        "loss": config.loss,
+        "weight_decay_in_loss": False,
+        "dtype": config.dtype,
+        "seed": config.seed,
+    }
+    batches = Batches(split, data, config.batch_size, runtime.device)
+    where = {"split": config.split} | ({"step": step} if run else {})
+    model = model.to(runtime.device).eval()
+    return Subject(name, model, batches, settings, where, len(source.classes), runtime, run, base)
+
+
+def _load_weights(body: nn.Module, run: RunDir | None, config: MeasureConfig) -> tuple[str, int]:
+    """Load what `config.checkpoint` names into `body`; returns what it was, and its step."""
+    if run is None or config.checkpoint == "init":
+        return "initialisation", 0
+    path = _checkpoint_path(run, config.checkpoint)
+    averaged = path / "ema.safetensors"
+    found = checkpoint.load(path)
+    body.load_state_dict(load_file(averaged) if averaged.is_file() else found.model)
+    return ("average of " if averaged.is_file() else "") + path.name, found.step
+
+
+def _checkpoint_path(run: RunDir, which: str) -> Path:
+    steps = checkpoint.steps_saved(run.checkpoints)
+    if not steps:
+        raise ValueError(f"{run.path} has no checkpoint yet; train it, or measure --checkpoint init")
+    best = run.checkpoints / "best.json"
+    if which == "last" or (which == "best" and not best.is_file()):
+        return checkpoint.path_of(run.checkpoints, steps[-1])
+    if which == "best":
+        return checkpoint.path_of(run.checkpoints, int(json.loads(best.read_text(encoding="utf-8"))["step"]))
+    if which.isdigit() and int(which) in steps:
+        return checkpoint.path_of(run.checkpoints, int(which))
+    raise ValueError(f"--checkpoint {which} is not there; give best, last, init or one of {', '.join(map(str, steps))}")

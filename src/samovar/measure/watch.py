@@ -1,0 +1,73 @@
+"""Sharpness while a model trains: what a fixed batch sees every so many steps, and the edge of stability beside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from samovar.config import Config
+from samovar.curvature import Hessian, top_eigenvalues
+from samovar.data.loader import Batch, eval_batches
+from samovar.data.splits import Source, keep_fraction
+from samovar.measure.sharpness import sam_sharpness
+from samovar.objectives import make_objective
+from samovar.records import Record
+
+SOURCE = "Cohen et al., arXiv:2103.00065; with SAM: Long and Bartlett, arXiv:2309.12488"
+
+
+class Watch:
+    """lambda_max, gradient norm and SAM sharpness of the training loss on one batch, in eval mode.
+
+    Lanczos starts from the eigenvector of the time before, so it takes few products: a watch costs some 30 gradients of
+    the batch. The weights, random state and mode of the model are as before afterwards."""
+
+    def __init__(self, config: Config, source: Source, device: torch.device) -> None:
+        self.config = config
+        split = source.train
+        count = min(config.run.watch_images, len(split))
+        split = split.take(keep_fraction(split.labels, count / len(split), seed=0))
+        self.batches = list(eval_batches(split, config.data, batch_size=count, device=device))
+        self.objective = make_objective(config, len(source.classes))
+        self.vector: Tensor | None = None
+
+    def records(self, model: nn.Module, step: int, lr: float) -> Iterator[Record]:
+        """What the batch sees at this step."""
+        op = Hessian(model, self._loss, self.batches)
+        pairs = top_eigenvalues(op, tol=1e-2, max_steps=50, start=self.vector)
+        if pairs.vectors is not None and bool(torch.isfinite(pairs.vectors).all()):
+            self.vector = pairs.vectors[:, 0]
+        _, gradient = op.loss_and_gradient()
+        norm = gradient.norm().item()
+        settings = {"images": sum(map(len, self.batches)), "augmentation": "none", "mode": "eval"}
+        where = {"step": step}
+        yield Record(
+            "watch/lambda_max", pairs.values[0].item(), where=where, settings=settings | {"tol": 1e-2},
+            cost={"matvecs": pairs.num_products}, converged=pairs.converged, residual=pairs.residuals[0].item(),
+        )  # fmt: skip
+        yield Record("watch/grad_norm", norm, where=where, settings=settings)
+        rho = self.config.sam.rho or 0.05
+        found = sam_sharpness(model, self._loss, self.batches, rho=rho)
+        yield Record("watch/sam_sharpness", found.value, "nats", where=where, settings=settings | {"rho": rho})
+        yield Record(
+            "watch/stability_threshold", threshold(lr, self.config.sam.rho, norm), where=where,
+            settings={"lr": lr, "rho": self.config.sam.rho, "assumes": "gradient descent"}, source=SOURCE,
+        )  # fmt: skip
+
+    def _loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        return self.objective(model, batch).value
+
+
+def threshold(lr: float, rho: float, grad_norm: float) -> float:
+    """The lambda at which gradient descent on a quadratic stops converging: 2 / lr, or SAM's smaller one.
+
+    SAM's solves lr * lambda * (1 + rho * lambda / |g|) = 2. With Adam-like optimizers it is the preconditioned Hessian
+    that counts, so there the number is only a landmark."""
+    if lr == 0:
+        return math.inf
+    if rho == 0 or grad_norm == 0:
+        return 2 / lr
+    return grad_norm / (2 * rho) * (math.sqrt(1 + 8 * rho / (lr * grad_norm)) - 1)

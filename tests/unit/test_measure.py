@@ -1,0 +1,201 @@
+"""`samovar measure`: the right weights on the right images, stated in the records, and nothing measured twice."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from samovar import cli, recipes
+from samovar import config as configs
+from samovar.config import MeasureConfig, RunConfig
+from samovar.fit import fit, prepare
+from samovar.measure import command, table, watch
+from samovar.measure.subject import open_subject
+from samovar.records import RunDir
+from samovar.runtime import Runtime
+
+CPU = Runtime(torch.device("cpu"), torch.float32)
+NAMES = list(table.MEASUREMENTS)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> RunDir:
+    """A short run with averaged weights, watched every four steps."""
+    base = recipes.get("vit-digits-sam").config()
+    config = replace(
+        base,
+        steps=8,
+        optim=replace(base.optim, warmup_steps=2, ema=0.5),
+        run=RunConfig(eval_every=4, watch_every=4, watch_images=50, threads=1),
+    )
+    run = RunDir.create(tmp_path_factory.mktemp("runs"), "r")
+    configs.save(config, run.config_path)
+    list(fit(config, run, CPU, *prepare(config, CPU)))
+    return run
+
+
+def small(**changes) -> MeasureConfig:
+    return replace(
+        MeasureConfig(images=40, max_steps=30, probes=2, density_steps=6, draws=2, ascent_steps=2), **changes
+    )
+
+
+def test_the_command_line_knows_every_measurement() -> None:
+    assert tuple(NAMES) == cli.MEASUREMENT_NAMES == tuple(command._USED)
+    assert all(name in cli.MEASURE_HELP for name in NAMES)
+    assert all(line for line in command.known().values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_measurement_yields_records_that_state_their_protocol(run, name, tmp_path) -> None:
+    config = small(ntk_batch=8, ntk_batches=2)
+    subject = open_subject(str(run.path), config, CPU)
+    before = {key: value.clone() for key, value in subject.model.state_dict().items()}
+    records = list(table.measure(name, subject, config, tmp_path))
+    assert records
+    for record in records:
+        assert record.settings["images"] == len(subject.batches.split)
+        assert record.settings["augmentation"] == "none"
+        assert record.settings["loss"] == "softmax"
+        assert record.settings["weights"].startswith("average of step-")
+        assert record.where["step"] in (4, 8)
+        assert record.cost["seconds"] >= 0
+    assert all(torch.equal(before[key], value) for key, value in subject.model.state_dict().items())
+
+
+def test_what_was_measured_is_not_measured_again_unless_asked_otherwise(run, monkeypatch) -> None:
+    config = small(checkpoint="last")
+    subject = open_subject(str(run.path), config, CPU)
+    first = command.measure_once("flatness", subject, config, run)
+    calls = []
+    monkeypatch.setattr(command, "measure", lambda *args: calls.append(args) or iter(()))
+    assert command.measure_once("flatness", subject, config, run) == first
+    assert not calls
+    command.measure_once("flatness", subject, replace(config, sigma=0.01), run)
+    other = replace(config, checkpoint="4")
+    command.measure_once("flatness", open_subject(str(run.path), other, CPU), other, run)
+    other = replace(config, loss="sigmoid")
+    command.measure_once("flatness", open_subject(str(run.path), other, CPU), other, run)
+    assert len(calls) == 3
+
+
+def test_an_interruption_keeps_what_is_done(run, monkeypatch, capsys) -> None:
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    config = small(seed=5, threads=1, workers=0)
+    monkeypatch.setitem(table.MEASUREMENTS, "trace", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        command.run(str(run.path), ["flatness", "trace"], config)
+    assert caught.value.code == 130
+    assert "the same command goes on from here" in capsys.readouterr().err
+    assert [r for r in run.records("sharpness/average_flatness") if r.settings["seed"] == 5]
+
+
+def test_an_eigenvalue_that_did_not_converge_is_recorded_with_its_residual(run, tmp_path) -> None:
+    config = small(max_steps=1, tol=1e-9)
+    subject = open_subject(str(run.path), config, CPU)
+    (record,) = table.measure("hessian", subject, config, tmp_path)
+    assert not record.converged
+    assert record.residual is not None
+    assert record.residual > 0
+    text = command.table_of([record], subject)
+    assert "not converged" in text.columns[1]._cells[0]
+
+
+def test_lambda_max_of_a_run_is_the_dense_hessians(run, tmp_path) -> None:
+    config = small(images=20, dtype="float64", tol=1e-8, max_steps=60, params=("body.head.bias",))
+    subject = open_subject(str(run.path), config, CPU)
+    (record,) = table.measure("blocks", subject, config, tmp_path)
+    images, labels = next(iter(subject.batches)).images.double(), next(iter(subject.batches)).labels
+    model = subject.model.double()
+    head = model.body.head
+
+    def loss(bias: torch.Tensor) -> torch.Tensor:
+        logits = torch.func.functional_call(model, {"body.head.bias": bias}, (images,))
+        return torch.nn.functional.cross_entropy(logits, labels)
+
+    dense = torch.autograd.functional.hessian(loss, head.bias.detach())
+    assert record.value == pytest.approx(torch.linalg.eigvalsh(dense)[-1].item(), rel=1e-7)
+
+
+def test_a_model_by_name_gets_a_folder_of_its_own(tmp_path, capsys) -> None:
+    config = small(output=tmp_path, name="m", image_size=8, ntk_head="random", ntk_batch=8, ntk_batches=1, workers=0)
+    folder = command.run("mixer-digits", ["ntk"], config)
+    (record,) = folder.records()
+    assert record.settings["weights"] == "initialisation"
+    assert record.value > 1
+    assert command.run("mixer-digits", ["ntk"], config).path == folder.path
+    assert len(list(folder.records())) == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        ("measure", "measure needs a run folder or a model"),
+        ("measure vit-digits hesian", "cannot measure 'hesian'; did you mean hessian?"),
+        ("measure nowhere-at-all", "unknown model 'nowhere-at-all'"),
+        ("measure vit-digits --k 200", "--k 200 is more than --max-steps 100"),
+        ("measure vit-digits --sigma -1", "--sigma -1.0 is out of range"),
+        ("measure vit-digits --ntk-output all", "--ntk-output all is unknown"),
+        ("measure vit-digits --image-size 8 ntk", "ntk"),
+        ("measure vit-digits ntk --image-size 8 --images 20", "head is all zero"),
+        ("measure vit-digits --sourc digits", "unknown flag --sourc; did you mean --source?"),
+        ("measure vit-digits blocks --params nothing.like.it", "no parameter fits 'nothing.like.it'"),
+    ],
+)
+def test_bad_input_is_one_line(args, line, capsys, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        cli.main(args.split())
+    assert caught.value.code == 2
+    err = capsys.readouterr().err
+    assert line in err
+    assert err.count("\n") == 1, err
+
+
+def test_a_checkpoint_that_is_not_there_names_those_that_are(run, tmp_path) -> None:
+    with pytest.raises(ValueError, match="--checkpoint 5 is not there; give best, last, init or one of 4, 8"):
+        open_subject(str(run.path), small(checkpoint="5"), CPU)
+    with pytest.raises(ValueError, match="is not a run"):
+        open_subject(str(tmp_path), small(), CPU)
+
+
+def test_a_watched_run_records_the_edge_of_stability_and_trains_the_same(run, tmp_path) -> None:
+    for name in ("lambda_max", "grad_norm", "sam_sharpness", "stability_threshold"):
+        assert [record.where["step"] for record in run.records(f"watch/{name}")] == [4, 8]
+    config = configs.load(run.config_path)
+    plain = replace(config, run=replace(config.run, watch_every=0))
+    other = RunDir.create(tmp_path, "r")
+    list(fit(plain, other, CPU, *prepare(plain, CPU)))
+    files = [folder.checkpoints / "step-00000008" / "model.safetensors" for folder in (run, other)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_the_stability_threshold_solves_its_equation() -> None:
+    assert watch.threshold(0.1, 0.0, 1.0) == 20
+    edge = watch.threshold(0.1, 0.05, 2.0)
+    assert 0.1 * edge * (1 + 0.05 * edge / 2.0) == pytest.approx(2)
+    assert edge < 20
+    assert watch.threshold(0.1, 1e-12, 1.0) == pytest.approx(20, rel=1e-6)
+
+
+def test_the_demo_prints_the_geometry_of_both_twins(tmp_path, monkeypatch, capsys) -> None:
+    from samovar import demo
+
+    real = recipes.get
+    short = {"epochs": 1, "steps": 6}
+
+    def shortened(name: str):
+        recipe = real(name)
+        config = recipe.config()
+        config = replace(config, **short, optim=replace(config.optim, warmup_steps=2))
+        return replace(recipe, make=lambda: config)
+
+    monkeypatch.setattr(recipes, "get", shortened)
+    runs = demo.demo(Path(tmp_path), seed=0)
+    out = capsys.readouterr().out
+    assert "lambda_max of the Hessian" in out
+    assert "average loss under weight noise" in out
+    assert all(str(run.path) in out.replace("\n", "") for run in runs)
