@@ -8,6 +8,7 @@ largest number of tensor bytes alive during two steps from a freshly built model
 """
 
 import argparse
+import itertools
 import platform
 import statistics
 import sys
@@ -22,7 +23,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from samovar.config import Config, OptimConfig
+from samovar.data.loader import Batch
+from samovar.objectives import Loss
+from samovar.runtime import Runtime
 from samovar.sam import SAM, plain_backward, sam_backward
+from samovar.train import TrainState, steps
 
 RHO = 0.05
 Step = Callable[[], Any]
@@ -92,6 +98,21 @@ def by_hand(model: nn.Module, x: Tensor, y: Tensor) -> Step:
     return step
 
 
+def our_loop(model: nn.Module, x: Tensor, y: Tensor) -> Step:
+    """A step of `samovar train`: seeds, schedule, norm of the gradient and counts included."""
+    tally = {name: torch.zeros(()) for name in ("loss", "steps", "skipped", "streak", "tripped")}
+    state = TrainState(model, model, adamw(model), scaler=None, ema=None, tally=tally)
+    runtime = Runtime(torch.device("cpu"), torch.float32)
+    config = Config(optim=OptimConfig(lr=1e-4))
+    stream = itertools.repeat(Batch(x, y))
+    return partial(next, steps(state, stream, objective, config, runtime, total=10**6))
+
+
+def objective(net: nn.Module, batch: Batch) -> Loss:
+    logits = net(batch.images)
+    return Loss(F.cross_entropy(logits, batch.labels), logits)
+
+
 def ours(model: nn.Module, x: Tensor, y: Tensor) -> Step:
     optimizer = adamw(model)
 
@@ -144,6 +165,7 @@ def keeps_old_p(model: nn.Module, x: Tensor, y: Tensor) -> Step:
 ROWS: dict[str, Callable[[nn.Module, Tensor, Tensor], Step]] = {
     "plain_backward": plain,
     "plain, by hand": by_hand,
+    "samovar train": our_loop,
     "sam_backward": ours,
     "SAM adapter": adapter,
     "pytorch_optimizer": pytorch_optimizer,
