@@ -26,6 +26,7 @@ slow:  ## run the slow claims, one by one, by hand; results belong in LOG.md
 bench:  ## run the benchmarks: ratios measured side by side
 	uv run --group oracle python benchmarks/sam_step.py
 	uv run python benchmarks/loading.py
+	uv run --group oracle python benchmarks/curvature.py
 
 clean:  ## remove caches and build output
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist

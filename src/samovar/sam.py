@@ -28,6 +28,7 @@ LossFn = Callable[[nn.Module], Tensor]
 LossFns = LossFn | Sequence[LossFn]
 
 CHUNK = 16  # parameters per foreach call: few kernel launches, yet temporaries that are a small part of the weights
+CHUNK_ON_CPU = 1  # where launches cost nothing, and temporaries should stay in the cache
 
 
 def plain_backward(loss_fn: LossFns, model: nn.Module, *, scaler: GradScaler | None = None) -> Tensor:
@@ -357,10 +358,11 @@ def _chunks(leaves: list[_Leaf]) -> Iterator[tuple[list[Tensor], list[Tensor], f
     alike = defaultdict(list)
     for leaf in leaves:
         alike[leaf.param.device, leaf.param.dtype, leaf.grad.dtype, leaf.rho, leaf.eta].append(leaf)
-    for (_, _, dtype, rho, eta), members in alike.items():
+    for (device, _, dtype, rho, eta), members in alike.items():
         precise = torch.promote_types(dtype, torch.float32)
-        for start in range(0, len(members), CHUNK):
-            chunk = members[start : start + CHUNK]
+        size = CHUNK_ON_CPU if device.type == "cpu" else CHUNK
+        for start in range(0, len(members), size):
+            chunk = members[start : start + size]
             yield [leaf.param for leaf in chunk], [leaf.grad.to(precise) for leaf in chunk], rho, eta
 
 

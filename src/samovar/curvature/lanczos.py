@@ -38,12 +38,12 @@ class Basis:
         return [block[: self._length - ROWS * i] for i, block in enumerate(self._blocks)]
 
     def orthogonalize(self, w: Tensor) -> Tensor:
-        """w [P] without its part in the span of the basis, on w's device. Twice is enough (Kahan, Parlett)."""
+        """w [P] without its part in the span of the basis; w may be overwritten. Twice is enough (Kahan, Parlett)."""
         rest = w.to(self.device)
         for _ in range(2):
             before = rest.norm()
             for block in self._filled():
-                rest = torch.addmv(rest, block.T, block @ rest, alpha=-1)
+                rest.addmv_(block.T, block @ rest, alpha=-1)
             if rest.norm() > KEPT_SHARE * before:
                 break
         return rest.to(w.device)
@@ -91,7 +91,7 @@ def lanczos(
     """Tridiagonalize a symmetric matrix [P, P] by at most `num_steps` products, starting from v0.
 
     Args:
-        matvec: maps [P] to [P]; must be symmetric.
+        matvec: maps [P] to [P]; must be symmetric. What it returns is overwritten.
         v0: [P], not zero; its device and dtype are those of the vectors.
         num_steps: products at most, >= 1; never more than P are made.
         stop: asked after every step, with what there is by then; True ends the run.
@@ -116,7 +116,7 @@ def lanczos(
         alpha = dot(v, w)
         if not math.isfinite(alpha + float(w.norm())):
             break
-        w = torch.sub(w, v, alpha=alpha)
+        w = torch.sub(w, v, alpha=alpha) if w.data_ptr() == v.data_ptr() else w.sub_(v, alpha=alpha)
         if previous is not None:
             w.sub_(previous, alpha=run.betas[-1])
         run.basis.append(v)

@@ -117,7 +117,8 @@ class MeanOverBatches:
             dist.all_reduce(totals)
             if totals[0, -1].isnan():
                 raise ValueError("another process failed in this product; its own message says why")
-        return totals[:, :-1] / totals[:, -1:]
+        totals[:, :-1] /= totals[:, -1:].clone()
+        return totals[:, :-1]
 
     def _add(self, total: Tensor, row: Sequence[Tensor | None], weight: int) -> None:
         with torch.no_grad():
