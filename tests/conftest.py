@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from samovar import cli
+
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
 
@@ -17,6 +19,17 @@ def _one_thread():
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(1)
+
+
+def assert_refused(args: str, line: str, capsys) -> None:
+    """The command line ends with exit code 2 and one line that says `line`."""
+    with pytest.raises(SystemExit) as caught:
+        cli.main(args.split())
+    assert caught.value.code == 2
+    err = capsys.readouterr().err
+    assert line in err
+    assert err.startswith("samovar: ")
+    assert err.count("\n") == 1, err
 
 
 class Shell:

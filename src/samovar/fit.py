@@ -138,16 +138,17 @@ def _loop(
     with contextlib.closing(stream):
         for step in steps(state, stream, objective, config, runtime, total):
             boundary = step.step % every == 0 or step.step == total
+            meeting = boundary or step.step % config.run.log_every == 0
             if watch and step.step % config.run.watch_every == 0:
                 for record in watch.records(state.model, step.step, step.lr):
                     keeper.record(record)
-            if step.step % config.run.log_every == 0 or boundary:
+            if meeting:
                 yield Progress("train", step.step, total, keeper.log(step, clock))
             if boundary:
                 yield Progress("val", step.step, total, _validate(config, source, runtime, state, keeper))
                 keeper.save()
                 clock.mark(step.step)
-            if _agreed(stop, runtime, step.step % config.run.log_every == 0 or boundary):
+            if _agreed(stop, runtime, meeting):
                 if not boundary:
                     keeper.save()
                 raise Interrupted(stop.signum, step.step)
@@ -220,11 +221,12 @@ class _Keeper:
 
     def log(self, step: Step, clock: _Clock) -> dict[str, float]:
         """Read the tally back from the device and record it; the one host sync of the training loop."""
-        tally = dict(zip(self.state.tally, torch.stack(list(self.state.tally.values())).tolist(), strict=True))
+        numbers = self.state.tally | {"grad_norm": step.grad_norm}
+        tally = dict(zip(numbers, torch.stack(list(numbers.values())).tolist(), strict=True))
         values = {
             "train/loss": tally["loss"] / max(tally["steps"], 1),
             "train/lr": step.lr,
-            "train/grad_norm": step.grad_norm.item(),
+            "train/grad_norm": tally["grad_norm"],
             "train/images_per_second": clock.rate(step.step),
             "train/skipped": tally["skipped"],
         }

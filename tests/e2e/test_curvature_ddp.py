@@ -1,18 +1,17 @@
 """Curvature on two gloo processes: each has half of the batches, and both get the numbers of one that has all."""
 
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel as DDP  # noqa: N817
 
 from samovar.curvature import GaussNewton, Hessian, spectral_density, top_eigenvalues, trace
+from tests.e2e.ranks import run_ranks
 
 RANKS, SECONDS = 2, 120
 SAME = 1e-6  # relative, the target; float64, so rounding is far below
@@ -74,14 +73,7 @@ def work(rank: int, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("curvature")
-    processes = mp.start_processes(work, (folder,), RANKS, join=False, start_method="spawn")
-    try:
-        deadline = time.monotonic() + SECONDS
-        while not processes.join(timeout=1):
-            assert time.monotonic() < deadline, f"two ranks hang: no end after {SECONDS} s"
-    finally:
-        for process in processes.processes:
-            process.kill()
+    run_ranks(work, folder, RANKS, SECONDS)
     return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
 
 

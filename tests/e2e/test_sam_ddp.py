@@ -1,6 +1,5 @@
 """SAM on two gloo processes: every rank ascends on its own, and only what DDP sends anyway is sent."""
 
-import time
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -9,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel as DDP  # noqa: N817
 
 from samovar.sam import SAM, plain_backward, sam_backward
+from tests.e2e.ranks import run_ranks
 
 RANKS, SECONDS, RHO = 2, 120, 0.1
 ROUNDING = {"rtol": 1e-12, "atol": 1e-14}  # float64; the target is 1e-6
@@ -42,14 +41,7 @@ def work(rank: int, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ddp")
-    processes = mp.start_processes(work, (folder,), RANKS, join=False, start_method="spawn")
-    try:
-        deadline = time.monotonic() + SECONDS
-        while not processes.join(timeout=1):
-            assert time.monotonic() < deadline, f"two ranks hang: no end after {SECONDS} s"
-    finally:
-        for process in processes.processes:
-            process.kill()
+    run_ranks(work, folder, RANKS, SECONDS)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(RANKS)]
 
 

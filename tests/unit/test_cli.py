@@ -7,6 +7,7 @@ import pytest
 
 from samovar import cli, recipes
 from samovar.config import Config
+from tests.conftest import assert_refused
 
 
 @pytest.mark.parametrize(
@@ -61,13 +62,7 @@ def test_help_list_and_show_answer_without_torch(args: str) -> None:
 )
 def test_bad_input_is_one_clear_line_and_exit_code_2(args: str, line: str, capsys, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as caught:
-        cli.main(args.split())
-    assert caught.value.code == 2
-    err = capsys.readouterr().err
-    assert line in err
-    assert err.startswith("samovar: ")
-    assert err.count("\n") == 1, err
+    assert_refused(args, line, capsys)
     assert not list(tmp_path.glob("runs/*")), "a run that cannot start leaves no folder"
 
 

@@ -14,6 +14,7 @@ from samovar.measure import command, table, watch
 from samovar.measure.subject import open_subject
 from samovar.records import RunDir
 from samovar.runtime import Runtime
+from tests.conftest import assert_refused
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
 NAMES = list(table.MEASUREMENTS)
@@ -147,12 +148,7 @@ def test_a_model_by_name_gets_a_folder_of_its_own(tmp_path, capsys) -> None:
 )
 def test_bad_input_is_one_line(args, line, capsys, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as caught:
-        cli.main(args.split())
-    assert caught.value.code == 2
-    err = capsys.readouterr().err
-    assert line in err
-    assert err.count("\n") == 1, err
+    assert_refused(args, line, capsys)
 
 
 def test_a_checkpoint_that_is_not_there_names_those_that_are(run, tmp_path) -> None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from samovar import checkpoint, zoo
@@ -44,6 +44,10 @@ class Batches:
             rank=self.rank,
             world_size=self.world_size,
         )
+
+    def first(self, count: int) -> Batches:
+        """The first `count` images alone."""
+        return replace(self, split=self.split.take(np.arange(min(count, len(self.split)))))
 
     def share(self, runtime: Runtime) -> Batches:
         """A rank's part of the images."""
@@ -136,10 +140,9 @@ def _load_weights(body: nn.Module, run: RunDir | None, config: MeasureConfig) ->
     if run is None or config.checkpoint == "init":
         return "initialisation", 0
     path = _checkpoint_path(run, config.checkpoint)
-    averaged = path / "ema.safetensors"
     found = checkpoint.load(path)
-    body.load_state_dict(load_file(averaged) if averaged.is_file() else found.model)
-    return ("average of " if averaged.is_file() else "") + path.name, found.step
+    body.load_state_dict(found.ema or found.model)
+    return ("average of " if found.ema else "") + path.name, found.step
 
 
 def _checkpoint_path(run: RunDir, which: str) -> Path:
