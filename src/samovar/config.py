@@ -248,6 +248,22 @@ class MeasureConfig:
     """Replace GELU by ReLU, as the paper."""
     ntk_head: Literal["keep", "random"] = "keep"
     """`random`: draw a classifier head, which a network at a zero-head initialisation needs."""
+    landscape: Literal["random", "eigenvectors", "between"] = "random"
+    """Directions under `landscape`: filter-normalised Gaussian, the Hessian's top eigenvectors, or to `--other`."""
+    other: str = ""
+    """Under `--landscape between`: another run, or a step of this one, at 1 on the x axis."""
+    dims: Literal[1, 2] = 2
+    """A line or a plane; `between` is always a line."""
+    points: int = 25
+    """Grid points per axis, odd to go through the trained point; the paper: 50."""
+    span: float = 1.0
+    """The axes go from -span to span."""
+    landscape_images: int = 512
+    """Images of the landscape's loss, evenly per class; 0 is all that are measured."""
+    processes: int = 0
+    """Processes that share the grid's rows; 0 is one a core on a CPU. Under torchrun the ranks share them."""
+    pictures: int = 8
+    """Images under `attention` and `predictions`, evenly per class."""
     output: Path = Path("runs")
     """Folder for the records of a model that is of no run."""
     name: str = ""
@@ -321,6 +337,11 @@ _MEASURE_RANGES: dict[str, tuple[float, float, str]] = {
     "ascent_steps": (1, math.inf, "a number of steps, 1 or more"),
     "ntk_batch": (2, math.inf, "a number of images, 2 or more"),
     "ntk_batches": (1, math.inf, "a number of batches, 1 or more"),
+    "points": (2, 1001, "a number of grid points per axis, 2 to 1001"),
+    "span": (1e-9, math.inf, "a distance above 0"),
+    "landscape_images": (0, math.inf, "a number of images, 0 for all"),
+    "processes": (0, math.inf, "a number of processes, 0 for one a core"),
+    "pictures": (1, 256, "a number of images, 1 to 256"),
     "threads": (0, math.inf, "a number of threads, 0 for torch's choice"),
     "workers": (-1, math.inf, "a number of processes, -1 for one a core"),
 }
@@ -343,6 +364,11 @@ def validate_measure(config: MeasureConfig) -> None:
         raise ValueError(f"--k {config.k} is more than --max-steps {config.max_steps}; give at most as many")
     if not (config.ntk_output in ("sum", "full") or config.ntk_output.isdigit()):
         raise ValueError(f"--ntk-output {config.ntk_output} is unknown; give sum, full or the index of a logit")
+    if (config.landscape == "between") != bool(config.other):
+        raise ValueError(
+            f"--landscape {config.landscape} with --other {config.other or '(nothing)'}: `between` needs another run "
+            "or step, the others none"
+        )
 
 
 def validate(config: Config) -> None:

@@ -110,6 +110,12 @@ def keep_fraction(labels: Ints, fraction: float, seed: int) -> Ints:
     return np.flatnonzero(ranks < limits[labels])
 
 
+def evenly(labels: Ints, count: int, seed: int) -> Ints:
+    """`count` rows (or all), a class after the other in turn, so that every beginning is even over the classes."""
+    ranks, _ = _ranks_in_class(labels, Purpose.FRACTION, seed)
+    return np.lexsort((labels, ranks))[:count]
+
+
 def _ranks_in_class(labels: Ints, purpose: Purpose, seed: int) -> tuple[Ints, Ints]:
     """Place of each row in its class's random order, [n], and the size of each class, [K]."""
     words = hashes((seed, purpose), np.arange(len(labels)), 1)[:, 0]

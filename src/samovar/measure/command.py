@@ -126,8 +126,3 @@ def table_of(records: Sequence[Record], subject: Subject) -> Table:
         value = f"{record.value:.5g}" + ("" if record.converged else " (not converged)")
         table.add_row(record.name, value, error, where, cost)
     return table
-
-
-def known() -> dict[str, str]:
-    """Names of measurements with a line on each."""
-    return {name: (function.__doc__ or "").splitlines()[0] for name, function in MEASUREMENTS.items()}

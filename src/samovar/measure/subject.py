@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +16,7 @@ from samovar import config as configs
 from samovar.config import Config, DataConfig, MeasureConfig, ModelConfig
 from samovar.data.loader import Batch, eval_batches
 from samovar.data.sources import open_source
-from samovar.data.splits import Split, keep_fraction
+from samovar.data.splits import Split, evenly, keep_fraction
 from samovar.models import create, describe
 from samovar.objectives import make_objective
 from samovar.records import RunDir
@@ -45,9 +44,9 @@ class Batches:
             world_size=self.world_size,
         )
 
-    def first(self, count: int) -> Batches:
-        """The first `count` images alone."""
-        return replace(self, split=self.split.take(np.arange(min(count, len(self.split)))))
+    def few(self, count: int, seed: int) -> Batches:
+        """`count` images alone (or all), even over the classes, and so is every beginning of them."""
+        return replace(self, split=self.split.take(evenly(self.split.labels, count, seed)))
 
     def share(self, runtime: Runtime) -> Batches:
         """A rank's part of the images."""
@@ -68,7 +67,7 @@ class Subject:
     """Whatever, changed, would change the numbers: checkpoint, images, loss, mode."""
     where: dict[str, Any]
     """Step and split."""
-    num_classes: int
+    classes: tuple[str, ...]
     runtime: Runtime
     """Ranks share the Hessian's products; everything else each of them computes in full."""
     run: RunDir | None = None
@@ -78,7 +77,7 @@ class Subject:
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean loss [] over a batch, without label smoothing."""
         settings = replace(self.config, loss=self.settings["loss"], label_smoothing=0.0)
-        return make_objective(settings, self.num_classes)(model, batch).value
+        return make_objective(settings, len(self.classes))(model, batch).value
 
 
 def open_subject(name: str, config: MeasureConfig, runtime: Runtime) -> Subject:
@@ -132,7 +131,7 @@ def _subject(name: str, base: Config, config: MeasureConfig, runtime: Runtime, r
     batches = Batches(split, data, config.batch_size, runtime.device)
     where = {"split": config.split} | ({"step": step} if run else {})
     model = model.to(runtime.device).eval()
-    return Subject(name, model, batches, settings, where, len(source.classes), runtime, run, base)
+    return Subject(name, model, batches, settings, where, tuple(source.classes), runtime, run, base)
 
 
 def _load_weights(body: nn.Module, run: RunDir | None, config: MeasureConfig) -> tuple[str, int]:

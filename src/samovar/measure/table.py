@@ -143,7 +143,7 @@ def _sharpness(subject: Subject, config: MeasureConfig, _: Path) -> Iterator[Rec
 
 def _ntk(subject: Subject, config: MeasureConfig, _: Path) -> Iterator[Record]:
     """The condition number of the neural tangent kernel, per batch of 48 images, averaged."""
-    few = subject.batches.first(config.ntk_batch * config.ntk_batches)
+    few = subject.batches.few(config.ntk_batch * config.ntk_batches, config.seed)
     images = torch.cat([batch.images for batch in few])
     output: Any = int(config.ntk_output) if config.ntk_output.isdigit() else config.ntk_output
     found = ntk_condition_number(
