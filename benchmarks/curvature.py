@@ -37,7 +37,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from samovar.curvature import Hessian, top_eigenvalues
 
-TOL, LOADER_BATCHES, TRAIN_STEPS = 1e-3, 8, 30
+TOL, LOADER_BATCHES = 1e-3, 8
 Batches = list[tuple[Tensor, Tensor]]
 Found = tuple[float, Tensor, int]  # eigenvalue, vector [P], products
 Row = Callable[[nn.Module, Batches, int], Found]
@@ -64,12 +64,12 @@ def images(pixels: int, indices: Tensor) -> tuple[Tensor, Tensor]:
     return F.interpolate(x.repeat(1, 3, 1, 1), size=pixels, mode="bilinear"), torch.tensor(digits.target)[indices]
 
 
-def trained(case: str) -> tuple[nn.Module, Batches, Batches]:
+def trained(case: str, train_steps: int) -> tuple[nn.Module, Batches, Batches]:
     """A model after a few steps on digits, its one batch, and its loader of 8 smaller ones."""
     torch.manual_seed(0)
     model, pixels, size, lr = CASES[case]()
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
-    for _ in range(TRAIN_STEPS):
+    for _ in range(train_steps):
         x, y = images(pixels, torch.randint(1797, (32,)))
         optimizer.zero_grad(set_to_none=True)
         F.cross_entropy(model(x), y).backward()
@@ -183,11 +183,11 @@ def timed(row: str, model: nn.Module, batches: Batches, steps: int) -> tuple[flo
     return time.process_time() - start, found
 
 
-def report(case: str, setting: str, rows: list[str], repeats: int) -> None:
-    model, one, loader = trained(case)
+def report(case: str, setting: str, rows: list[str], repeats: int, train_steps: int) -> None:
+    model, one, loader = trained(case, train_steps)
     batches = one if setting == "one batch" else loader
     exact = Hessian(model, loss, batches, dtype=torch.float64)
-    best = top_eigenvalues(exact, tol=1e-6)
+    best = top_eigenvalues(exact, 2, tol=1e-6)
     noise = torch.randn(exact.size, generator=torch.Generator().manual_seed(0))
     steps = top_eigenvalues(Hessian(model, loss, batches), tol=TOL, start=noise).num_products
     found: dict[str, list[tuple[float, Found | str]]] = {row: [] for row in rows}
@@ -201,7 +201,11 @@ def report(case: str, setting: str, rows: list[str], repeats: int) -> None:
                 result = timed(row, model, batches, told[row])
             found[row].append(result)
         order = order[1:] + order[:1]
-    print(f"\n{case}, {setting}: lambda_max {float(best.values[0]):.4f}; {steps} products from a random start")
+    gap = abs(float(best.values[1] / best.values[0]))
+    print(
+        f"\n{case} after {train_steps} steps, {setting}: lambda_max {float(best.values[0]):.4f}, the next {gap:.2f} of it; "
+        f"{steps} products from a random start"
+    )
     print(f"{'row':<24}{'seconds':>8}{'products':>9}{'residual':>10}{'error':>9}   samovar / row [min, max], target")
     for row in rows:
         show(row, found, exact, float(best.values[0]), TARGETS.get((setting, row)))
@@ -234,7 +238,7 @@ def work(rank: int, ranks: int, case: str, folder: str, steps: int) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store{ranks}", ranks)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
-    model, _, _ = trained(case)
+    model, _, _ = trained(case, 30)
     _, pixels, size, _ = CASES[case]()
     mine = range(rank, LOADER_BATCHES, ranks)
     batches = [images(pixels, torch.arange(i * size, (i + 1) * size)) for i in mine]
@@ -274,6 +278,7 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", choices=["one", "loader", "processes"])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--loader-repeats", type=int, default=1)
+    parser.add_argument("--train-steps", type=int, nargs="+", default=[30], help="of AdamW before; more than one: each")
     args = parser.parse_args()
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -283,16 +288,13 @@ def main() -> None:
     print(f"torch {torch.__version__}, timm {timm.__version__}, Python {platform.python_version()}, {cpu}")
     print(f"1 thread, {args.repeats} repetitions (loader {args.loader_repeats}); {' '.join(sys.argv[1:])}", flush=True)
     settings = args.settings or ["one", "loader", "processes"]
+    few = ["samovar", "samovar, retain=False", "PyHessian", "PyHessian to residual"]
     for case in args.cases:
-        if "one" in settings:
-            report(case, "one batch", list(ROWS), args.repeats)
-        if "loader" in settings:
-            report(
-                case,
-                "loader",
-                ["samovar", "samovar, retain=False", "PyHessian", "PyHessian to residual"],
-                args.loader_repeats,
-            )
+        for train_steps in args.train_steps:
+            if "one" in settings:
+                report(case, "one batch", list(ROWS), args.repeats, train_steps)
+            if "loader" in settings:
+                report(case, "loader", few, args.loader_repeats, train_steps)
         if "processes" in settings:
             report_processes(case, args.repeats)
 

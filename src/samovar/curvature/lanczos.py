@@ -27,32 +27,39 @@ class Basis:
     def __len__(self) -> int:
         return self._length
 
-    def append(self, v: Tensor) -> None:
-        """Add a vector [P], on any device."""
+    def append(self, v: Tensor, norm: float) -> Tensor:
+        """Add v / norm [P], and return it; v may be on another device, and then so is what comes back."""
         if self._length == ROWS * len(self._blocks):
             self._blocks.append(torch.empty(ROWS, self.size, dtype=self.dtype, device=self.device))
-        self._blocks[-1][self._length % ROWS].copy_(v)
+        row = self._blocks[-1][self._length % ROWS]
+        torch.div(v.to(self.device), norm, out=row)
         self._length += 1
+        return row.to(v.device)
 
-    def _filled(self) -> list[Tensor]:
-        return [block[: self._length - ROWS * i] for i, block in enumerate(self._blocks)]
+    def _filled(self, length: int) -> list[Tensor]:
+        return [block[: length - ROWS * i] for i, block in enumerate(self._blocks) if length > ROWS * i]
 
-    def orthogonalize(self, w: Tensor) -> Tensor:
-        """w [P] without its part in the span of the basis; w may be overwritten. Twice is enough (Kahan, Parlett)."""
-        rest = w.to(self.device)
+    def orthogonalize(self, w: Tensor) -> tuple[Tensor, float]:
+        """w [P] without its part in the span of the basis, and its norm; w may be overwritten.
+
+        Twice is enough (Kahan, Parlett)."""
+        rest, norm = w.to(self.device), math.nan
         for _ in range(2):
-            before = rest.norm()
-            for block in self._filled():
-                rest.addmv_(block.T, block @ rest, alpha=-1)
-            if rest.norm() > KEPT_SHARE * before:
+            removed = 0.0
+            for block in self._filled(len(self)):
+                along = block @ rest
+                removed += float(along.double().square().sum())
+                rest.addmv_(block.T, along, alpha=-1)
+            norm = math.sqrt(dot(rest, rest))
+            if norm > KEPT_SHARE * math.sqrt(removed + norm * norm):
                 break
-        return rest.to(w.device)
+        return rest.to(w.device), norm
 
     def combine(self, weights: Tensor) -> Tensor:
-        """Linear combinations [P, k] of the vectors, by weights [len, k], on the basis's device."""
+        """Linear combinations [P, k] of the first vectors, by weights [m, k], on the basis's device."""
         weights = weights.to(self.device, self.dtype)
         total = torch.zeros(self.size, weights.shape[1], dtype=self.dtype, device=self.device)
-        for block, part in zip(self._filled(), torch.split(weights, ROWS), strict=True):
+        for block, part in zip(self._filled(len(weights)), torch.split(weights, ROWS), strict=True):
             total.addmm_(block.T, part)
         return total
 
@@ -62,7 +69,7 @@ class Tridiagonal:
     """T of a Lanczos run after m steps, in float64 on the host, with the basis Q."""
 
     basis: Basis
-    """The m vectors q_0 .. q_{m-1}."""
+    """The m vectors q_0 .. q_{m-1}; one more where the run was about to go on."""
     alphas: list[float] = field(default_factory=list)
     """The diagonal, m numbers."""
     betas: list[float] = field(default_factory=list)
@@ -107,21 +114,18 @@ def lanczos(
     Source: Lanczos (1950)."""
     if num_steps < 1:
         raise ValueError(f"num_steps={num_steps} is too few; pick num_steps >= 1")
-    v = _unit(v0)
     run = Tridiagonal(Basis(len(v0), v0.dtype, torch.device(basis_device or v0.device)))
-    previous, scale = None, 0.0
+    v, previous, scale = run.basis.append(v0, _norm(v0)), None, 0.0
     for step in range(1, min(num_steps, len(v0)) + 1):
         w = matvec(v)
         run.num_products = step
         alpha = dot(v, w)
-        if not math.isfinite(alpha + float(w.norm())):
-            break
         w = torch.sub(w, v, alpha=alpha) if w.data_ptr() == v.data_ptr() else w.sub_(v, alpha=alpha)
         if previous is not None:
             w.sub_(previous, alpha=run.betas[-1])
-        run.basis.append(v)
-        w = run.basis.orthogonalize(w)
-        beta = math.sqrt(dot(w, w))
+        w, beta = run.basis.orthogonalize(w)
+        if not math.isfinite(alpha + beta):
+            break
         run.alphas.append(alpha)
         scale = max(scale, abs(alpha), beta)
         invariant = step == len(v0) or beta <= 10 * torch.finfo(v0.dtype).eps * scale
@@ -131,9 +135,9 @@ def lanczos(
         if invariant:
             if restart is None:
                 break
-            previous, v = None, _unit(run.basis.orthogonalize(restart()))
+            previous, v = None, run.basis.append(*run.basis.orthogonalize(restart()))
         else:
-            previous, v = v, w.div_(beta)
+            previous, v = v, run.basis.append(w, beta)
     if not run.alphas:
         raise ValueError("the first product is not finite; look at the weights, the loss and v0")
     return run
@@ -149,8 +153,8 @@ def dot(a: Tensor, b: Tensor) -> float:
     return float(torch.stack(parts).double().sum())
 
 
-def _unit(v: Tensor) -> Tensor:
+def _norm(v: Tensor) -> float:
     norm = math.sqrt(dot(v, v)) if v.dim() == 1 else math.nan
     if not (math.isfinite(norm) and norm > 0):
         raise ValueError(f"v0 has shape {list(v.shape)} and norm {norm}; give a finite vector [P] that is not zero")
-    return v / norm
+    return norm

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import Any, Literal
 
@@ -94,38 +95,50 @@ class MeanOverBatches:
     @torch.inference_mode(False)
     def _mean(self, rows: Callable[[Graph, bool], Iterator[Sequence[Tensor | None]]], num_rows: int) -> Tensor:
         """Mean over examples [num_rows, P + 1] of what each graph yields, with the loss as the last column."""
-        # one more column for the examples, so that a product takes a single all-reduce, whose NaN tells of a failure
-        totals = torch.zeros(num_rows, self.size + 2, device=self.device, dtype=self.dtype)
+        # two more columns: the loss, and the examples, so that ranks meet in a single all-reduce, whose NaN tells of a
+        # failure
+        means = torch.empty(num_rows, self.size + 2, device=self.device, dtype=self.dtype)
 
-        def add_all() -> None:
+        def average_all() -> None:
+            examples = 0
             for weight, graph, keep in self._graphs():
-                for total, row in zip(totals, rows(graph, keep), strict=True):
-                    self._add(total, row, weight)
-                    total[-2:] += total.new_tensor([graph.loss * weight, weight])
+                examples += weight
+                for mean, row in zip(means, rows(graph, keep), strict=True):
+                    self._average(mean, row, graph.loss, weight / examples)
                 del graph  # before the next is built, so that only one that is not retained is alive
+            means[:, -1] = examples
 
         try:
             self._refresh()
             # copies, because a layer may write to its buffers
             buffers = {name: _cast(x, self.dtype, copy=True) for name, x in self._model.named_buffers()}
-            borrow(self._model, self._tensors | buffers, self._mode, self.device, add_all)
+            borrow(self._model, self._tensors | buffers, self._mode, self.device, average_all)
         except Exception:
             if self._distributed:
-                dist.all_reduce(totals.fill_(torch.nan))
+                dist.all_reduce(means.fill_(torch.nan))
             raise
         if self._distributed:
-            dist.all_reduce(totals)
-            if totals[0, -1].isnan():
+            means[:, :-1] *= means[:, -1:].clone()
+            dist.all_reduce(means)
+            if means[0, -1].isnan():
                 raise ValueError("another process failed in this product; its own message says why")
-        totals[:, :-1] /= totals[:, -1:].clone()
-        return totals[:, :-1]
+            means[:, :-1] /= means[:, -1:].clone()
+        return means[:, :-1]
 
-    def _add(self, total: Tensor, row: Sequence[Tensor | None], weight: int) -> None:
+    def _average(self, mean: Tensor, row: Sequence[Tensor | None], loss: float, share: float) -> None:
+        """Let a batch's row, and its loss, be `share` of the mean so far; a share of 1 begins it."""
         with torch.no_grad():
-            views = self._pieces(total[: self.size])
+            if share < 1:
+                mean[:-1] *= 1 - share
+            elif len(self._trainable) < len(self._params) or any(part is None for part in row):
+                mean.zero_()  # what no gradient reaches
+            views = self._pieces(mean[: self.size])
             found = [(view, each.to(view.device)) for view, each in zip(views, row, strict=True) if each is not None]
-            if found:
-                torch._foreach_add_([view for view, _ in found], [each for _, each in found], alpha=weight)
+            parts, each = [view for view, _ in found], [each for _, each in found]
+            if share < 1:
+                torch._foreach_add_([*parts, mean[self.size]], [*each, mean.new_tensor(loss)], alpha=share)
+            else:
+                torch._foreach_copy_([*parts, mean[self.size]], [*each, mean.new_tensor(loss)])
 
     def _pieces(self, v: Tensor) -> list[Tensor]:
         """Views of a flat vector, one per leaf (a trainable parameter)."""
@@ -175,7 +188,8 @@ class MeanOverBatches:
         if stamp == self._stamp:
             return
         self.release()
-        _check_finite(self._model)
+        if not all(math.isfinite(norm) for norm in stamp[1]):  # of large numbers a norm may be infinite too
+            _check_finite(self._model)
         cast = {name: _cast(param, self.dtype) for name, param in self._model.named_parameters()}
         self._leaves = [cast[name].requires_grad_() for name in self._params if name in self._trainable]
         self._tensors, self._stamp = cast, stamp
