@@ -203,7 +203,7 @@ def report(case: str, setting: str, rows: list[str], repeats: int, train_steps: 
         order = order[1:] + order[:1]
     gap = abs(float(best.values[1] / best.values[0]))
     print(
-        f"\n{case} after {train_steps} steps, {setting}: lambda_max {float(best.values[0]):.4f}, the next {gap:.2f} of it; "
+        f"\n{case} after {train_steps} steps, {setting}: lambda_max {float(best.values[0]):.4f}, next {gap:.2f} of it; "
         f"{steps} products from a random start"
     )
     print(f"{'row':<24}{'seconds':>8}{'products':>9}{'residual':>10}{'error':>9}   samovar / row [min, max], target")

@@ -15,7 +15,7 @@ from rich.table import Table
 from samovar import config as configs
 from samovar.config import MeasureConfig, RunConfig
 from samovar.measure.subject import Subject, open_subject
-from samovar.measure.table import MEASUREMENTS, measure
+from samovar.measure.table import measure
 from samovar.records import Record, RunDir, timestamp
 from samovar.runtime import started
 
