@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from samovar.curvature import spectral_density as spectral_density
     from samovar.curvature import top_eigenvalues as top_eigenvalues
     from samovar.curvature import trace as trace
+    from samovar.measure.flatness import average_flatness as average_flatness
     from samovar.measure.ntk import ntk_condition_number as ntk_condition_number
-    from samovar.measure.sharpness import average_flatness as average_flatness
     from samovar.measure.sharpness import sam_sharpness as sam_sharpness
     from samovar.models import create as create_model
     from samovar.records import Record as Record
@@ -31,7 +31,7 @@ _PUBLIC = {
     "Record": ("samovar.records", "Record"),
     "RunDir": ("samovar.records", "RunDir"),
     "SAM": ("samovar.sam", "SAM"),
-    "average_flatness": ("samovar.measure.sharpness", "average_flatness"),
+    "average_flatness": ("samovar.measure.flatness", "average_flatness"),
     "create_model": ("samovar.models", "create"),
     "ntk_condition_number": ("samovar.measure.ntk", "ntk_condition_number"),
     "plain_backward": ("samovar.sam", "plain_backward"),

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from samovar.measure.ntk import _column_chunks, condition_number, ntk
-from samovar.measure.sharpness import average_flatness, sam_sharpness
+from samovar.measure.flatness import average_flatness
+from samovar.measure.jacobian import column_chunks
+from samovar.measure.ntk import condition_number, ntk
+from samovar.measure.sharpness import sam_sharpness
 
 SEEDS = st.integers(0, 2**31 - 1)
 RADII = st.floats(1e-6, 10.0)
@@ -143,7 +145,7 @@ def test_the_condition_number_does_not_change_with_the_scale_of_the_kernel(seed,
 @given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=6), width=st.integers(1, 12))
 def test_chunks_of_columns_cover_every_column_once_and_are_as_wide_as_can_be(sizes, width):
     params = {str(i): torch.zeros(size) for i, size in enumerate(sizes)}
-    chunks = list(_column_chunks(params, width))
+    chunks = list(column_chunks(params, width))
     columns = [(piece.name, i) for chunk in chunks for piece in chunk for i in range(piece.start, piece.stop)]
     assert columns == [(name, i) for name, p in params.items() for i in range(len(p))]
     assert [sum(piece.stop - piece.start for piece in chunk) for chunk in chunks[:-1]] == [width] * (len(chunks) - 1)

@@ -13,7 +13,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from samovar.measure.ntk import condition_number, gelu_as_relu, ntk, ntk_condition_number, random_head
+from samovar.measure.ntk import condition_number, ntk, ntk_condition_number
+from samovar.measure.swaps import gelu_as_relu, random_head
 
 MIB = 2**20
 

@@ -2,13 +2,17 @@
 
 import math
 import random
+from collections import UserDict
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from samovar.measure.sharpness import average_flatness, mean_loss, num_examples, sam_sharpness
+from samovar.curvature.inputs import num_examples
+from samovar.measure.flatness import average_flatness
+from samovar.measure.losses import mean_loss
+from samovar.measure.sharpness import sam_sharpness
 from samovar.sam import sam_backward
 
 
@@ -86,6 +90,7 @@ class Sized:
         ((torch.zeros(4, 2), torch.zeros(9)), 4),
         ([torch.zeros(3, 2), torch.zeros(9)], 3),
         ({"pixels": torch.zeros(2, 2), "labels": torch.zeros(9)}, 2),
+        (UserDict(pixels=torch.zeros(2, 2), labels=torch.zeros(9)), 2),
         (Sized(), 7),
     ],
 )

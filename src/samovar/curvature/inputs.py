@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -65,12 +65,12 @@ def _name_of(param: Any, known: dict[str, nn.Parameter]) -> str:
 def num_examples(batch: Any) -> int:
     """Examples in a batch: its length if it has one of its own, else that of the first tensor in it.
 
-    A tensor counts by its first dimension. Tuples, lists and dicts have the length of something else, so they, and
+    A tensor counts by its first dimension. Tuples, lists and mappings have the length of something else, so they, and
     objects without one, count by the first tensor inside.
 
     Raises:
         ValueError: no length and no tensor, or no examples."""
-    if isinstance(batch, (Tensor, tuple, list, dict)) or not hasattr(batch, "__len__"):
+    if isinstance(batch, (Tensor, tuple, list, Mapping)) or not hasattr(batch, "__len__"):
         first = next(_tensors(batch), None)
         count = 0 if first is None or first.dim() == 0 else first.shape[0]
     else:
@@ -92,7 +92,7 @@ def fingerprint(batch: Any) -> tuple[Any, ...]:
 def _tensors(batch: Any) -> Iterator[Tensor]:
     if isinstance(batch, Tensor):
         yield batch
-    elif isinstance(batch, dict):
+    elif isinstance(batch, Mapping):
         yield from _all(batch.values())
     elif isinstance(batch, (tuple, list)):
         yield from _all(batch)
@@ -113,8 +113,10 @@ def convert(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
 def _map(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(batch, Tensor):
         return function(batch)
-    if isinstance(batch, dict):
-        return {key: _map(value, function) for key, value in batch.items()}
+    if isinstance(batch, MutableMapping):
+        mapped = copy.copy(batch)
+        mapped.update({key: _map(value, function) for key, value in batch.items()})
+        return mapped
     if isinstance(batch, (tuple, list)):
         parts = [_map(part, function) for part in batch]
         return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)

@@ -6,23 +6,19 @@ Dense and exact: no sketches. Models are lent in eval mode and differentiated th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from typing import Any, Literal, NamedTuple, cast
+from typing import Literal, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor, nn
-from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.overrides import TorchFunctionMode
 
-from samovar.measure.sharpness import borrowed
-
-Output = Literal["sum", "full"] | int
+from samovar.measure.jacobian import Output, column_chunks, jacobian_columns, set_up
+from samovar.measure.lend import borrowed
+from samovar.measure.swaps import gelu_as_relu, head_layers, random_head
 
 MIB = 2**20
 
@@ -105,7 +101,7 @@ def ntk(
         torch.enable_grad(),
         sdpa_kernel(SDPBackend.MATH),
     ):  # not to depend on which fused kernels vmap can batch
-        setup = _setup(model, images, output, params, dtype)
+        setup = set_up(model, images, output, params, dtype)
         rows = len(images) * len(setup.cotangents)
         needed = rows**2 * dtype.itemsize
         if needed > kernel_bytes:
@@ -114,8 +110,8 @@ def ntk(
                 f"over kernel_bytes={kernel_bytes / MIB:.3g} MiB; give fewer images, output='sum', or a larger limit"
             )
         theta = setup.images.new_zeros(rows, rows)
-        for chunk in _column_chunks(setup.wanted, max(1, chunk_bytes // (rows * dtype.itemsize))):
-            columns = _jacobian_columns(setup, chunk, chunk_bytes)
+        for chunk in column_chunks(setup.wanted, max(1, chunk_bytes // (rows * dtype.itemsize))):
+            columns = jacobian_columns(setup, chunk, chunk_bytes)
             theta.addmm_(columns, columns.T)
             del columns  # before the next chunk is made
     if not theta.isfinite().all():
@@ -189,7 +185,7 @@ def ntk_condition_number(
     with ExitStack() as changes:
         if head == "random":
             changes.enter_context(random_head(model, cast(Generator, generator)))
-        elif (layers := _head(model)) and not any(layer.weight.any() for layer in layers):
+        elif (layers := head_layers(model)) and not any(layer.weight.any() for layer in layers):
             raise ValueError(
                 "the classifier head is all zero, so no other weight has a gradient and the NTK is the Gram matrix of "
                 "the features; use head='random', or a trained network"
@@ -214,195 +210,6 @@ def ntk_condition_number(
         raise ValueError("no batches of images; give at least one")
     value, stderr = _mean(kappas) if average == "kappa" else _jackknife(kernels)
     return NtkEstimate(value, stderr, len(kappas), max(sizes), tuple(kappas), math.isfinite(value))
-
-
-@contextmanager
-def gelu_as_relu(model: nn.Module) -> Iterator[None]:
-    """Inside, the model computes ReLU wherever it has GELU, a module of any such class or a call of F.gelu.
-
-    Modules are known by class: a name with GELU in it, no parameters, no children."""
-    swapped = [
-        (parent._modules, name, child)
-        for parent in model.modules()
-        for name, child in parent._modules.items()
-        if child is not None and _is_gelu(child)
-    ]
-    try:
-        for siblings, name, _ in swapped:
-            siblings[name] = nn.ReLU()
-        with _GeluCalls():
-            yield
-    finally:
-        for siblings, name, child in swapped:
-            siblings[name] = child
-
-
-class _GeluCalls(TorchFunctionMode):
-    """Answers F.gelu with ReLU."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is F.gelu:
-            return F.relu(args[0] if args else (kwargs or {})["input"])
-        return func(*args, **(kwargs or {}))
-
-
-def _is_gelu(module: nn.Module) -> bool:
-    return "GELU" in type(module).__name__ and not module._modules and not any(True for _ in module.parameters())
-
-
-@contextmanager
-def random_head(model: nn.Module, generator: Generator) -> Iterator[None]:
-    """Inside, the classifier's weights are drawn from N(0, 1 / fan_in), LeCun's scale; outside, as before to the bit.
-
-    Its bias stays: a constant, which no gradient of a logit depends on.
-
-    Raises:
-        ValueError: the model has no classifier that can be told."""
-    weights = [layer.weight for layer in _head(model)]
-    if not weights:
-        raise ValueError("no classifier head found (get_classifier(), or a last nn.Linear); use head='keep'")
-    copies = [weight.detach().clone() for weight in weights]
-    try:
-        with torch.no_grad():
-            for weight in weights:
-                z = torch.randn(weight.shape, generator=generator, dtype=torch.float32)
-                weight.copy_(z * weight[0].numel() ** -0.5)
-        yield
-    finally:
-        with torch.no_grad():
-            for weight, copy in zip(weights, copies, strict=True):
-                weight.copy_(copy)
-
-
-def _head(model: nn.Module) -> list[Any]:
-    """Layers with the classifier's kernels: what `get_classifier` of timm names, else the last nn.Linear."""
-    owner: Any = next((module for module in model.modules() if hasattr(module, "get_classifier")), None)
-    if owner is None:
-        return [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
-    heads = owner.get_classifier()
-    parts = [module for head in (heads if isinstance(heads, tuple | list) else (heads,)) for module in head.modules()]
-    return [m for m in parts if isinstance(w := getattr(m, "weight", None), nn.Parameter) and w.ndim > 1]
-
-
-# --- the Jacobian ----------------------------------------------------------------------------------------------------
-
-
-class _Setup(NamedTuple):
-    """A model as a function of its parameters, and what it is differentiated at."""
-
-    model: nn.Module
-    state: dict[str, Tensor]
-    """Parameters and buffers, detached copies in the dtype of the kernel."""
-    wanted: dict[str, Tensor]
-    """The parameters of the kernel, out of `state`."""
-    images: Tensor
-    cotangents: Tensor
-    """[R, K]: the combinations of logits that are a sample's rows."""
-
-
-class _Slice(NamedTuple):
-    """Columns of the Jacobian: entries start to stop of one parameter, flattened."""
-
-    name: str
-    start: int
-    stop: int
-
-
-def _setup(
-    model: nn.Module, images: Tensor, output: Output, patterns: Sequence[str] | None, dtype: torch.dtype
-) -> _Setup:
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise ValueError(f"{name} is not finite; load weights that are")
-    state = {k: t.detach().to(dtype if t.is_floating_point() else t.dtype, copy=True) for k, t in tensors.items()}
-    wanted = {
-        name: state[name]
-        for name, param in model.named_parameters()
-        if param.requires_grad and (patterns is None or any(fnmatchcase(name, pattern) for pattern in patterns))
-    }
-    if not wanted:
-        raise ValueError(f"params={patterns} selects no parameter that requires a gradient; None selects all that do")
-    images = images.to(next(iter(wanted.values())).device, dtype, copy=True)
-    with torch.no_grad():
-        logits = functional_call(model, state, (images[:1],))
-    if not isinstance(logits, Tensor):
-        raise TypeError(f"the model returns {type(logits).__name__}; wrap it to return logits [n, K]")
-    return _Setup(model, state, wanted, images, _cotangents(output, logits))
-
-
-def _cotangents(output: Output, logits: Tensor) -> Tensor:
-    eye = torch.eye(logits.numel(), dtype=logits.dtype, device=logits.device)
-    if output == "full":
-        return eye
-    if output == "sum":
-        return eye.sum(0, keepdim=True)
-    if not isinstance(output, int) or not 0 <= output < len(eye):
-        raise ValueError(f"output={output!r}; pick 'sum', 'full' or a logit from 0 to {len(eye) - 1}")
-    return eye[output : output + 1]
-
-
-def _column_chunks(params: dict[str, Tensor], width: int) -> Iterator[list[_Slice]]:
-    """All columns in order, at most `width` at a time."""
-    chunk: list[_Slice] = []
-    room = width
-    for name, param in params.items():
-        start = 0
-        while start < param.numel():
-            stop = min(param.numel(), start + room)
-            chunk.append(_Slice(name, start, stop))
-            room -= stop - start
-            start = stop
-            if not room:
-                yield chunk
-                chunk, room = [], width
-    if chunk:
-        yield chunk
-
-
-def _jacobian_columns(setup: _Setup, chunk: list[_Slice], chunk_bytes: int) -> Tensor:
-    """Some columns of the Jacobian, [rows, columns]; row i * R + r is combination r of sample i."""
-    variables = {piece.name: setup.wanted[piece.name] for piece in chunk}
-    per_sample = len(setup.cotangents)
-    rows = len(setup.images) * per_sample
-    columns = setup.images.new_empty(rows, sum(piece.stop - piece.start for piece in chunk))
-    block = chunk_bytes // (sum(p.numel() for p in variables.values()) * columns.itemsize)
-    block = max(1, min(block, len(setup.images)))  # no more activations than of a plain batch
-    for first in range(0, rows, block):
-        index = torch.arange(first, min(rows, first + block), device=columns.device)
-        images, cotangents = setup.images[index // per_sample], setup.cotangents[index % per_sample]
-        grads = _row_gradients(setup, variables, images, cotangents)
-        at = 0
-        for name, start, stop in chunk:
-            columns[first : first + block, at : at + stop - start] = grads[name].flatten(1)[:, start:stop]
-            at += stop - start
-    return columns
-
-
-def _row_gradients(
-    setup: _Setup, variables: dict[str, Tensor], images: Tensor, cotangents: Tensor
-) -> dict[str, Tensor]:
-    """Gradients [rows, *shape] of one combination of the logits of one image each."""
-
-    def combined(variables: dict[str, Tensor], image: Tensor, cotangent: Tensor) -> Tensor:
-        logits = functional_call(setup.model, setup.state | variables, (image[None],))
-        return cast(Tensor, (logits.flatten() * cotangent).sum())
-
-    try:
-        rows = vmap(grad(combined), in_dims=(None, 0, 0))(variables, images, cotangents)
-        return cast("dict[str, Tensor]", rows)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError:  # a model that vmap cannot follow: branches on data, operators without a batching rule
-        leaves = {name: tensor.clone().requires_grad_() for name, tensor in variables.items()}
-        values = (combined(leaves, image, cotangent) for image, cotangent in zip(images, cotangents, strict=True))
-        each = [torch.autograd.grad(value, list(leaves.values()), materialize_grads=True) for value in values]
-        return {name: torch.stack(column) for name, column in zip(leaves, zip(*each, strict=True), strict=True)}
-
-
-# --- averages and checks ---------------------------------------------------------------------------------------------
 
 
 def _mean(values: Sequence[float]) -> tuple[float, float | None]:

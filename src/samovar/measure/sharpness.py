@@ -1,44 +1,20 @@
-"""Flatness of a loss around the weights: on average under Gaussian noise, and at its worst within SAM's ball.
+"""Sharpness at its worst: the highest loss within SAM's ball around the weights.
 
-Weights are the parameters that require a gradient. A loss maps (model, batch) to its mean over the batch; losses of
-batches are averaged with weight B, the number of examples. Models are lent in eval mode and come back as they were.
-"""
+Weights are the parameters that require a gradient. Models are lent in eval mode and come back as they were."""
 
 from __future__ import annotations
 
 import math
-import random
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
 
-LossFn = Callable[[nn.Module, Any], Tensor]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over draws of weight noise."""
-
-    value: float
-    """Mean of the loss over the draws; inf or nan if the loss of a draw is."""
-    stderr: float | None
-    """Standard error of `value` over the draws, and of `increase`; None for a single draw or a value not finite."""
-    n: int
-    """Number of draws."""
-    clean: float
-    """Loss without noise."""
-    draws: tuple[float, ...]
-    """Loss of each draw; the mean of its two under `antithetic`."""
-
-    @property
-    def increase(self) -> float:
-        """How much the noise costs on average, `value - clean`."""
-        return self.value - self.clean
+from samovar.measure.flatness import SCALINGS, check_count, check_radius, gaussian_noise
+from samovar.measure.lend import Weights, movable
+from samovar.measure.losses import EMPTY, Losses, LossFn, checked, finite, losses_and_gradient, weighted_stderr
 
 
 @dataclass(frozen=True)
@@ -58,72 +34,6 @@ class Sharpness:
     """Gradients of the loss of a batch that were taken."""
     values: tuple[float, ...]
     """Increase of the loss of each batch."""
-
-
-def mean_loss(model: nn.Module, loss: LossFn, batches: Iterable[Any]) -> float:
-    """Mean loss over all examples, summed in float64; one forward pass over the batches.
-
-    Args:
-        model: any; lent in eval mode.
-        loss: mean loss [] of a batch. Global random numbers it draws are the same in every pass over the batches.
-        batches: can be iterated over again and again in one order. A batch has a length, or is a tuple, list or mapping
-            whose first tensor has its examples along dim 0.
-
-    Raises:
-        ValueError: no batches, a loss that is not a scalar or not finite, a batch of unknown size.
-        TypeError: batches is an iterator."""
-    with borrowed(model):
-        return _finite(_losses(model, loss, batches)).mean
-
-
-def average_flatness(
-    model: nn.Module,
-    loss: LossFn,
-    batches: Iterable[Any],
-    *,
-    sigma: float,
-    num_draws: int,
-    scaling: Literal["isotropic", "filter"] = "isotropic",
-    antithetic: bool = False,
-    generator: Generator,
-) -> Estimate:
-    """E L(w + e) over Gaussian noise e on the weights; 1 + num_draws forward passes over the batches, one weight copy.
-
-    `isotropic`: e ~ N(0, sigma^2) in every weight. `filter`: a tensor of two or more dimensions is cut along dim 0 into
-    filters f of d weights each, and e ~ N(0, sigma^2 |f|^2 / d), so that the noise on a filter has sigma times its norm
-    (root mean square); tensors of fewer dimensions, which are biases and scales of norms, get none. Position embeddings
-    and class tokens [1, ...] are one filter.
-
-    Args:
-        model, loss, batches: as in `mean_loss`.
-        sigma: >= 0, in units of the weights, or of their filters' root mean square.
-        num_draws: >= 1.
-        scaling: what sigma is relative to.
-        antithetic: a draw is the mean over e and -e, at twice the cost; odd terms of the loss then cancel.
-        generator: on the CPU; the only source of the noise, drawn in float32, parameter by parameter.
-
-    Raises:
-        ValueError: a setting out of range, nothing to perturb, or as `mean_loss` (but for the loss of a draw).
-
-    Source: L^N of Chen et al., arXiv:2106.01548v3; the filters of Li et al., arXiv:1712.09913."""
-    _check_radius("sigma", sigma)
-    _check_count("num_draws", num_draws)
-    if scaling not in _SCALINGS:
-        raise ValueError(f"unknown scaling {scaling!r}; pick one of {', '.join(_SCALINGS)}")
-    with _movable(model) as weights:
-        if scaling == "filter" and all(w.ndim < 2 for w in weights.clean):
-            raise ValueError("no weights of two or more dimensions, so no filters; use scaling='isotropic'")
-        clean = _finite(_losses(model, loss, batches)).mean
-        draws = []
-        for _ in range(num_draws):
-            state, both = generator.get_state(), []
-            for signed in (sigma, -sigma) if antithetic else (sigma,):
-                generator.set_state(state)
-                weights.shift(_noise(weights.clean, signed, _SCALINGS[scaling], generator))
-                both.append(_losses(model, loss, batches).mean)
-            draws.append(sum(both) / len(both))
-    value = sum(draws) / num_draws
-    return Estimate(value, _stderr(draws, [1] * num_draws), num_draws, clean, tuple(draws))
 
 
 def sam_sharpness(
@@ -167,17 +77,17 @@ def sam_sharpness(
             that does not depend on the weights, or as `mean_loss` (but for losses away from w).
 
     Source: Foret et al., arXiv:2010.01412; Kwon et al., arXiv:2102.11600."""
-    _check_radius("rho", rho)
-    _check_count("num_steps", num_steps)
+    check_radius("rho", rho)
+    check_count("num_steps", num_steps)
     if step_size is not None and not 0 < step_size < math.inf:
         raise ValueError(f"step_size={step_size} is not positive and finite; pick step_size > 0, or None for rho")
     if not 0 < eta < math.inf:
         raise ValueError(f"eta={eta} is not positive and finite; pick eta > 0 (ASAM's authors use 0.01)")
     if restarts < 0 or (restarts and generator is None):
         raise ValueError(f"restarts={restarts}; pick restarts >= 0, and for restarts > 0 give a generator")
-    groups = ([batch] for batch in _checked(batches)) if per_batch else [batches]
-    clean, highest, num_gradients = _Losses([], []), _Losses([], []), 0
-    with _movable(model) as weights:
+    groups = ([batch] for batch in checked(batches)) if per_batch else [batches]
+    clean, highest, num_gradients = Losses([], []), Losses([], []), 0
+    with movable(model) as weights:
         ball = _Ball(weights, rho, rho if step_size is None else step_size, eta if adaptive else None)
         for group in groups:
             search = _Search(model, loss, group, ball)
@@ -185,135 +95,17 @@ def sam_sharpness(
             clean, highest = clean + search.clean, highest + best
             num_gradients += search.num_gradients
     if not clean.sizes:
-        raise ValueError(_EMPTY)
+        raise ValueError(EMPTY)
     values = [after - before for before, after in zip(clean.values, highest.values, strict=True)]
-    stderr = _stderr(values, clean.sizes)
+    stderr = weighted_stderr(values, clean.sizes)
     value = highest.mean - clean.mean
     return Sharpness(value, stderr, len(values), clean.mean, highest.mean, num_gradients, tuple(values))
-
-
-# --- losses ----------------------------------------------------------------------------------------------------------
-
-_EMPTY = "batches is empty; give at least one batch"
-
-
-class _Losses:
-    """Losses of batches, in order, with the numbers of their examples."""
-
-    def __init__(self, values: list[float], sizes: list[int]) -> None:
-        self.values, self.sizes = values, sizes
-
-    def __add__(self, other: _Losses) -> _Losses:
-        return _Losses(self.values + other.values, self.sizes + other.sizes)
-
-    @property
-    def mean(self) -> float:
-        return sum(value * size for value, size in zip(self.values, self.sizes, strict=True)) / sum(self.sizes)
-
-
-def _losses(model: nn.Module, loss: LossFn, batches: Iterable[Any]) -> _Losses:
-    return _losses_and_gradient(model, loss, batches, ())[0]
-
-
-def _losses_and_gradient(
-    model: nn.Module, loss: LossFn, batches: Iterable[Any], params: Sequence[Tensor]
-) -> tuple[_Losses, list[Tensor]]:
-    """Loss of each batch, and the gradient of their weighted mean for params, in at least float32."""
-    values, sizes = [], []
-    sums = [torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in params]
-    # the same random numbers in every pass, else the noise of the loss would count as sharpness. Not inference mode:
-    # what a model caches in it (rotary tables) could not be trained on afterwards
-    with _rng_kept(), torch.set_grad_enabled(bool(params)):
-        for batch in _checked(batches):
-            value = loss(model, batch)
-            if not isinstance(value, Tensor) or value.ndim:
-                got = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-                raise ValueError(
-                    f"the loss of a batch is of {got}; return its mean over the batch, a tensor of shape []"
-                )
-            size = num_examples(batch)
-            values.append(float(value.detach()))
-            sizes.append(size)
-            if params and not value.requires_grad:
-                raise ValueError("the loss does not depend on the weights; does the model run under no_grad?")
-            grads = torch.autograd.grad(value, params, allow_unused=True) if params else ()
-            for total, grad in zip(sums, grads, strict=True):
-                if grad is not None:
-                    total.add_(grad, alpha=size)
-    if not sizes:
-        raise ValueError(_EMPTY)
-    for total in sums:
-        total /= sum(sizes)
-    return _Losses(values, sizes), sums
-
-
-def num_examples(batch: Any) -> int:
-    """Number of examples of a batch: its length, or of a tuple, list or mapping, that of its first tensor.
-
-    Raises:
-        ValueError: it has neither, or no examples."""
-    parts: Any = list(batch.values()) if isinstance(batch, Mapping) else batch
-    if isinstance(parts, tuple | list):
-        parts = next((part for part in parts if isinstance(part, Tensor) and part.ndim), None)
-    if not isinstance(parts, Sized):
-        raise ValueError(f"a batch of type {type(batch).__name__} has neither a length nor a tensor of examples in it")
-    if not len(parts):
-        raise ValueError("a batch has no examples; leave it out")
-    return len(parts)
-
-
-def _checked(batches: Iterable[Any]) -> Iterable[Any]:
-    if iter(batches) is batches:
-        raise TypeError("batches is an iterator, which gives its batches once; give a list or a DataLoader")
-    return batches
-
-
-def _finite(losses: _Losses) -> _Losses:
-    for i, value in enumerate(losses.values):
-        if not math.isfinite(value):
-            raise ValueError(f"the loss of batch {i} is {value} at the weights as given; check weights and data")
-    return losses
-
-
-def _stderr(values: Sequence[float], sizes: Sequence[int]) -> float | None:
-    """Standard error of the weighted mean; that of the plain mean for equal sizes."""
-    n, total = len(values), sum(sizes)
-    if n < 2 or not all(math.isfinite(value) for value in values):
-        return None
-    mean = sum(v * s for v, s in zip(values, sizes, strict=True)) / total
-    return math.sqrt(n / (n - 1) * sum((s / total * (v - mean)) ** 2 for v, s in zip(values, sizes, strict=True)))
-
-
-# --- noise -----------------------------------------------------------------------------------------------------------
-
-
-def _noise(
-    clean: Sequence[Tensor], sigma: float, scale: Callable[[Tensor], Tensor | float], generator: Generator
-) -> Iterator[Tensor]:
-    """Noise for one tensor at a time, so that a model never has a second copy in noise."""
-    for w in clean:
-        z = torch.randn(w.shape, generator=generator, dtype=torch.float32).to(w.device)
-        yield sigma * scale(w) * z
-
-
-def _filter_rms(w: Tensor) -> Tensor | float:
-    """Root mean square of each slice along dim 0, [F, 1, ...]; 0 for tensors of one dimension."""
-    if w.ndim < 2:
-        return 0.0
-    rows = w.flatten(1).to(torch.promote_types(w.dtype, torch.float32))
-    return rows.square().mean(1).sqrt().view(-1, *[1] * (w.ndim - 1))
-
-
-_SCALINGS: dict[str, Callable[[Tensor], Tensor | float]] = {"isotropic": lambda w: 1.0, "filter": _filter_rms}
-
-
-# --- ascent ----------------------------------------------------------------------------------------------------------
 
 
 class _Ball(NamedTuple):
     """Weights w + T u with |u| <= rho; T is 1 if eta is None."""
 
-    weights: _Weights
+    weights: Weights
     rho: float
     step_size: float
     eta: float | None
@@ -339,7 +131,7 @@ class _Ball(NamedTuple):
 
     def random(self, generator: Generator) -> list[Tensor]:
         """A random u of length rho."""
-        u = list(_noise(self.weights.clean, 1.0, _SCALINGS["isotropic"], generator))
+        u = list(gaussian_noise(self.weights.clean, 1.0, SCALINGS["isotropic"], generator))
         torch._foreach_mul_(u, self.rho / _norm(u))
         return u
 
@@ -351,10 +143,10 @@ class _Search:
         self.model, self.loss, self.batches, self.ball = model, loss, batches, ball
         self.num_gradients = 0
 
-    def highest(self, num_steps: int, restarts: int, generator: Generator | None) -> _Losses:
+    def highest(self, num_steps: int, restarts: int, generator: Generator | None) -> Losses:
         """The losses whose mean is highest; leaves those at the centre as `clean`."""
         self.clean, grads = self.look(None, gradient=True)
-        _finite(self.clean)
+        finite(self.clean)
         if not math.isfinite(_norm(grads)):
             raise ValueError("the gradient at the weights as given is not finite; check weights and data")
         found = list(self.climb(None, grads, num_steps))
@@ -368,7 +160,7 @@ class _Search:
             found.append(self.clean)
         return max(found, key=lambda losses: (not math.isfinite(losses.mean), losses.mean))
 
-    def climb(self, u: list[Tensor] | None, grads: list[Tensor], num_steps: int) -> Iterator[_Losses]:
+    def climb(self, u: list[Tensor] | None, grads: list[Tensor], num_steps: int) -> Iterator[Losses]:
         """Losses at each point of an ascent from u, where the gradient is known."""
         for left in reversed(range(num_steps)):
             u = self.ball.step(u, grads)
@@ -379,97 +171,14 @@ class _Search:
             if not math.isfinite(losses.mean):
                 return
 
-    def look(self, u: list[Tensor] | None, *, gradient: bool) -> tuple[_Losses, list[Tensor]]:
+    def look(self, u: list[Tensor] | None, *, gradient: bool) -> tuple[Losses, list[Tensor]]:
         """Losses, and the gradient if asked for, at w + T u."""
         weights = self.ball.weights
         weights.shift(self.ball.times_t(u) if u is not None else None)
-        losses, grads = _losses_and_gradient(self.model, self.loss, self.batches, weights.params if gradient else ())
+        losses, grads = losses_and_gradient(self.model, self.loss, self.batches, weights.params if gradient else ())
         self.num_gradients += len(losses.sizes) * gradient
         return losses, grads
 
 
 def _norm(tensors: list[Tensor]) -> float:
     return math.hypot(*(float(norm) for norm in torch._foreach_norm(tensors)))
-
-
-# --- lending ---------------------------------------------------------------------------------------------------------
-
-
-class _Weights(NamedTuple):
-    """The weights of a model, with a copy of what they were."""
-
-    names: list[str]
-    params: list[nn.Parameter]
-    clean: list[Tensor]
-
-    @torch.no_grad()
-    def shift(self, steps: Iterable[Tensor] | None) -> None:
-        """Set the weights to the copy plus steps, or to the copy itself, in place."""
-        for param, w in zip(self.params, self.clean, strict=True):
-            param.copy_(w)
-        for param, w, step in zip(self.params, self.clean, steps, strict=True) if steps else ():
-            param.copy_(w + step)
-        torch.clear_autocast_cache()  # an outer autocast would go on with its 16-bit copies of the weights before
-
-
-@contextmanager
-def _movable(model: nn.Module) -> Iterator[_Weights]:
-    """Inside, the weights can be shifted; outside, they are as before to the bit, in the same storage."""
-    with borrowed(model):
-        named = {name: param for name, param in model.named_parameters() if param.requires_grad}
-        if not named:
-            raise ValueError("no parameter of the model requires a gradient; unfreeze some (requires_grad_)")
-        # a copy, for (w + e) - e restores only 99.6 % of float32 weights exactly
-        weights = _Weights(list(named), list(named.values()), [p.detach().clone() for p in named.values()])
-        try:
-            yield weights
-        finally:
-            weights.shift(None)
-
-
-@contextmanager
-def borrowed(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; outside, modes, `.grad`, requires_grad, buffers and global random states are as before."""
-    modes = [(module, module.training) for module in model.modules()]
-    params = [(param, param.grad, param.requires_grad) for param in model.parameters()]
-    buffers = [(m._buffers, k, b, b.clone()) for m in model.modules() for k, b in m._buffers.items() if b is not None]
-    with _rng_kept(), torch.inference_mode(False):
-        try:
-            model.eval()
-            for param in model.parameters():
-                param.grad = None
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
-            for param, grad, requires_grad in params:
-                param.requires_grad_(requires_grad)
-                param.grad = grad
-            with torch.no_grad():
-                for owner, name, buffer, copy in buffers:
-                    owner[name] = buffer.copy_(copy)
-
-
-@contextmanager
-def _rng_kept() -> Iterator[None]:
-    """Global random states come out as they went in."""
-    python, numpy = random.getstate(), sys.modules.get("numpy")
-    numpy_state = numpy.random.get_state() if numpy else None
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
-    with torch.random.fork_rng(devices=devices):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            if numpy:
-                numpy.random.set_state(numpy_state)
-
-
-def _check_radius(name: str, value: float) -> None:
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name}={value} is negative or not finite; pick {name} >= 0")
-
-
-def _check_count(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name}={value}; pick {name} >= 1")

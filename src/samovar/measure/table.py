@@ -14,8 +14,9 @@ from torch import Generator
 
 from samovar.config import MeasureConfig
 from samovar.curvature import Estimate, Hessian, blocks, match, spectral_density, top_eigenvalues, trace
+from samovar.measure.flatness import average_flatness
 from samovar.measure.ntk import ntk_condition_number
-from samovar.measure.sharpness import average_flatness, sam_sharpness
+from samovar.measure.sharpness import sam_sharpness
 from samovar.measure.subject import Subject
 from samovar.records import Record
 

@@ -1,0 +1,125 @@
+"""The Jacobian of logits by parameters, one row per sample (and logit), in chunks of columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+from typing import Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+Output = Literal["sum", "full"] | int
+
+
+class Setup(NamedTuple):
+    """A model as a function of its parameters, and what it is differentiated at."""
+
+    model: nn.Module
+    state: dict[str, Tensor]
+    """Parameters and buffers, detached copies in the dtype of the kernel."""
+    wanted: dict[str, Tensor]
+    """The parameters of the kernel, out of `state`."""
+    images: Tensor
+    cotangents: Tensor
+    """[R, K]: the combinations of logits that are a sample's rows."""
+
+
+class Slice(NamedTuple):
+    """Columns of the Jacobian: entries start to stop of one parameter, flattened."""
+
+    name: str
+    start: int
+    stop: int
+
+
+def set_up(
+    model: nn.Module, images: Tensor, output: Output, patterns: Sequence[str] | None, dtype: torch.dtype
+) -> Setup:
+    """A model's copies in dtype, and what of them is differentiated; refuses weights that are not finite."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"{name} is not finite; load weights that are")
+    state = {k: t.detach().to(dtype if t.is_floating_point() else t.dtype, copy=True) for k, t in tensors.items()}
+    wanted = {
+        name: state[name]
+        for name, param in model.named_parameters()
+        if param.requires_grad and (patterns is None or any(fnmatchcase(name, pattern) for pattern in patterns))
+    }
+    if not wanted:
+        raise ValueError(f"params={patterns} selects no parameter that requires a gradient; None selects all that do")
+    images = images.to(next(iter(wanted.values())).device, dtype, copy=True)
+    with torch.no_grad():
+        logits = functional_call(model, state, (images[:1],))
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"the model returns {type(logits).__name__}; wrap it to return logits [n, K]")
+    return Setup(model, state, wanted, images, _cotangents(output, logits))
+
+
+def _cotangents(output: Output, logits: Tensor) -> Tensor:
+    eye = torch.eye(logits.numel(), dtype=logits.dtype, device=logits.device)
+    if output == "full":
+        return eye
+    if output == "sum":
+        return eye.sum(0, keepdim=True)
+    if not isinstance(output, int) or not 0 <= output < len(eye):
+        raise ValueError(f"output={output!r}; pick 'sum', 'full' or a logit from 0 to {len(eye) - 1}")
+    return eye[output : output + 1]
+
+
+def column_chunks(params: dict[str, Tensor], width: int) -> Iterator[list[Slice]]:
+    """All columns in order, at most `width` at a time."""
+    chunk: list[Slice] = []
+    room = width
+    for name, param in params.items():
+        start = 0
+        while start < param.numel():
+            stop = min(param.numel(), start + room)
+            chunk.append(Slice(name, start, stop))
+            room -= stop - start
+            start = stop
+            if not room:
+                yield chunk
+                chunk, room = [], width
+    if chunk:
+        yield chunk
+
+
+def jacobian_columns(setup: Setup, chunk: list[Slice], chunk_bytes: int) -> Tensor:
+    """Some columns of the Jacobian, [rows, columns]; row i * R + r is combination r of sample i."""
+    variables = {piece.name: setup.wanted[piece.name] for piece in chunk}
+    per_sample = len(setup.cotangents)
+    rows = len(setup.images) * per_sample
+    columns = setup.images.new_empty(rows, sum(piece.stop - piece.start for piece in chunk))
+    block = chunk_bytes // (sum(p.numel() for p in variables.values()) * columns.itemsize)
+    block = max(1, min(block, len(setup.images)))  # no more activations than of a plain batch
+    for first in range(0, rows, block):
+        index = torch.arange(first, min(rows, first + block), device=columns.device)
+        images, cotangents = setup.images[index // per_sample], setup.cotangents[index % per_sample]
+        grads = _row_gradients(setup, variables, images, cotangents)
+        at = 0
+        for name, start, stop in chunk:
+            columns[first : first + block, at : at + stop - start] = grads[name].flatten(1)[:, start:stop]
+            at += stop - start
+    return columns
+
+
+def _row_gradients(setup: Setup, variables: dict[str, Tensor], images: Tensor, cotangents: Tensor) -> dict[str, Tensor]:
+    """Gradients [rows, *shape] of one combination of the logits of one image each."""
+
+    def combined(variables: dict[str, Tensor], image: Tensor, cotangent: Tensor) -> Tensor:
+        logits = functional_call(setup.model, setup.state | variables, (image[None],))
+        return cast(Tensor, (logits.flatten() * cotangent).sum())
+
+    try:
+        rows = vmap(grad(combined), in_dims=(None, 0, 0))(variables, images, cotangents)
+        return cast("dict[str, Tensor]", rows)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:  # a model that vmap cannot follow: branches on data, operators without a batching rule
+        leaves = {name: tensor.clone().requires_grad_() for name, tensor in variables.items()}
+        values = (combined(leaves, image, cotangent) for image, cotangent in zip(images, cotangents, strict=True))
+        each = [torch.autograd.grad(value, list(leaves.values()), materialize_grads=True) for value in values]
+        return {name: torch.stack(column) for name, column in zip(leaves, zip(*each, strict=True), strict=True)}
