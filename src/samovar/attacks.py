@@ -1,0 +1,202 @@
+"""Images changed within a small ball so that a model errs: FGSM and PGD, in pixels from 0 to 1.
+
+The model takes images in [0, 1] and normalizes them itself (`models.Classifier` does), so that radii mean what they
+say. It runs in eval mode and comes back as it was; only the images are differentiated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+Norm = Literal["inf", "2"]
+Criterion = Callable[[Tensor, Tensor], Tensor]
+
+EPS, STEP_SIZE, NUM_STEPS = 2 / 255, 0.25 / 255, 10
+"""The paper's attack, section 5.4 and appendix E.5 of arXiv:2106.01548."""
+
+
+def fgsm(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float = EPS,
+    norm: Norm = "inf",
+    random_start: bool = False,
+    criterion: Criterion | None = None,
+    generator: Generator | None = None,
+) -> Tensor:
+    """One step of length eps up the loss's gradient, from the images or from a random point of the ball; [B, C, H, W].
+
+    Cost: one gradient of the images. Arguments and errors as for `pgd`.
+
+    Source: Goodfellow et al., arXiv:1412.6572; the random start: Wong et al., arXiv:2001.03994, whose step of 1.25 eps
+    is `pgd(..., num_steps=1, step_size=1.25 * eps)`."""
+    return pgd(
+        model, images, labels, eps=eps, step_size=eps, num_steps=1, norm=norm, random_start=random_start,
+        criterion=criterion, generator=generator,
+    )  # fmt: skip
+
+
+def pgd(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float = EPS,
+    step_size: float = STEP_SIZE,
+    num_steps: int = NUM_STEPS,
+    norm: Norm = "inf",
+    random_start: bool = True,
+    restarts: int = 0,
+    criterion: Criterion | None = None,
+    generator: Generator | None = None,
+) -> Tensor:
+    """Projected gradient ascent of each image's loss within its ball and [0, 1]; the last point [B, C, H, W].
+
+    Without restarts the last point counts, whatever the steps before it met, as everywhere. With restarts each image
+    keeps the last point that is misclassified, and among equals the one of higher loss.
+
+    Cost: num_steps * (1 + restarts) gradients of the images, and with restarts a forward pass each.
+
+    Args:
+        model: maps images in [0, 1] to logits [B, K]; lent in eval mode.
+        images: [B, C, H, W] floating point in [0, 1].
+        labels: [B] class indices.
+        eps: radius, 0 to 1: largest change of a pixel, or for norm="2" the Euclidean length of an image's change.
+        step_size: length of a step in the same norm, > 0.
+        num_steps: >= 0.
+        norm: "inf", steps along the sign of the gradient; "2", along the normalized gradient.
+        random_start: begin at a random point, uniform in the ball, not at the image.
+        restarts: further ascents from other random points.
+        criterion: losses [B] of logits and labels; None is softmax cross-entropy.
+        generator: on the CPU, the source of random points; None is a fresh one with seed 0.
+
+    Raises:
+        ValueError: images outside [0, 1] or of integers, a setting out of range, a gradient that is not finite.
+
+    Source: Madry et al., arXiv:1706.06083."""
+    _check(images, labels, step_size, num_steps, restarts, random_start)
+    ball = _Ball(images.detach(), eps, norm)
+    generator = generator or Generator().manual_seed(0)
+    losses = criterion or _cross_entropy
+    found, best = images.detach().clone(), None
+    with _lent(model):
+        for _ in range(1 + restarts):
+            point = ball.random(generator) if random_start else ball.images.clone()
+            for _ in range(num_steps):
+                point = ball.project(point + step_size * ball.direction(_slope(model, point, labels, losses)))
+            if not restarts:
+                return point
+            score = _score(model, point, labels, losses)
+            better = torch.ones_like(labels, dtype=torch.bool) if best is None else _beats(score, best)
+            found[better] = point[better]
+            best = score if best is None else tuple(torch.where(better, a, b) for a, b in zip(score, best, strict=True))
+    return found
+
+
+class _Ball:
+    """Points at most eps from the images, within [0, 1]."""
+
+    def __init__(self, images: Tensor, eps: float, norm: str) -> None:
+        if not 0 <= eps <= 1:
+            raise ValueError(f"eps={eps} is not within [0, 1], the range of a pixel; 2/255 is the paper's")
+        if norm not in ("inf", "2"):
+            raise ValueError(f"norm={norm!r} is unknown; pick 'inf' or '2'")
+        self.images, self.eps, self.norm = images, eps, norm
+
+    def direction(self, slope: Tensor) -> Tensor:
+        """The steepest ascent of length 1; 0 where there is no slope."""
+        if self.norm == "inf":
+            return slope.sign()
+        return slope / _lengths(slope).clamp(min=torch.finfo(slope.dtype).tiny)
+
+    def project(self, points: Tensor) -> Tensor:
+        """The nearest points of the ball, or on the way there."""
+        if self.norm == "inf":
+            return torch.clamp(points, (self.images - self.eps).clamp(min=0), (self.images + self.eps).clamp(max=1))
+        change = points - self.images
+        change *= (self.eps / _lengths(change).clamp(min=torch.finfo(change.dtype).tiny)).clamp(max=1)
+        return (self.images + change).clamp_(0, 1)  # nearer to the image in every pixel, so still in the ball
+
+    def random(self, generator: Generator) -> Tensor:
+        """Points uniform in the ball, cut to [0, 1]; the same on every device."""
+        shape = self.images.shape
+        if self.norm == "inf":
+            change = torch.rand(shape, generator=generator) * 2 - 1
+        else:
+            change = torch.randn(shape, generator=generator)
+            radius = torch.rand(len(change), generator=generator) ** (1 / max(1, change[:1].numel()))
+            change *= radius.view(-1, 1, 1, 1) / _lengths(change)
+        return self.project(self.images + self.eps * change.to(self.images.device, self.images.dtype))
+
+
+def _lengths(changes: Tensor) -> Tensor:
+    """Euclidean length of each image's change, [B, 1, 1, 1]."""
+    return torch.linalg.vector_norm(changes, dim=(1, 2, 3), keepdim=True)
+
+
+def _slope(model: nn.Module, point: Tensor, labels: Tensor, losses: Criterion) -> Tensor:
+    point = point.detach().requires_grad_()
+    (slope,) = torch.autograd.grad(losses(model(point), labels).sum(), [point])
+    if not torch.isfinite(slope).all():
+        raise ValueError("the gradient of the images is not finite; look at the model's weights")
+    return slope
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+@torch.no_grad()
+def _score(model: nn.Module, point: Tensor, labels: Tensor, losses: Criterion) -> tuple[Tensor, ...]:
+    logits = model(point)
+    return (logits.argmax(1) != labels).float(), losses(logits, labels)
+
+
+def _beats(score: tuple[Tensor, ...], best: tuple[Tensor, ...]) -> Tensor:
+    return (score[0] > best[0]) | ((score[0] == best[0]) & (score[1] > best[1]))
+
+
+@contextmanager
+def _lent(model: nn.Module) -> Iterator[None]:
+    """Eval mode, and weights that need no gradient, so that no graph is built for them; all as before outside."""
+    modes = [(module, module.training) for module in model.modules()]
+    flags = [(param, param.requires_grad) for param in model.parameters()]
+    try:
+        for module, _ in modes:
+            module.training = False
+        for param, _ in flags:
+            param.requires_grad_(False)
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for param, flag in flags:
+            param.requires_grad_(flag)
+
+
+def _check(images: Tensor, labels: Tensor, step_size: float, num_steps: int, restarts: int, random_start: bool) -> None:
+    if images.ndim != 4 or not images.is_floating_point():
+        raise ValueError(
+            f"images are {images.dtype} of shape {list(images.shape)}; give floating point [B, C, H, W] in [0, 1]"
+        )
+    if len(labels) != len(images):
+        raise ValueError(f"{len(images)} images and {len(labels)} labels; give a label for each image")
+    if len(images) and not (images.min() >= 0 and images.max() <= 1):
+        raise ValueError(
+            f"images run from {float(images.min()):.3g} to {float(images.max()):.3g}; give pixels in [0, 1], before "
+            "normalization, which belongs into the model"
+        )
+    if not step_size > 0 or num_steps < 0 or restarts < 0:
+        raise ValueError(
+            f"step_size={step_size}, num_steps={num_steps}, restarts={restarts}; pick step_size > 0, the others >= 0"
+        )
+    if restarts and not random_start:
+        raise ValueError("restarts without random_start would repeat the same ascent; set random_start=True")
