@@ -52,7 +52,8 @@ def borrowed(model: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     params = [(param, param.grad, param.requires_grad) for param in model.parameters()]
     buffers = [(m._buffers, k, b, b.clone()) for m in model.modules() for k, b in m._buffers.items() if b is not None]
-    with rng_kept(), torch.inference_mode(False):
+    recording = torch.is_grad_enabled()
+    with rng_kept(), torch.inference_mode(False), torch.set_grad_enabled(recording):  # leaving inference mode records
         try:
             model.eval()
             for param in model.parameters():
