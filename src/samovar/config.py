@@ -202,8 +202,8 @@ class MeasureConfig:
     """Images to take the loss over; empty is what the run was trained on (digits for a model by name)."""
     root: Path | None = None
     """Where downloaded data sets are kept; empty is the run's."""
-    split: Literal["train", "val"] = "train"
-    """Which split of the source."""
+    split: Literal["", "train", "val"] = ""
+    """Which split of the source; empty is `train` for the loss's geometry, `val` for what is right and wrong."""
     images: int = 0
     """How many of its images, evenly per class; 0 is all. The paper: a tenth of ImageNet."""
     image_size: int = 0
@@ -264,6 +264,22 @@ class MeasureConfig:
     """Processes that share the grid's rows; 0 is one a core on a CPU. Under torchrun the ranks share them."""
     pictures: int = 8
     """Images under `attention` and `predictions`, evenly per class."""
+    corruptions: tuple[str, ...] = ()
+    """Names under `robustness`; empty is all 19."""
+    severities: tuple[int, ...] = (1, 2, 3, 4, 5)
+    """Severities under `robustness`."""
+    corruption_images: int = 1000
+    """Images that are corrupted, evenly per class, each in every way; 0 is all that are measured."""
+    attack_eps: float = 2 / 255
+    """Radius under `attack`, in pixels from 0 to 1; the paper's. Fractions and multiples of it make the curve."""
+    attack_steps: int = 10
+    """Steps of PGD, each an eighth of the radius long, as the paper's; at a few steps at least as long as to reach it."""
+    attack_norm: Literal["inf", "2"] = "inf"
+    """Largest change of a pixel, or Euclidean length."""
+    attack_restarts: int = 0
+    """Further random starts."""
+    attack_images: int = 1000
+    """Images that are attacked, evenly per class; 0 is all that are measured."""
     output: Path = Path("runs")
     """Folder for the records of a model that is of no run."""
     name: str = ""
@@ -274,6 +290,22 @@ class MeasureConfig:
     """CPU threads; 0 leaves torch's choice."""
     workers: int = -1
     """Decoding processes; -1 is one a core, 0 is none."""
+
+
+@dataclass(frozen=True)
+class CorruptConfig:
+    """How `samovar corrupt` makes worse copies of images."""
+
+    corruptions: tuple[str, ...] = ()
+    """Names; empty is all 19."""
+    severities: tuple[int, ...] = (1, 2, 3, 4, 5)
+    """Of 1 to 5."""
+    size: int = 0
+    """Resize and crop to this side in pixels first, as evaluation does; 0 keeps each image's own size."""
+    seed: int = 0
+    """With an image's path below the folder it decides every random number."""
+    workers: int = -1
+    """Processes; -1 is one a core, 0 works in this one."""
 
 
 def num_steps(config: Config, num_train: int) -> int:
@@ -342,6 +374,11 @@ _MEASURE_RANGES: dict[str, tuple[float, float, str]] = {
     "landscape_images": (0, math.inf, "a number of images, 0 for all"),
     "processes": (0, math.inf, "a number of processes, 0 for one a core"),
     "pictures": (1, 256, "a number of images, 1 to 256"),
+    "corruption_images": (0, math.inf, "a number of images, 0 for all"),
+    "attack_eps": (0, 1, "a radius in pixels from 0 to 1, such as 0.00784 for 2/255"),
+    "attack_steps": (1, math.inf, "a number of steps, 1 or more"),
+    "attack_restarts": (0, math.inf, "a number of random starts, 0 or more"),
+    "attack_images": (0, math.inf, "a number of images, 0 for all"),
     "threads": (0, math.inf, "a number of threads, 0 for torch's choice"),
     "workers": (-1, math.inf, "a number of processes, -1 for one a core"),
 }
@@ -364,11 +401,28 @@ def validate_measure(config: MeasureConfig) -> None:
         raise ValueError(f"--k {config.k} is more than --max-steps {config.max_steps}; give at most as many")
     if not (config.ntk_output in ("sum", "full") or config.ntk_output.isdigit()):
         raise ValueError(f"--ntk-output {config.ntk_output} is unknown; give sum, full or the index of a logit")
+    _check_severities(config.severities)
     if (config.landscape == "between") != bool(config.other):
         raise ValueError(
             f"--landscape {config.landscape} with --other {config.other or '(nothing)'}: `between` needs another run "
             "or step, the others none"
         )
+
+
+def validate_corrupt(config: CorruptConfig) -> None:
+    """Check what can be checked without images.
+
+    Raises:
+        ValueError: names the flag, the value given, what is allowed."""
+    ranges = {"size": (0, math.inf, "a side in pixels, 0 to keep it"), "workers": _MEASURE_RANGES["workers"]}
+    _check_ranges(flatten(config), ranges)
+    _check_severities(config.severities)
+
+
+def _check_severities(severities: tuple[int, ...]) -> None:
+    if not severities or not set(severities) <= {1, 2, 3, 4, 5}:
+        given = " ".join(map(str, severities)) or "(none)"
+        raise ValueError(f"--severities {given} are not of 1 to 5; give some of them")
 
 
 def validate(config: Config) -> None:

@@ -46,6 +46,8 @@ class Record:
     """False where an iteration stopped before its tolerance."""
     residual: float | None = None
     """Of an eigenvalue: the truth is at most so far away."""
+    interval: tuple[float, float] | None = None
+    """95 % confidence interval of `value`, where `stderr` would not do: shares near 0 and 1."""
 
 
 def to_json(record: Record) -> str:
@@ -69,6 +71,8 @@ def from_json(line: str) -> Record:
         raise ValueError(f"not a record: {line[:80]!r}")
     known = {item.name for item in dataclasses.fields(Record)}
     values["value"] = float(values["value"])
+    if values.get("interval"):
+        values["interval"] = tuple(values["interval"])
     return Record(**{k: v for k, v in values.items() if k in known})
 
 

@@ -89,7 +89,7 @@ def list_classes(source: str, folder: Path) -> dict[str, list[str]]:
     Raises:
         ValueError: no class folders, or a class without images."""
     with readable(source):
-        classes = {name: sorted(_images(folder / name, name)) for name in sorted(_subfolders(folder))}
+        classes = {name: sorted(images_in(folder / name, name)) for name in sorted(_subfolders(folder))}
     if not classes:
         raise ValueError(f"--data.source {source}: {folder} holds no class folders; put each class into its own folder")
     empty = [name for name, files in classes.items() if not files]
@@ -120,12 +120,13 @@ def _subfolders(path: Path) -> Iterator[str]:
             yield from (entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
 
 
-def _images(path: Path, below: str) -> Iterator[str]:
+def images_in(path: Path, below: str) -> Iterator[str]:
+    """Images of a folder and of those inside it, hidden ones left out, as paths that begin with `below`."""
     with os.scandir(path) as entries:
         for entry in entries:
             if entry.name.startswith("."):  # also the `._name.jpg` that macOS leaves beside an image
                 continue
             if entry.is_dir():
-                yield from _images(path / entry.name, f"{below}/{entry.name}")
+                yield from images_in(path / entry.name, f"{below}/{entry.name}")
             elif entry.name.lower().endswith(EXTENSIONS):
                 yield f"{below}/{entry.name}"

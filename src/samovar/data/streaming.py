@@ -126,7 +126,7 @@ def make_all(
         prefetch_factor=max(2, -(-ahead // (workers * IMAGES_PER_TASK))),
         pin_memory=device.type == "cuda",
         worker_init_fn=_start_worker,
-        multiprocessing_context=_context(),
+        multiprocessing_context=worker_context(),
         generator=torch.Generator(),  # else the loader draws from the generator that makes dropout masks
     )
     iterator = iter(loader)
@@ -144,7 +144,8 @@ def num_workers(config: DataConfig) -> int:
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def _context() -> BaseContext:
+def worker_context() -> BaseContext:
+    """How worker processes are started: from a server without threads, where there is one."""
     # Not fork: this process has threads, and often a GPU context, that a fork copies in whatever state they are.
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")

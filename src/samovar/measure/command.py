@@ -15,7 +15,7 @@ from rich.table import Table
 from samovar import config as configs
 from samovar.config import MeasureConfig, RunConfig
 from samovar.measure.subject import Subject, open_subject
-from samovar.measure.table import measure
+from samovar.measure.table import default_split, measure
 from samovar.records import Record, RunDir, timestamp
 from samovar.runtime import started
 
@@ -29,10 +29,14 @@ def run(name: str, measurements: Sequence[str], config: MeasureConfig) -> RunDir
         ValueError: an unknown subject, or settings that do not fit it.
         SystemExit: 130 after an interruption; what was done is kept and is not done again."""
     with started(RunConfig(device=config.device, threads=config.threads, precision="fp32")) as runtime:
-        subject = open_subject(name, config, runtime)
+        splits = {each: config.split or default_split(each) for each in measurements}
+        subjects = {
+            split: open_subject(name, replace(config, split=split), runtime) for split in dict.fromkeys(splits.values())
+        }
+        subject = next(iter(subjects.values()))
         folder = subject.run or _folder_for(subject, config)
         try:
-            found = _measure_all(measurements, subject, config, folder)
+            found = _measure_all({each: subjects[split] for each, split in splits.items()}, config, folder)
         except KeyboardInterrupt:
             print("samovar: interrupted; the same command goes on from here", file=sys.stderr)
             raise SystemExit(130) from None
@@ -42,12 +46,13 @@ def run(name: str, measurements: Sequence[str], config: MeasureConfig) -> RunDir
     return folder
 
 
-def _measure_all(names: Sequence[str], subject: Subject, config: MeasureConfig, folder: RunDir) -> list[Record]:
+def _measure_all(subjects: dict[str, Subject], config: MeasureConfig, folder: RunDir) -> list[Record]:
+    """The records of each measurement by name, of its subject."""
     found: list[Record] = []
-    quiet = not sys.stderr.isatty() or not subject.runtime.is_main
+    quiet = not sys.stderr.isatty() or any(not subject.runtime.is_main for subject in subjects.values())
     with Progress(console=Console(stderr=True), disable=quiet) as progress:
-        task = progress.add_task("measuring", total=len(names))
-        for name in names:
+        task = progress.add_task("measuring", total=len(subjects))
+        for name, subject in subjects.items():
             progress.update(task, description=name)
             found += measure_once(name, subject, config, folder)
             progress.advance(task)
@@ -115,8 +120,8 @@ def _make_folder(subject: Subject, config: MeasureConfig) -> RunDir:
 def table_of(records: Sequence[Record], subject: Subject) -> Table:
     """The records for a person: value, error, what it is of, what it took."""
     s = subject.settings
-    title = f"{subject.name}: {s['weights']}, {s['images']} {s['split']} images of {s['source']}, {s['loss']} loss"
-    table = Table("measurement", "value", "error", "of", "cost", title=title)
+    title = f"{subject.name}: {s['weights']}, images of {s['source']}, {s['loss']} loss"
+    table = Table("measurement", "value", "error", "of", "on", "cost", title=title)
     for record in records:
         error = f"± {record.stderr:.2g}" if record.stderr is not None else ""
         if record.residual is not None:
@@ -124,5 +129,6 @@ def table_of(records: Sequence[Record], subject: Subject) -> Table:
         where = ", ".join(f"{key} {value}" for key, value in record.where.items() if key not in ("step", "split"))
         cost = ", ".join(f"{value:g} {key}" for key, value in record.cost.items())
         value = f"{record.value:.5g}" + ("" if record.converged else " (not converged)")
-        table.add_row(record.name, value, error, where, cost)
+        on = f"{record.settings['images']} {record.settings['split']}"
+        table.add_row(record.name, value, error, where, on, cost)
     return table

@@ -109,7 +109,8 @@ def _subject(name: str, base: Config, config: MeasureConfig, runtime: Runtime, r
         data = replace(data, source=config.source, fraction=1.0)
     data = replace(data, root=config.root or data.root, workers=config.workers)
     source = open_source(data)
-    split = source.train if config.split == "train" else source.val
+    title = config.split or "train"
+    split = source.train if title == "train" else source.val
     if config.images and config.images < len(split):
         split = split.take(keep_fraction(split.labels, config.images / len(split), config.seed))
     seed_everything(base.seed if run else config.seed)
@@ -119,7 +120,7 @@ def _subject(name: str, base: Config, config: MeasureConfig, runtime: Runtime, r
         "model": base.model.name,
         "weights": weights,
         "source": data.source,
-        "split": config.split,
+        "split": title,
         "images": len(split),
         "augmentation": "none",
         "mode": "eval",
@@ -129,7 +130,7 @@ def _subject(name: str, base: Config, config: MeasureConfig, runtime: Runtime, r
         "seed": config.seed,
     }
     batches = Batches(split, data, config.batch_size, runtime.device)
-    where = {"split": config.split} | ({"step": step} if run else {})
+    where = {"split": title} | ({"step": step} if run else {})
     model = model.to(runtime.device).eval()
     return Subject(name, model, batches, settings, where, tuple(source.classes), runtime, run, base)
 

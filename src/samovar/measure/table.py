@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,15 @@ from samovar.records import Record
 Measurement = Callable[[Subject, MeasureConfig, Path], Iterator[Record]]
 
 PAPER = "arXiv:2106.01548"
+
+
+HELD_OUT = ("accuracy", "predictions", "robustness")
+"""Measurements that are of the validation split unless told otherwise."""
+
+
+def default_split(name: str) -> Literal["train", "val"]:
+    """The split a measurement is of when no flag says which."""
+    return "val" if name in HELD_OUT else "train"
 
 
 def measure(name: str, subject: Subject, config: MeasureConfig, arrays: Path) -> Iterator[Record]:

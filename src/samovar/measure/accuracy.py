@@ -1,0 +1,160 @@
+"""How often a classifier is right, with intervals, and whether its probabilities can be believed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from samovar.config import MeasureConfig
+from samovar.data.loader import Batch
+from samovar.measure.lend import borrowed
+from samovar.measure.subject import Subject
+from samovar.records import Record
+
+NUM_BINS = 15
+"""Of Guo et al., arXiv:1706.04599."""
+
+
+def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """The interval for a share of n independent trials, 95 % by default; honest near 0 and 1 and for small n.
+
+    Raises:
+        ValueError: no trials, or more successes than trials.
+
+    Source: Wilson (1927)."""
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes of {n} trials are no share; give 0 <= successes <= n, n >= 1")
+    share, spread = successes / n, z * z / n
+    centre = (share + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * math.sqrt(share * (1 - share) / n + spread / (4 * n))
+    # an end that is 0 or 1 by the formula, but for rounding
+    return (0.0 if successes == 0 else centre - half), (1.0 if successes == n else centre + half)
+
+
+def top_k(logits: Tensor, labels: Tensor, k: int = 1) -> Tensor:
+    """Whether the label is among the k highest logits, [n] bool; of equal logits the lower class comes first.
+
+    Args:
+        logits: [n, K].
+        labels: [n] class indices."""
+    own = logits.gather(1, labels[:, None])
+    classes = torch.arange(logits.shape[1], device=logits.device)
+    ahead = (logits > own) | ((logits == own) & (classes < labels[:, None]))
+    return ahead.sum(1) < k
+
+
+def any_of(logits: Tensor, labels: Sequence[Sequence[int]]) -> Tensor:
+    """Whether the highest logit is one of an image's labels, [m] bool; images without labels are left out.
+
+    How ReaL is scored. Source: Beyer et al., arXiv:2006.07159.
+
+    Raises:
+        ValueError: as many lists of labels as images are needed, and at least one that is not empty."""
+    if len(labels) != len(logits):
+        raise ValueError(f"{len(labels)} lists of labels for {len(logits)} images; give one for each image")
+    found = logits.argmax(1).tolist()
+    right = [guess in set(each) for guess, each in zip(found, labels, strict=True) if len(each)]
+    if not right:
+        raise ValueError("every list of labels is empty, so there is nothing to score; give the labels of this set")
+    return torch.tensor(right)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Confidence against accuracy, in bins of equal width over [0, 1]; confidence is the highest probability."""
+
+    ece: float
+    """Expected calibration error: mean over images of |accuracy - confidence| of their bin."""
+    edges: np.ndarray
+    """[bins + 1]."""
+    confidence: np.ndarray
+    """[bins] mean confidence, nan for an empty bin."""
+    accuracy: np.ndarray
+    """[bins], nan for an empty bin."""
+    counts: np.ndarray
+    """[bins] images."""
+
+
+def calibration(logits: Tensor, labels: Tensor, num_bins: int = NUM_BINS) -> Calibration:
+    """The reliability curve of softmax probabilities, and its expected calibration error.
+
+    A bin is open below and closed above, as Guo et al. have it. Few images per bin make the error too large, many bins
+    too.
+
+    Args:
+        logits: [n, K], n >= 1.
+        labels: [n] class indices.
+        num_bins: >= 1.
+
+    Source: Naeini et al. (2015), Guo et al., arXiv:1706.04599."""
+    confidence, guess = logits.double().softmax(1).max(1)
+    right = (guess == labels).double().cpu().numpy()
+    sure = confidence.cpu().numpy()
+    edges = np.linspace(0, 1, num_bins + 1)
+    bins = np.clip(np.searchsorted(edges, sure, side="left") - 1, 0, num_bins - 1)
+    counts = np.bincount(bins, minlength=num_bins)
+    with np.errstate(invalid="ignore"):
+        means = np.bincount(bins, sure, num_bins) / counts
+        rates = np.bincount(bins, right, num_bins) / counts
+    return Calibration(float(np.nansum(counts * np.abs(rates - means)) / len(sure)), edges, means, rates, counts)
+
+
+def logits_of(model: nn.Module, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
+    """Logits [n, K] in float32 and labels [n] of all batches, on the host; one forward pass over each.
+
+    Raises:
+        ValueError: no batches, or logits that are not finite."""
+    rows, labels = [], []
+    with borrowed(model), torch.no_grad():
+        for batch in batches:
+            rows.append(model(batch.images).float())
+            labels.append(batch.labels)
+    if not rows:
+        raise ValueError("there are no images; give at least one batch")
+    logits = torch.cat(rows).cpu()
+    bad = int((~logits.isfinite().all(1)).sum())
+    if bad:
+        raise ValueError(f"logits of {bad} of {len(logits)} images are not finite; look at the model's weights")
+    return logits, torch.cat(labels).cpu()
+
+
+def share(name: str, right: Tensor, **fields: object) -> Record:
+    """A record of how many are right, with its standard error and Wilson interval."""
+    n, count = len(right), int(right.sum())
+    value = count / n
+    low, high = wilson(count, n)
+    return Record(
+        name, value, "1", math.sqrt(value * (1 - value) / n), n, interval=(low, high), **fields,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def accuracy(subject: Subject, config: MeasureConfig, arrays: Path) -> Iterator[Record]:
+    """Top-1, top-5, loss, accuracy of each class, and calibration."""
+    logits, labels = logits_of(subject.model, subject.batches)
+    for k in (1, 5):
+        if logits.shape[1] > k:
+            yield share(f"accuracy/top{k}", top_k(logits, labels, k))
+    losses = F.cross_entropy(logits.double(), labels, reduction="none")
+    stderr = float(losses.std() / math.sqrt(len(losses))) if len(losses) > 1 else None
+    yield Record("accuracy/loss", float(losses.mean()), "nats", stderr, len(losses), settings={"loss": "softmax"})
+    right = top_k(logits, labels)
+    for index in sorted(set(labels.tolist())):
+        of_class = {"class": subject.classes[index], "index": index}
+        yield share("accuracy/class", right[labels == index], where=of_class)
+    found = calibration(logits, labels)
+    step = subject.where.get("step", 0)
+    name = f"calibration-step{step}-{subject.settings['split']}-{len(labels)}.npz"
+    np.savez(
+        arrays / name, edges=found.edges, confidence=found.confidence, accuracy=found.accuracy, counts=found.counts
+    )
+    yield Record(
+        "accuracy/ece", found.ece, "1", n=len(labels), settings={"bins": NUM_BINS, "binning": "equal width"},
+        source="arXiv:1706.04599", arrays=f"arrays/{name}",
+    )  # fmt: skip
