@@ -1,6 +1,6 @@
 """Gradient graphs: a loss differentiated once per batch, so that each product costs only a second backward pass.
 
-A retained graph gives a product for some 2.1 gradients, a fresh one for 3.4; it holds every activation meanwhile."""
+A retained graph gives a product for 2.1 to 2.4 gradients, a fresh one for 3.4; it holds every activation meanwhile."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class HessianGraph:
         self.roots = [grad for grad in self._grads if grad is not None and grad.requires_grad]
 
     def product(self, v: Sequence[Tensor], *, keep: bool) -> Sequence[Tensor | None]:
-        """H v for 2.1 gradients, from the graph of the gradient."""
+        """H v for 2.1 to 2.4 gradients, from the graph of the gradient."""
         along = [x for grad, x in zip(self._grads, v, strict=True) if grad is not None and grad.requires_grad]
         if not along:  # the loss is linear in the leaves
             return [None] * len(self._leaves)

@@ -32,8 +32,9 @@ class LinearOperator(Protocol):
 class Hessian(MeanOverBatches):
     """The Hessian of the mean loss over the examples of all batches, over some or all parameters of a model.
 
-    A product costs 2.1 gradients per batch whose graph is retained, 3.4 per batch whose graph is not. In between, the
-    weights may change by any means: the graphs are then built again. Batches must be the same in every pass.
+    A product costs 2.1 to 2.4 gradients per batch whose graph is retained, 3.4 per batch whose graph is not. In
+    between, the weights may change by any means: the graphs are then built again. Batches must be the same in every
+    pass.
 
     Modules are in eval mode, attention runs as plain matrix products, autocast and TF32 are off; all that, the weights,
     buffers, gradients and random streams are as before after each product, also if it raises. DDP wrappers and
