@@ -9,6 +9,8 @@ import pytest
 
 from samovar import cli
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, so that fixtures run on one thread too
+
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
 

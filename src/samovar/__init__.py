@@ -8,13 +8,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from samovar.attacks import fgsm as fgsm
+    from samovar.attacks import pgd as pgd
     from samovar.config import Config as Config
     from samovar.curvature import GaussNewton as GaussNewton
     from samovar.curvature import Hessian as Hessian
     from samovar.curvature import spectral_density as spectral_density
     from samovar.curvature import top_eigenvalues as top_eigenvalues
     from samovar.curvature import trace as trace
+    from samovar.data.corruptions import corrupt as corrupt
+    from samovar.measure.attention import attention_maps as attention_maps
     from samovar.measure.flatness import average_flatness as average_flatness
+    from samovar.measure.landscape import filter_direction as filter_direction
+    from samovar.measure.landscape import loss_plane as loss_plane
     from samovar.measure.ntk import ntk_condition_number as ntk_condition_number
     from samovar.measure.sharpness import sam_sharpness as sam_sharpness
     from samovar.models import create as create_model
@@ -31,9 +37,15 @@ _PUBLIC = {
     "Record": ("samovar.records", "Record"),
     "RunDir": ("samovar.records", "RunDir"),
     "SAM": ("samovar.sam", "SAM"),
+    "attention_maps": ("samovar.measure.attention", "attention_maps"),
     "average_flatness": ("samovar.measure.flatness", "average_flatness"),
+    "corrupt": ("samovar.data.corruptions", "corrupt"),
     "create_model": ("samovar.models", "create"),
+    "fgsm": ("samovar.attacks", "fgsm"),
+    "filter_direction": ("samovar.measure.landscape", "filter_direction"),
+    "loss_plane": ("samovar.measure.landscape", "loss_plane"),
     "ntk_condition_number": ("samovar.measure.ntk", "ntk_condition_number"),
+    "pgd": ("samovar.attacks", "pgd"),
     "plain_backward": ("samovar.sam", "plain_backward"),
     "sam_backward": ("samovar.sam", "sam_backward"),
     "sam_sharpness": ("samovar.measure.sharpness", "sam_sharpness"),
@@ -49,9 +61,15 @@ __all__ = [
     "Hessian",
     "Record",
     "RunDir",
+    "attention_maps",
     "average_flatness",
+    "corrupt",
     "create_model",
+    "fgsm",
+    "filter_direction",
+    "loss_plane",
     "ntk_condition_number",
+    "pgd",
     "plain_backward",
     "sam_backward",
     "sam_sharpness",

@@ -138,7 +138,8 @@ class _Ball:
 
 def _lengths(changes: Tensor) -> Tensor:
     """Euclidean length of each image's change, [B, 1, 1, 1]."""
-    return torch.linalg.vector_norm(changes, dim=(1, 2, 3), keepdim=True)
+    lengths: Tensor = torch.linalg.vector_norm(changes, dim=(1, 2, 3), keepdim=True)
+    return lengths
 
 
 def _slope(model: nn.Module, point: Tensor, labels: Tensor, losses: Criterion) -> Tensor:

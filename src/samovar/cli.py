@@ -15,10 +15,10 @@ from typing import TypeVar
 
 from samovar import config as configs
 from samovar import recipes, zoo
-from samovar.config import Config, MeasureConfig
+from samovar.config import Config, CorruptConfig, MeasureConfig
 from samovar.data.folders import SOURCE_NAMES, count_images
 
-Settings = TypeVar("Settings", Config, MeasureConfig)
+Settings = TypeVar("Settings", Config, MeasureConfig, CorruptConfig)
 
 HELP = """\
 samovar trains ViT, MLP-Mixer and ResNet from scratch into flat minima.
@@ -27,7 +27,9 @@ usage: samovar VERB ...
 
   demo                     train a small ViT with and without SAM on embedded images
   train RECIPE [--flags]   train; `samovar train RECIPE --help` shows every flag
-  measure RUN|MODEL [NAMES] curvature and flatness, with error bars: hessian blocks trace density flatness sharpness ntk
+  measure RUN|MODEL [NAMES] curvature, flatness, landscapes, robustness and more, with error bars
+  corrupt DATA OUT         write corrupted copies of a folder of images
+  report RUN...            one HTML page that works offline, or figures for a paper
   list [recipes|models|sources]
   show RECIPE|RUN|MODEL    settings of a recipe or run, facts of a model
 
@@ -38,6 +40,7 @@ examples:
   samovar train --config runs/NAME/config.json --sam.rho 0.1
   samovar train --resume runs/NAME
   samovar measure runs/NAME hessian flatness
+  samovar report runs/* -o report.html
   torchrun --nproc-per-node 8 -m samovar train vit-b16-imagenet-sam --data.source imagenet:/data/imagenet
 """
 
@@ -49,22 +52,55 @@ usage: samovar train RECIPE [--flags]
 RECIPE is a name of `samovar list recipes`; `samovar train RECIPE --help` shows every flag with its value there.
 """
 
-MEASUREMENT_NAMES = ("hessian", "blocks", "trace", "density", "flatness", "sharpness", "ntk")
+MEASUREMENT_NAMES = (
+    "hessian", "blocks", "trace", "density", "flatness", "sharpness", "ntk", "landscape", "activations", "attention",
+    "predictions", "accuracy", "robustness", "attack", "testset",
+)  # fmt: skip
 
 MEASURE_HELP = """\
 usage: samovar measure RUN|MODEL [NAMES] [--flags]
 
-  hessian    lambda_max of the loss's Hessian (--k more eigenvalues), with the Ritz residual
-  blocks     lambda_max of each block, as Table 3 of the paper, or of --params PATTERN ...
-  trace      trace of the Hessian, with standard error
-  density    density of its eigenvalues
-  flatness   average loss under weight noise
-  sharpness  rise of the loss in SAM's ball: one step, several, adaptive
-  ntk        condition number of the neural tangent kernel
+  hessian      lambda_max of the loss's Hessian (--k more eigenvalues), with the Ritz residual
+  blocks       lambda_max of each block, as Table 3 of the paper, or of --params PATTERN ...
+  trace        trace of the Hessian, with standard error
+  density      density of its eigenvalues
+  flatness     average loss under weight noise
+  sharpness    rise of the loss in SAM's ball: one step, several, adaptive
+  ntk          condition number of the neural tangent kernel
+  landscape    loss and accuracy on a plane or line through the weights
+  activations  active fraction, weight and activation norm of each block
+  attention    attention maps and distances; token mixing of Mixers, channel means of ResNets
+  predictions  examples, worst mistakes first
+  accuracy     top-1, top-5, each class, calibration
+  robustness   accuracy under 19 corruptions at 5 severities
+  attack       accuracy under PGD
+  testset      accuracy on a published test set, --testset imagenet-r:PATH and others
 
-Without names: hessian flatness. A run is measured at its best checkpoint, on its training images without augmentation,
-in eval mode, with softmax cross-entropy; flags change each of these, and every record states them. An interrupted
-command goes on where it was. `samovar measure RUN --help` shows every flag.
+Without names: hessian flatness. A run is measured at its best checkpoint, in eval mode, without augmentation, with
+softmax cross-entropy: on its training images, and from `predictions` on down on those held out. Flags change each of
+these, and every record states them. An interrupted command goes on where it was. `samovar measure RUN --help` shows
+every flag.
+"""
+
+CORRUPT_HELP = """\
+usage: samovar corrupt DATA OUT [--flags]
+
+Writes OUT/CORRUPTION/SEVERITY/... as PNG for every image below the folder DATA: the 19 corruptions of ImageNet-C at 5
+severities, made here (frost and other textures procedurally), the same for the same image and --seed. Copies that
+are there stay, so an interrupted command goes on where it was. `samovar corrupt DATA OUT --help` shows every flag.
+"""
+
+REPORT_HELP = """\
+usage: samovar report RUN... [-o FILE]
+       samovar report RUN... --figures DIR [--format svg|pdf|png]
+
+  -o, --output FILE  the page; without it RUN/report.html of a single run, report.html of several
+  --figures DIR      figures for a two-column paper, below DIR; the page is then written only if -o asks for it
+  --format FORMAT    of the figures, may be given again; without it pdf and png
+
+The page is one file: accuracy, sharpness and cost of the runs side by side, training curves, loss surfaces, spectra,
+attention, predictions, settings that differ. It needs no network. What was not measured is missing with the command
+that adds it. Writes over a report that is there.
 """
 
 DEMO_HELP = """\
@@ -235,7 +271,7 @@ def parse_flags(base: Settings, args: list[str], title: str) -> Settings:
         raise ValueError(f"{_first_sentence(complaint.getvalue())}; see `{title} --help`") from None
 
 
-def _known_flags(base: Config | MeasureConfig) -> list[str]:
+def _known_flags(base: Config | MeasureConfig | CorruptConfig) -> list[str]:
     known = []
     for name, value in configs.flatten(base).items():
         if name == "recipe":
@@ -318,6 +354,64 @@ def _measure(args: list[str]) -> None:
     command.run(subject, names, config)
 
 
+def _corrupt(args: list[str]) -> None:
+    """Write corrupted copies of images."""
+    if args in ([], ["-h"], ["--help"]):
+        print(CORRUPT_HELP, end="")
+        raise SystemExit(0 if args else 2)
+    if len(args) < 2 or args[0].startswith("-") or args[1].startswith("-"):
+        raise ValueError("corrupt needs a folder of images and one to write to; see `samovar corrupt --help`")
+    data, output = Path(args[0]), Path(args[1])
+    config = parse_flags(CorruptConfig(), args[2:], f"samovar corrupt {data} {output}")
+    configs.validate_corrupt(config)
+    from samovar.data.corrupt_folder import corrupt_folder
+
+    try:
+        count = corrupt_folder(data, output, config)
+    except KeyboardInterrupt:
+        print("samovar: interrupted; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(130) from None
+    print(f"corrupted copies of {count} images: {output}")
+
+
+def parse_report(args: list[str]) -> tuple[list[Path], Path | None, Path | None, list[str]]:
+    """The runs, page, folder of figures and formats a `report` command line asks for.
+
+    Raises:
+        ValueError: no run, an unknown flag or format."""
+    output = _take(args, "--output") or _take(args, "-o")
+    figures = _take(args, "--figures")
+    formats = []
+    while (found := _take(args, "--format")) is not None:
+        formats += found.split(",")
+    flags = ("--output", "-o", "--figures", "--format")
+    for arg in args:
+        if arg.startswith("-"):
+            raise ValueError(f"unknown flag {arg}; {_nearest(arg, flags)}")
+    if not args:
+        raise ValueError("report needs a run folder; see `samovar report --help`")
+    if formats and figures is None:
+        raise ValueError("--format is of figures; give --figures DIR with it")
+    runs = [Path(arg) for arg in args]
+    page = None if figures and not output else runs[0] / "report.html" if len(runs) == 1 else Path("report.html")
+    return runs, Path(output) if output else page, Path(figures) if figures else None, formats or ["pdf", "png"]
+
+
+def _report(args: list[str]) -> None:
+    """Write a report or figures."""
+    if args in (["-h"], ["--help"]):
+        print(REPORT_HELP, end="")
+        return
+    runs, page, folder, formats = parse_report(args)
+    from samovar import report
+
+    if page is not None:
+        report.write(runs, page)
+        print(f"report: {page} ({page.stat().st_size / 1e6:.1f} MB)")
+    if folder is not None:
+        print(f"figures: {folder} ({len(report.figures(runs, folder, formats))} files)")
+
+
 def _demo(args: list[str]) -> None:
     """Train the twins."""
     if args in (["-h"], ["--help"]):
@@ -337,6 +431,8 @@ _VERBS: dict[str, Callable[[list[str]], None]] = {
     "demo": _demo,
     "train": _train,
     "measure": _measure,
+    "report": _report,
+    "corrupt": _corrupt,
     "list": _list,
     "show": _show,
 }

@@ -264,16 +264,18 @@ class MeasureConfig:
     """Processes that share the grid's rows; 0 is one a core on a CPU. Under torchrun the ranks share them."""
     pictures: int = 8
     """Images under `attention` and `predictions`, evenly per class."""
+    testset: str = ""
+    """A published test set under `testset`: NAME:PATH, for instance imagenet-r:PATH or cifar10-c:PATH."""
     corruptions: tuple[str, ...] = ()
-    """Names under `robustness`; empty is all 19."""
+    """Names under `robustness` and `testset`; empty is all 19."""
     severities: tuple[int, ...] = (1, 2, 3, 4, 5)
-    """Severities under `robustness`."""
+    """Severities under `robustness` and `testset`."""
     corruption_images: int = 1000
     """Images that are corrupted, evenly per class, each in every way; 0 is all that are measured."""
     attack_eps: float = 2 / 255
     """Radius under `attack`, in pixels from 0 to 1; the paper's. Fractions and multiples of it make the curve."""
     attack_steps: int = 10
-    """Steps of PGD, each an eighth of the radius long, as the paper's; at a few steps at least as long as to reach it."""
+    """Steps of PGD, each an eighth of the radius long, as the paper's; fewer than ten are longer, to reach it."""
     attack_norm: Literal["inf", "2"] = "inf"
     """Largest change of a pixel, or Euclidean length."""
     attack_restarts: int = 0

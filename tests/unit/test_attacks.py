@@ -92,7 +92,9 @@ def test_restarts_never_fool_less_and_never_lower_the_loss_of_what_is_not_fooled
 
 
 def test_the_model_is_untouched_and_only_images_are_differentiated():
-    model = nn.Sequential(nn.Conv2d(3, 4, 2), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten(), nn.Linear(4, 3)).double()
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 2), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten(), nn.Linear(4, 3)
+    ).double()
     model.train()
     model[0].weight.requires_grad_(False)
     model[4].weight.grad = torch.ones_like(model[4].weight)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 from rich.console import Console
@@ -18,6 +20,9 @@ from samovar.measure.subject import Subject, open_subject
 from samovar.measure.table import default_split, measure
 from samovar.records import Record, RunDir, timestamp
 from samovar.runtime import started
+
+ROWS = 20
+"""Records of one name that a table shows; more are summed up."""
 
 
 def run(name: str, measurements: Sequence[str], config: MeasureConfig) -> RunDir:
@@ -82,6 +87,14 @@ _USED: dict[str, tuple[str, ...]] = {
     "flatness": ("sigma", "draws", "noise"),
     "sharpness": ("rho", "ascent_steps"),
     "ntk": ("ntk_batch", "ntk_batches", "ntk_output", "ntk_relu", "ntk_head"),
+    "landscape": ("landscape", "other", "dims", "points", "span", "landscape_images"),
+    "activations": (),
+    "attention": ("pictures",),
+    "predictions": ("pictures",),
+    "accuracy": (),
+    "robustness": ("corruptions", "severities", "corruption_images", "pictures"),
+    "attack": ("attack_eps", "attack_steps", "attack_norm", "attack_restarts", "attack_images", "pictures"),
+    "testset": ("testset", "corruptions", "severities"),
 }
 
 
@@ -122,13 +135,26 @@ def table_of(records: Sequence[Record], subject: Subject) -> Table:
     s = subject.settings
     title = f"{subject.name}: {s['weights']}, images of {s['source']}, {s['loss']} loss"
     table = Table("measurement", "value", "error", "of", "on", "cost", title=title)
+    many = {name for name, count in Counter(record.name for record in records).items() if count > ROWS}
     for record in records:
-        error = f"± {record.stderr:.2g}" if record.stderr is not None else ""
-        if record.residual is not None:
-            error = f"residual {record.residual:.2g}"
-        where = ", ".join(f"{key} {value}" for key, value in record.where.items() if key not in ("step", "split"))
-        cost = ", ".join(f"{value:g} {key}" for key, value in record.cost.items())
-        value = f"{record.value:.5g}" + ("" if record.converged else " (not converged)")
-        on = f"{record.settings['images']} {record.settings['split']}"
-        table.add_row(record.name, value, error, where, on, cost)
+        if record.name not in many:
+            table.add_row(*_row(record))
+    for name in sorted(many):
+        values = [record.value for record in records if record.name == name]
+        table.add_row(name, f"{min(values):.4g} to {max(values):.4g}", "", f"{len(values)} records", "", "")
     return table
+
+
+def _row(record: Record) -> tuple[str, ...]:
+    error = f"± {record.stderr:.2g}" if record.stderr is not None else ""
+    if record.residual is not None:
+        error = f"residual {record.residual:.2g}"
+    where = ", ".join(f"{key} {_short(value)}" for key, value in record.where.items() if key not in ("step", "split"))
+    cost = ", ".join(f"{value:g} {key}" for key, value in record.cost.items())
+    value = f"{record.value:.5g}" + ("" if record.converged else " (not converged)")
+    on = f"{record.n if record.unit == '1' else record.settings['images']} {record.where['split']}"
+    return record.name, value, error, where, on, cost
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -14,10 +14,17 @@ from torch import Generator
 
 from samovar.config import MeasureConfig
 from samovar.curvature import Estimate, Hessian, blocks, match, spectral_density, top_eigenvalues, trace
+from samovar.measure.accuracy import accuracy
+from samovar.measure.activations import activations
+from samovar.measure.attention import attention
 from samovar.measure.flatness import average_flatness
+from samovar.measure.landscape import landscape
 from samovar.measure.ntk import ntk_condition_number
+from samovar.measure.predictions import predictions
+from samovar.measure.robustness import attack, robustness
 from samovar.measure.sharpness import sam_sharpness
 from samovar.measure.subject import Subject
+from samovar.measure.testset import testset
 from samovar.records import Record
 
 Measurement = Callable[[Subject, MeasureConfig, Path], Iterator[Record]]
@@ -25,7 +32,7 @@ Measurement = Callable[[Subject, MeasureConfig, Path], Iterator[Record]]
 PAPER = "arXiv:2106.01548"
 
 
-HELD_OUT = ("accuracy", "predictions", "robustness")
+HELD_OUT = ("predictions", "accuracy", "robustness", "attack", "testset")
 """Measurements that are of the validation split unless told otherwise."""
 
 
@@ -183,4 +190,12 @@ MEASUREMENTS: dict[str, Measurement] = {
     "flatness": _flatness,
     "sharpness": _sharpness,
     "ntk": _ntk,
+    "landscape": landscape,
+    "activations": activations,
+    "attention": attention,
+    "predictions": predictions,
+    "accuracy": accuracy,
+    "robustness": robustness,
+    "attack": attack,
+    "testset": testset,
 }

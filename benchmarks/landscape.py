@@ -1,0 +1,239 @@
+"""What a point of a loss landscape costs, ours beside loss-landscapes; and what a second process brings.
+
+    python benchmarks/landscape.py --repeats 3
+
+Time is processor time of one thread, so that neighbours on the machine count less. Every repetition runs every row
+once, in rotated order, on a grid of the same number of points, over the same images, in eval mode, each on a copy of
+the same model, whose biases are off 0, by which the peer divides; a ratio is the median of the ratios within
+repetitions. The peer takes all images in one batch, as its `Loss` does; `its batches as ours` gives it a metric with
+our batches, without a graph. A point is from the end of one to the end of the next; the rest, drawing and normalizing
+two directions in the main, is the set-up. `two processes` compares the processor time that the busier of two processes
+spends on points with that of one alone, and wall time with the start of the second process in it.
+"""
+
+import argparse
+import copy
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from samovar.measure.grid import Execution
+from samovar.measure.landscape import axis, fast_batch_size, filter_direction, loss_plane
+
+POINTS = 3  # per axis
+TARGET, TARGET_PROCESSES = 0.65, 1.8
+Batches = list[tuple[Tensor, Tensor]]
+Row = Callable[[nn.Module, Batches], tuple[float, float]]  # seconds of the set-up, and of a point
+
+
+def vit32() -> tuple[nn.Module, int]:
+    net = timm.models.vision_transformer.VisionTransformer(
+        img_size=32, patch_size=4, embed_dim=192, depth=9, num_heads=3, num_classes=10
+    )
+    return net, 32
+
+
+def vit32_tiny() -> tuple[nn.Module, int]:
+    net = timm.models.vision_transformer.VisionTransformer(
+        img_size=32, patch_size=4, embed_dim=96, depth=4, num_heads=3, num_classes=10
+    )
+    return net, 32
+
+
+def resnet18() -> tuple[nn.Module, int]:
+    return timm.create_model("resnet18", num_classes=10), 64
+
+
+CASES = {"vit32": vit32, "resnet18": resnet18, "vit32_tiny": vit32_tiny}
+
+
+def built(case: str) -> tuple[nn.Module, int]:
+    """A model in eval mode without a zero in it, and its image size."""
+    torch.manual_seed(0)
+    model, pixels = CASES[case]()
+    with torch.no_grad():
+        for param in model.parameters():
+            param += 1e-3 * torch.randn_like(param)
+    return model.eval(), pixels
+
+
+def images(model: nn.Module, pixels: int, count: int) -> Batches:
+    """Digits, enlarged, in batches as the measurement takes them."""
+    digits = load_digits()
+    x = torch.tensor(digits.images[:count], dtype=torch.float32)[:, None] / 8 - 1
+    x = F.interpolate(x.repeat(1, 3, 1, 1), size=pixels, mode="bilinear")
+    y, size = torch.tensor(digits.target[:count]), fast_batch_size(model, x[:1], 256)
+    return list(zip(x.split(size), y.split(size), strict=True))
+
+
+def judged(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+    logits = model(batch[0])
+    return F.cross_entropy(logits, batch[1]), logits.argmax(1) == batch[1]
+
+
+class Laps:
+    """Processor time at the end of each point."""
+
+    def __init__(self) -> None:
+        self.start, self.ends = time.process_time(), []
+
+    def lap(self) -> None:
+        self.ends.append(time.process_time())
+
+    def result(self) -> tuple[float, float]:
+        """Seconds that all took but for the points, and seconds from a point to the next."""
+        point = (self.ends[-1] - self.ends[0]) / (len(self.ends) - 1)
+        return time.process_time() - self.start - len(self.ends) * point, point
+
+
+def ours(model: nn.Module, batches: Batches) -> tuple[float, float]:
+    laps = Laps()
+
+    def loss(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+        found = judged(model, batch)
+        if batch is batches[-1]:
+            laps.lap()
+        return found
+
+    generator, x = torch.Generator().manual_seed(0), axis(POINTS, 1.0)
+    loss_plane(model, loss, batches, [filter_direction(model, generator) for _ in range(2)], x, x)
+    return laps.result()
+
+
+def peer(model: nn.Module, batches: Batches, chunked: bool = False) -> tuple[float, float]:
+    from loss_landscapes import random_plane
+    from loss_landscapes.metrics import Loss
+    from loss_landscapes.metrics.metric import Metric
+
+    x, y = (torch.cat(part) for part in zip(*batches, strict=True))
+    whole, laps = Loss(F.cross_entropy, x, y), Laps()
+
+    class Timed(Metric):
+        def __call__(self, wrapper: Any) -> float:
+            if chunked:
+                with torch.no_grad():
+                    value = sum(F.cross_entropy(wrapper.forward(x), y).item() * len(y) for x, y in batches)
+            else:
+                value = whole(wrapper)
+            laps.lap()
+            return value
+
+    random_plane(model, Timed(), distance=1, steps=POINTS, normalization="filter")
+    return laps.result()
+
+
+def peer_chunked(model: nn.Module, batches: Batches) -> tuple[float, float]:
+    return peer(model, batches, chunked=True)
+
+
+ROWS: dict[str, Row] = {"samovar": ours, "loss-landscapes": peer, "its batches as ours": peer_chunked}
+
+
+def report(case: str, count: int, repeats: int) -> None:
+    model, pixels = built(case)
+    batches = images(model, pixels, count)
+    found: dict[str, list[tuple[float, float]]] = {row: [] for row in ROWS}
+    order = list(ROWS)
+    for _ in range(repeats):
+        for row in order:
+            found[row].append(ROWS[row](copy.deepcopy(model), batches))
+        order = order[1:] + order[:1]
+    print(f"\n{case}, {count} images, ours in batches of {len(batches[0][1])}, {POINTS} x {POINTS} points")
+    print(f"{'row':<22}{'set-up':>9}{'a point':>9}   samovar / row a point [min, max]")
+    for row in ROWS:
+        setup, point = (statistics.median(part) for part in zip(*found[row], strict=True))
+        ratios = sorted(a[1] / b[1] for a, b in zip(found["samovar"], found[row], strict=True))
+        ratio = statistics.median(ratios)
+        verdict = f", {'meets' if ratio <= TARGET else 'MISSES'} {TARGET}" if row == "loss-landscapes" else ""
+        print(
+            f"{row:<22}{setup:>8.3f}s{point:>8.3f}s   {ratio:.2f} [{ratios[0]:.2f}, {ratios[-1]:.2f}]{verdict}",
+            flush=True,
+        )
+
+
+@dataclass(frozen=True)
+class Clocked:
+    """The loss, which leaves the processor time of each process at its first point and its last in a folder."""
+
+    folder: Path
+
+    def __call__(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+        """Loss and right answers."""
+        first = self.folder / f"first-{os.getpid()}"
+        if not first.exists():
+            first.write_text(str(time.process_time()))
+        found = judged(model, batch)
+        (self.folder / f"last-{os.getpid()}").write_text(str(time.process_time()))
+        return found
+
+
+def spent(model: nn.Module, batches: Batches, rows: int, processes: int) -> tuple[float, float, float]:
+    """Processor time on points of the busier process, processor time to start the other, and wall time."""
+    generator = torch.Generator().manual_seed(0)
+    directions = [filter_direction(model, generator) for _ in range(2)]
+    with tempfile.TemporaryDirectory() as name:
+        folder, start = Path(name), time.perf_counter()
+        how = Execution(processes=processes)
+        loss_plane(model, Clocked(folder), batches, directions, axis(POINTS, 1.0), axis(rows, 1.0), how)
+        wall = time.perf_counter() - start
+        first, last = (
+            {path.name.partition("-")[2]: float(path.read_text()) for path in folder.glob(f"{part}-*")}
+            for part in ("first", "last")
+        )
+    starts = [value for pid, value in first.items() if int(pid) != os.getpid()]
+    return max(last[pid] - first[pid] for pid in first), max(starts, default=0.0), wall
+
+
+def report_processes(case: str, count: int, rows: int, repeats: int) -> None:
+    model, pixels = built(case)
+    batches = images(model, pixels, count)
+    pairs = [[spent(model, batches, rows, processes) for processes in (1, 2)] for _ in range(repeats)]
+    cpu, wall = (sorted(one[place] / two[place] for one, two in pairs) for place in (0, 2))
+    ratio = statistics.median(cpu)
+    verdict = "meets" if ratio >= TARGET_PROCESSES else "MISSES"
+    one, two = pairs[-1]
+    print(
+        f"\n{case}, {rows} rows of {POINTS} points, {count} images, two processes: {ratio:.2f} [{cpu[0]:.2f}, "
+        f"{cpu[-1]:.2f}] x as fast by processor time ({verdict} {TARGET_PROCESSES}), {statistics.median(wall):.2f} by "
+        f"wall time: {one[2]:.0f} s and {two[2]:.0f} s; to start the other took {two[1]:.1f} s of processor time",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=["vit32", "resnet18"])
+    parser.add_argument("--settings", nargs="+", choices=["point", "processes"], default=["point", "processes"])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--rows", type=int, default=61, help="rows of the grid that two processes share")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    cpu = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
+    print(f"torch {torch.__version__}, timm {timm.__version__}, Python {platform.python_version()}, {cpu}")
+    print(f"1 thread, {args.repeats} repetitions; {' '.join(sys.argv[1:])}", flush=True)
+    for case in args.cases:
+        if "point" in args.settings:
+            report(case, args.images, args.repeats)
+    if "processes" in args.settings:  # once is enough: it takes minutes, and depends little on the network
+        report_processes(args.cases[0], max(1, args.images // 4), args.rows, 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""Corrupted copies of a tree of images: OUT/CORRUPTION/SEVERITY/… for each image below a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import Progress
+
+from samovar.config import CorruptConfig, DataConfig
+from samovar.data.corruptions import CORRUPTIONS, corrupt
+from samovar.data.decode import UnreadableImage, decode
+from samovar.data.folders import EXTENSIONS, images_in, readable
+from samovar.data.pipeline import frame
+from samovar.data.streaming import num_workers, worker_context
+
+SHOWN = 5
+"""Unreadable files that are named."""
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a worker does to an image: every corruption at every severity."""
+
+    data: Path
+    output: Path
+    names: tuple[str, ...]
+    severities: tuple[int, ...]
+    size: int
+    seed: int
+
+    def __call__(self, path: str) -> str:
+        """Write the copies that are not there yet; returns why not, if the image cannot be read."""
+        torch.set_num_threads(1)
+        missing = [
+            (name, level) for name in self.names for level in self.severities if not self._is_there(name, level, path)
+        ]
+        if not missing:
+            return ""
+        try:
+            image = self._read(path)
+        except (UnreadableImage, OSError) as error:
+            return f"{path}: {error}"
+        for name, severity in missing:
+            made = corrupt(image, name, severity=severity, seed=self._seed(path))
+            _write(Image.fromarray(made), self._target(name, severity, path))
+        return ""
+
+    def _target(self, name: str, severity: int, path: str) -> Path:
+        return (self.output / name / str(severity) / path).with_suffix(".png")
+
+    def _is_there(self, name: str, severity: int, path: str) -> bool:
+        return self._target(name, severity, path).exists()
+
+    def _read(self, path: str) -> np.ndarray:
+        pixels = decode((self.data / path).read_bytes())
+        if self.size:
+            pixels = frame(pixels[None], self.size, fixed=False)[0]
+        return pixels.permute(1, 2, 0).contiguous().numpy()
+
+    def _seed(self, path: str) -> int:
+        # of the path, not of its place in the list, so that a file more changes no other
+        return int.from_bytes(hashlib.sha256(f"{self.seed}:{path}".encode()).digest()[:7], "big")
+
+
+def corrupt_folder(data: Path, output: Path, config: CorruptConfig) -> int:
+    """Write a PNG of every image, corruption and severity; copies that are there stay. Returns how many images.
+
+    Images are RGB, upright by their EXIF. One that cannot be read is named on stderr and left out.
+
+    Raises:
+        ValueError: no folder, no images or none that can be read, an unknown corruption, an output inside the data."""
+    names = _names(config.corruptions)
+    paths = _paths(data)
+    if data.resolve() in (output.resolve(), *output.resolve().parents):
+        raise ValueError(f"{output} lies within {data}, so the copies would be images to corrupt; give another folder")
+    work = _Work(data, output, names, config.severities, config.size, config.seed)
+    workers = num_workers(DataConfig(workers=config.workers))
+    unread = []
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+        for reason in progress.track(_run(work, paths, workers), total=len(paths), description="corrupting"):
+            unread += [reason] if reason else []
+    if len(unread) == len(paths):
+        raise ValueError(f"none of the {len(paths)} images in {data} can be read, among them {unread[0]}")
+    for reason in unread[:SHOWN]:
+        print(f"samovar: left out {reason}", file=sys.stderr)
+    if len(unread) > SHOWN:
+        print(f"samovar: left out {len(unread) - SHOWN} more", file=sys.stderr)
+    return len(paths) - len(unread)
+
+
+def _names(asked: tuple[str, ...]) -> tuple[str, ...]:
+    for name in asked:
+        if name not in CORRUPTIONS:
+            raise ValueError(f"--corruptions {name} is unknown; give some of: {', '.join(CORRUPTIONS)}")
+    return asked or tuple(CORRUPTIONS)
+
+
+def _paths(data: Path) -> list[str]:
+    if not data.is_dir():
+        raise ValueError(f"{data} is no folder; give the folder that holds the images")
+    with readable(str(data)):
+        paths = sorted(path.removeprefix("./") for path in images_in(data, "."))
+    if not paths:
+        raise ValueError(f"no images in {data}; known endings: {' '.join(EXTENSIONS)}")
+    stems: dict[Path, str] = {}
+    for path in paths:
+        other = stems.setdefault(Path(path).with_suffix(""), path)
+        if other != path:
+            raise ValueError(f"{other} and {path} would both be written as .png; rename one of them")
+    return paths
+
+
+def _run(work: _Work, paths: list[str], workers: int) -> Iterator[str]:
+    if workers == 0:
+        yield from map(work, paths)
+        return
+    with ProcessPoolExecutor(workers, worker_context(), initializer=_start) as pool:
+        try:
+            yield from pool.map(work, paths, chunksize=4)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _start() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _write(image: Image.Image, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        image.save(aside, "PNG", compress_level=1)
+        aside.replace(target)
+    finally:
+        aside.unlink(missing_ok=True)
