@@ -15,32 +15,43 @@ from samovar.config import MeasureConfig
 from samovar.launch import train
 from samovar.measure.command import measure_once
 from samovar.measure.subject import open_subject
+from samovar.measure.table import default_split
 from samovar.records import Record, RunDir
+from samovar.report import write
 from samovar.runtime import Runtime
 
 TWINS = ("vit-digits", "vit-digits-sam")
+MEASURED = (
+    "hessian", "blocks", "flatness", "landscape", "activations", "attention", "predictions", "accuracy", "robustness",
+)  # fmt: skip
+SETTINGS = MeasureConfig(checkpoint="last", threads=1, points=21, processes=1, corruption_images=300)
 
 
 def demo(output: Path, seed: int) -> list[RunDir]:
-    """Train both twins below `output`, measure their geometry, print them side by side."""
+    """Train both twins below `output`, measure them, print them side by side, write a report that compares them."""
     runs = [train(replace(recipes.get(name).config(), output=output, seed=seed)) for name in TWINS]
     found = [_numbers(run) for run in runs]
     table = Table("", "AdamW", "AdamW + SAM", title=f"digits, seed {seed}")
     for title, name, show in _ROWS:
         table.add_row(title, *(show(records[name]) for records in found))
     Console().print(table)
-    print("geometry: last checkpoint, training images without augmentation; more: samovar measure RUN blocks density")
+    print("geometry: last checkpoint, training images without augmentation; corruptions: 19 at 5 severities")
     for run in runs:
         print(f"run: {run.path}")
+    print(f"report: {write([run.path for run in runs], output / f'demo-seed{seed}.html')}")
     return runs
 
 
 def _numbers(run: RunDir) -> dict[str, Record]:
     """The last record of each name, the demo's measurements among them."""
-    config = MeasureConfig(checkpoint="last", threads=1)
-    subject = open_subject(str(run.path), config, Runtime(torch.device("cpu"), torch.float32))
-    for name in ("hessian", "flatness"):
-        measure_once(name, subject, config, run)
+    print(f"measuring {run.path.name}: {', '.join(MEASURED)}", flush=True)
+    subjects = {}
+    for name in MEASURED:
+        split = default_split(name)
+        if split not in subjects:
+            runtime = Runtime(torch.device("cpu"), torch.float32)
+            subjects[split] = open_subject(str(run.path), replace(SETTINGS, split=split), runtime)
+        measure_once(name, subjects[split], SETTINGS, run)
     return {record.name: record for record in run.records()}
 
 
@@ -48,9 +59,14 @@ def _eigenvalue(record: Record) -> str:
     return f"{record.value:.1f} ± {record.residual:.2g}" + ("" if record.converged else " (not converged)")
 
 
+def _percent(record: Record) -> str:
+    return f"{100 * record.value:.1f} %"
+
+
 _ROWS: tuple[tuple[str, str, Callable[[Record], str]], ...] = (
-    ("held-out accuracy", "val/accuracy", lambda r: f"{100 * r.value:.1f} %"),
+    ("held-out accuracy", "val/accuracy", _percent),
     ("held-out loss", "val/loss", lambda r: f"{r.value:.3f}"),
+    ("accuracy on corrupted images", "robustness/mean_corruption_accuracy", _percent),
     ("lambda_max of the Hessian (± residual)", "hessian/lambda_max", _eigenvalue),
     (
         "average loss under weight noise 0.05",

@@ -1,0 +1,242 @@
+"""Run folders as the report sees them: settings, records by name, arrays read when a figure asks for them."""
+
+from __future__ import annotations
+
+import json
+import math
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samovar.records import Record, RunDir, from_json
+
+MAX_ARRAY_BYTES = 256 * 2**20
+
+Array = NDArray[Any]
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("name", "unit", "source", "arrays"), (str,)), "stderr": (float, NoneType),
+    "residual": (float, NoneType), "n": (int, NoneType), "converged": (bool,),
+}  # fmt: skip
+
+# What two records share that come from one command on one checkpoint.
+_COMMAND = ("measurement", "request", "weights", "source", "split", "images", "loss", "dtype", "seed")
+
+
+class UnreadableArrays(ValueError):
+    """The data behind a record cannot be used; the message says why, in words for the reader of the report."""
+
+
+@dataclass(frozen=True, eq=False)
+class RunData:
+    """One run folder."""
+
+    path: Path
+    """As it was given, so that commands in the report can be pasted."""
+    config: dict[str, Any]
+    """By dotted name, as flags are."""
+    records: dict[str, list[Record]]
+    """By name, in the order they were written."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    best: dict[str, Any] = field(default_factory=dict)
+    bad_lines: int = 0
+    """Lines of records.jsonl that are no records."""
+    label: str = ""
+    """Short, and different from every other run's."""
+    group: str = ""
+    """What its recipe is called where runs are so many that legends name recipes."""
+    index: int = 0
+    color: int = 0
+    """Index of the colour it has in every figure."""
+
+    @property
+    def trained(self) -> bool:
+        """Whether it was trained; a folder of `samovar measure MODEL` was not."""
+        return any(name.startswith(("train/", "val/")) for name in self.records)
+
+    @property
+    def task(self) -> str:
+        """The source of its images; of a folder without training, what it was measured on."""
+        if self.trained or not self.records:
+            return str(self.config.get("data.source", ""))
+        sources = [r.settings["source"] for found in self.records.values() for r in found if "source" in r.settings]
+        return str(sources[-1]) if sources else str(self.config.get("data.source", ""))
+
+    @cached_property
+    def last_step(self) -> float | None:
+        """Where training stands; None of a folder without training."""
+        steps = [_step(r) for name in ("train/loss", "val/accuracy") for r in self.records.get(name, [])]
+        return max(filter(math.isfinite, steps), default=None)
+
+    def latest(self, name: str) -> Record | None:
+        """The newest record of a name."""
+        found = self.records.get(name)
+        return found[-1] if found else None
+
+    def batch(self, name: str) -> list[Record]:
+        """The newest record of a name with those of the same command, such as all blocks; newest of each place."""
+        found = self.records.get(name, [])
+        if not found:
+            return []
+        last = found[-1]
+        same = [r for r in found if _command(r) == _command(last) and r.where.get("step") == last.where.get("step")]
+        return list({json.dumps(r.where, sort_keys=True, default=str): r for r in same}.values())
+
+    def series(self, name: str) -> list[Record]:
+        """The records of a name by step, one a step."""
+        steps = {_step(r): r for r in self.records.get(name, []) if "step" in r.where}
+        return [steps[step] for step in sorted(steps) if math.isfinite(step)]
+
+    def arrays(self, record: Record) -> dict[str, Array]:
+        """The arrays behind a record.
+
+        Raises:
+            UnreadableArrays: there are none, they are damaged, too large, or not below the run folder."""
+        path = (self.path / record.arrays).resolve()
+        if not record.arrays or not path.is_relative_to(self.path.resolve()):
+            raise UnreadableArrays("the record names no array file of this run")
+        try:
+            with zipfile.ZipFile(path) as archive:
+                size = sum(item.file_size for item in archive.infolist())
+            if size > MAX_ARRAY_BYTES:
+                limit = MAX_ARRAY_BYTES // 2**20
+                raise UnreadableArrays(f"{record.arrays} holds {size / 2**20:.0f} MiB, more than the {limit} read here")
+            with np.load(path, allow_pickle=False) as found:
+                return {name: found[name] for name in found.files}
+        except FileNotFoundError:
+            raise UnreadableArrays(f"{record.arrays} is missing") from None
+        except (OSError, EOFError, MemoryError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            if isinstance(error, UnreadableArrays):
+                raise
+            raise UnreadableArrays(f"{record.arrays} cannot be read ({type(error).__name__})") from None
+
+
+def _command(record: Record) -> tuple[str, ...]:
+    return tuple(str(record.settings.get(key)) for key in _COMMAND)
+
+
+def _step(record: Record) -> float:
+    step = number(record.where.get("step"))
+    return math.inf if step is None or math.isnan(step) else step
+
+
+def number(value: Any) -> float | None:
+    """A number as records write it: non-finite ones are strings; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return None
+
+
+def place(record: Record, key: str) -> float:
+    """A number of `where` to sort by; 0 where it is none."""
+    found = number(record.where.get(key))
+    return found if found is not None and math.isfinite(found) else 0.0
+
+
+def read_runs(paths: Sequence[Path]) -> list[RunData]:
+    """Read run folders, in the order given; they have no labels and colours yet.
+
+    Raises:
+        ValueError: a folder that is no run or is given twice, a config that cannot be read."""
+    if not paths:
+        raise ValueError("no run is given; give one or more run folders, such as runs/NAME")
+    seen: set[Path] = set()
+    for path in paths:
+        if path.resolve() in seen:
+            raise ValueError(f"{path} is given twice; give each run once")
+        seen.add(path.resolve())
+    return [_read(path) for path in paths]
+
+
+def _read(path: Path) -> RunData:
+    if not path.is_dir():
+        raise ValueError(f"{path} is not a run folder; give a folder with config.json, such as runs/NAME")
+    run = RunDir.open(path)
+    records, bad_lines = _read_records(run)
+    return RunData(
+        path=path,
+        config=_flatten(_read_config(run.config_path)),
+        records=records,
+        provenance=_read_object(path / "provenance.json"),
+        best=_read_object(run.checkpoints / "best.json"),
+        bad_lines=bad_lines,
+    )
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds no settings: expected an object, found {type(config).__name__}")
+    return config
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where it is missing or damaged, which the report then says."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _read_records(run: RunDir) -> tuple[dict[str, list[Record]], int]:
+    records: dict[str, list[Record]] = {}
+    bad = 0
+    try:
+        lines = run.records_path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except FileNotFoundError:
+        return {}, 0
+    except OSError as error:
+        raise ValueError(f"cannot read {run.records_path}: {error.strerror}") from None
+    for line in filter(str.strip, lines[:-1]):  # what follows the last newline was cut short by a crash
+        try:
+            record = _checked(from_json(line))
+        except (ValueError, TypeError, RecursionError):
+            bad += 1
+        else:
+            records.setdefault(record.name, []).append(record)
+    return records, bad
+
+
+def _checked(record: Record) -> Record:
+    """The record with numbers where numbers belong; a later version or another program may have written others."""
+    if not all(isinstance(part, dict) for part in (record.where, record.settings, record.cost)):
+        raise TypeError("where, settings and cost are objects")
+    if all(type(getattr(record, name)) in types for name, types in _TYPES.items()):
+        return record
+    n = number(record.n)
+    return replace(
+        record,
+        name=str(record.name),
+        unit=str(record.unit),
+        source=str(record.source),
+        arrays=str(record.arrays),
+        stderr=number(record.stderr),
+        residual=number(record.residual),
+        n=int(n) if n is not None and math.isfinite(n) else None,
+        converged=record.converged is not False,
+    )

@@ -1,0 +1,67 @@
+"""The chapters of a report in their order, and what has to be said before the first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from samovar.report.attention import attention
+from samovar.report.background import provenance, settings
+from samovar.report.curves import training, watch
+from samovar.report.headline import headline
+from samovar.report.inside import activations, blocks
+from samovar.report.parts import Section, labels_of
+from samovar.report.predictions import predictions
+from samovar.report.read import RunData
+from samovar.report.robust import robustness
+from samovar.report.spectra import spectrum
+from samovar.report.surfaces import landscape
+from samovar.report.text import count, setting
+
+SECTIONS: dict[str, Callable[[Sequence[RunData]], Section]] = {
+    "headline": headline,
+    "training": training,
+    "watch": watch,
+    "landscape": landscape,
+    "spectrum": spectrum,
+    "blocks": blocks,
+    "activations": activations,
+    "attention": attention,
+    "predictions": predictions,
+    "robustness": robustness,
+    "settings": settings,
+    "provenance": provenance,
+}
+
+
+def title(runs: Sequence[RunData]) -> str:
+    """What the report is about, in a line."""
+    tasks = list(dict.fromkeys(run.task for run in runs if run.task))
+    about = ", ".join(tasks[:3]) + (" and others" if len(tasks) > 3 else "")
+    what = " and ".join(labels_of(runs)) if len(runs) <= 2 else count(len(runs), "run")
+    return f"{what} on {about}" if about else what
+
+
+def notices(runs: Sequence[RunData]) -> list[str]:
+    """What a reader has to know before comparing numbers."""
+    found = []
+    tasks: dict[str, list[str]] = {}
+    for run in runs:
+        tasks.setdefault(run.task or "unknown", []).append(run.label)
+    if len(tasks) > 1:
+        groups = "; ".join(f"{task}: {', '.join(labels)}" for task, labels in tasks.items())
+        found.append(f"These runs are of different tasks, so their accuracies and losses do not compare ({groups}).")
+    found += [f"{run.label} has no records yet: {run.path}" for run in runs if not run.records]
+    found += [
+        f"{run.label}: left out {count(run.bad_lines, 'line')} of records.jsonl that cannot be read."
+        for run in runs
+        if run.bad_lines
+    ]
+    return found + [text for run in runs if (text := _diverged(run))]
+
+
+def _diverged(run: RunData) -> str:
+    losses = run.series("train/loss")
+    if losses and not math.isfinite(losses[-1].value):
+        return f"{run.label} diverged: its training loss is not finite at step {setting(losses[-1].where['step'])}."
+    return ""
