@@ -27,6 +27,9 @@ bench:  ## run the benchmarks: ratios measured side by side
 	uv run --group oracle python benchmarks/sam_step.py
 	uv run python benchmarks/loading.py
 	uv run --group oracle python benchmarks/curvature.py
+	uv run --group oracle python benchmarks/landscape.py
+	uv run --group oracle python benchmarks/corruptions.py
+	uv run python benchmarks/evaluation.py
 
 clean:  ## remove caches and build output
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist

@@ -71,8 +71,12 @@ def from_json(line: str) -> Record:
         raise ValueError(f"not a record: {line[:80]!r}")
     known = {item.name for item in dataclasses.fields(Record)}
     values["value"] = float(values["value"])
+    for name in ("stderr", "residual"):  # not finite, they are written as strings
+        if isinstance(values.get(name), str):
+            values[name] = float(values[name])
     if values.get("interval"):
-        values["interval"] = tuple(values["interval"])
+        low, high = values["interval"]
+        values["interval"] = float(low), float(high)
     return Record(**{k: v for k, v in values.items() if k in known})
 
 

@@ -402,10 +402,14 @@ def line(model=None, loss=cross_entropy, batches=None, directions=None, x=(0.0, 
         (lambda: line(directions=[{"5.weigth": torch.zeros(3)}]), "5.weigth .* not in the model"),
         (lambda: line(directions=[{"5.bias": torch.zeros(4)}]), r"5.bias of shape \[4\], which is \[3\] in the model"),
         (lambda: line(directions=[{"5.bias": torch.full((3,), math.nan)}]), "5.bias of a direction is not finite"),
+        (lambda: line(directions=[{}]), "a direction is empty"),
         (lambda: line(batches=[]), "batches is empty"),
         (lambda: line(loss=lambda m, b: m(b[0])), r"a loss is a tensor of shape \[\]"),
         (lambda: line(loss=lambda m, b: (cross_entropy(m, b), m(b[0]))), "which examples are right"),
-        (lambda: loss_between(net(), nn.Linear(2, 3), judged, data(), [0.0]), "0.weight; give one of the same archit"),
+        (
+            lambda: loss_between(net(), nn.Linear(2, 3), judged, data(), [0.0]),
+            "0.weight, .* give one of the same archit",
+        ),
         (lambda: filter_direction(nn.LayerNorm(4), seeded()), "there are no filters"),
         (lambda: line(nn.Linear(2, 2), directions=two(nn.Linear(2, 3))[:1]), r"\[3, 2\], which is \[2, 2\]"),
     ],
@@ -546,7 +550,7 @@ def test_another_architecture_is_one_line(run, tmp_path):
     with pytest.raises(ValueError, match="is a vit-digits and mixer-digits a mixer-digits; give a run of the same"):
         measured(run, tmp_path, config, subject)
     subject = replace(subject, settings=subject.settings | {"model": "vit-digits"})
-    with pytest.raises(ValueError, match="--other .* has no body.* give one of the same architecture"):
+    with pytest.raises(ValueError, match="the other model has no body.*; give one of the same architecture"):
         measured(run, tmp_path, config, subject)
 
 

@@ -14,6 +14,8 @@ def test_a_record_comes_back_from_its_line_with_non_finite_values() -> None:
     json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert from_json(line) == record
     assert math.isnan(from_json(to_json(Record("train/loss", math.nan))).value)
+    spread = Record("a/b", 1.0, stderr=math.inf, residual=math.inf, interval=(0.0, math.inf))
+    assert from_json(to_json(spread)) == spread
 
 
 def test_fields_of_a_later_version_are_ignored_and_nonsense_is_refused() -> None:

@@ -145,7 +145,7 @@ def _num_processes(how: Execution, grid: Grid) -> int:
         return how.processes or 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     copies = COPIES * sum(param.nbytes for param in grid.model.parameters())
-    return max(1, min(cores, free_bytes(grid.device) // copies))
+    return max(1, min(cores, free_bytes(grid.device) // max(1, copies)))
 
 
 # --- values ----------------------------------------------------------------------------------------------------------
@@ -225,11 +225,12 @@ class _Rows:
     def __init__(self, folder: Path | None, grid: Grid) -> None:
         self.folder, self.grid = folder, grid
         self.found: dict[int, Row] = {}
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
 
     def open(self) -> _Rows:
         """Take in what the folder has of this grid, and clear what it has of another."""
         if self.folder:
-            self.folder.mkdir(parents=True, exist_ok=True)
             stamp, told = _stamp(self.grid), self.folder / "grid.txt"
             if not told.is_file() or told.read_text(encoding="utf-8") != stamp:
                 for path in self.folder.glob("row-*"):

@@ -143,7 +143,7 @@ def loss_between(
     end = {**dict(other.named_parameters()), **dict(other.named_buffers())}
     missing = [name for name, _ in [*model.named_parameters(), *model.named_buffers()] if name not in end]
     if missing:
-        raise ValueError(f"the other model has no {missing[0]}; give one of the same architecture")
+        raise ValueError(f"the other model has no {missing[0]}, which the model has; give one of the same architecture")
     xs = _coordinates(x)
     moves = Segment(_fitting(model, end, "the other model"))
     return _plane(Grid(model, loss, list(batches), moves, _rows(xs, [0.0])), xs, None, how)
@@ -203,12 +203,16 @@ def _fitting(model: nn.Module, tensors: Direction, title: str) -> dict[str, Tens
     for name, tensor in tensors.items():
         if name not in own or own[name].shape != tensor.shape:
             there = f"{list(own[name].shape)} in the model" if name in own else "not in the model"
-            raise ValueError(f"{title} has {name} of shape {list(tensor.shape)}, which is {there}; give what fits it")
+            raise ValueError(
+                f"{title} has {name} of shape {list(tensor.shape)}, which is {there}; give one that fits it"
+            )
         fitted = tensor.detach().to(own[name])
         moves_itself = fitted.untyped_storage().data_ptr() == own[name].untyped_storage().data_ptr()
         fitting[name] = fitted.clone() if moves_itself else fitted
         if not _finite(fitted):
             raise ValueError(f"{name} of {title} is not finite; give finite numbers")
+    if not fitting:
+        raise ValueError(f"{title} is empty; give a tensor for at least one parameter")
     return fitting
 
 
@@ -228,7 +232,7 @@ def landscape(subject: Subject, config: MeasureConfig, arrays: Path) -> Iterator
 
     Rows are kept in a folder below `arrays` until the grid is whole, and found there after an interruption."""
     images = _images(subject, config)
-    batches = _held(images, subject)
+    batches = _held(images)
     settings = {
         "kind": config.landscape,
         "dims": 1 if config.landscape == "between" else config.dims,
@@ -240,12 +244,13 @@ def landscape(subject: Subject, config: MeasureConfig, arrays: Path) -> Iterator
     }
     extra = {"tol": config.tol, "max_steps": config.max_steps, "batch_size": config.batch_size}
     key = hashlib.sha256(json.dumps([subject.settings, subject.where, settings, extra]).encode()).hexdigest()[:8]
-    how = Execution(arrays / f"landscape-{key}-rows", config.processes, subject.runtime.world_size > 1)
+    folder = arrays / f"landscape-{key}-rows"
+    how = Execution(folder, config.processes, subject.runtime.world_size > 1)
     plane, facts = _KINDS[config.landscape](subject, config, images, batches, how)
     name = f"landscape-{config.landscape}-step{subject.where.get('step', 0)}-{key}.npz"
     if subject.runtime.is_main:
         _save(plane, arrays / name)
-        shutil.rmtree(arrays / f"landscape-{key}-rows")
+        shutil.rmtree(folder)
     yield Record(
         "landscape/height",
         plane.height,
@@ -339,11 +344,8 @@ def _between(subject: Subject, config: MeasureConfig, _: Batches, batches: list[
             f"--other {config.other} is a {other.settings['model']} and {subject.name} a {subject.settings['model']}; "
             "give a run of the same --model.name"
         )
-    try:
-        x = torch.linspace(0, 1, config.points, dtype=torch.float64)
-        plane = loss_between(subject.model, other.model, _judge(subject), batches, x, how)
-    except ValueError as error:
-        raise ValueError(f"--other {config.other}: {error}") from error
+    x = torch.linspace(0, 1, config.points, dtype=torch.float64)
+    plane = loss_between(subject.model, other.model, _judge(subject), batches, x, how)
     return plane, {"other_weights": other.settings["weights"]}
 
 
@@ -400,7 +402,7 @@ def _images(subject: Subject, config: MeasureConfig) -> Batches:
     return replace(images, batch_size=fast_batch_size(subject.model, first, images.batch_size))
 
 
-def _held(images: Batches, subject: Subject) -> list[Batch]:
+def _held(images: Batches) -> list[Batch]:
     """The batches, in memory: every point needs them all.
 
     Raises:

@@ -26,7 +26,7 @@ ECE = "accuracy/ece"
 
 _COLORS = [[k / (len(palette.HEIGHT) - 1), color] for k, color in enumerate(palette.HEIGHT)]
 # Blue where the first run is ahead, red where the second is; readable with any colour vision.
-_SIGNED = [[0, "#2166ac"], [0.5, "#f2f0ec"], [1, "#b2182b"]]
+_SIGNED = [[0, "#5a9bcb"], [0.5, "#f2f0ec"], [1, "#e0705c"]]
 
 Cells = Mapping[tuple[str, str], Record]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 from numpy.random import Generator
-from scipy import ndimage  # type: ignore[import-untyped]
+from scipy import ndimage
 
 from samovar.data.corruptions.colour import tint
 from samovar.data.corruptions.constants import Level

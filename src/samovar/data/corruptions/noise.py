@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 from numpy.random import Generator
-from scipy.special import pdtr  # type: ignore[import-untyped]
+from scipy.special import pdtr
 
 from samovar.data.corruptions.constants import Level
 from samovar.data.corruptions.filters import Bytes, Floats, to_bytes

@@ -11,7 +11,7 @@ import zlib
 import numpy as np
 import numpy.typing as npt
 from numpy.random import PCG64, Generator
-from scipy.special import ndtri  # type: ignore[import-untyped]
+from scipy.special import ndtri
 
 from samovar.data.draws import hashes
 
