@@ -31,7 +31,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from samovar.measure.grid import Execution
-from samovar.measure.landscape import axis, fast_batch_size, filter_direction, loss_plane
+from samovar.measure.landscape import fast_batch_size
+from samovar.measure.plane import axis, filter_direction, loss_plane
 
 POINTS = 3  # per axis
 TARGET, TARGET_PROCESSES = 0.65, 1.8

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from samovar.data.corruptions import corrupt as corrupt
     from samovar.measure.attention import attention_maps as attention_maps
     from samovar.measure.flatness import average_flatness as average_flatness
-    from samovar.measure.landscape import filter_direction as filter_direction
-    from samovar.measure.landscape import loss_plane as loss_plane
     from samovar.measure.ntk import ntk_condition_number as ntk_condition_number
+    from samovar.measure.plane import filter_direction as filter_direction
+    from samovar.measure.plane import loss_plane as loss_plane
     from samovar.measure.sharpness import sam_sharpness as sam_sharpness
     from samovar.models import create as create_model
     from samovar.records import Record as Record
@@ -42,8 +42,8 @@ _PUBLIC = {
     "corrupt": ("samovar.data.corruptions", "corrupt"),
     "create_model": ("samovar.models", "create"),
     "fgsm": ("samovar.attacks", "fgsm"),
-    "filter_direction": ("samovar.measure.landscape", "filter_direction"),
-    "loss_plane": ("samovar.measure.landscape", "loss_plane"),
+    "filter_direction": ("samovar.measure.plane", "filter_direction"),
+    "loss_plane": ("samovar.measure.plane", "loss_plane"),
     "ntk_condition_number": ("samovar.measure.ntk", "ntk_condition_number"),
     "pgd": ("samovar.attacks", "pgd"),
     "plain_backward": ("samovar.sam", "plain_backward"),

@@ -257,7 +257,7 @@ class MeasureConfig:
     points: int = 25
     """Grid points per axis, odd to go through the trained point; the paper: 50."""
     span: float = 1.0
-    """The axes go from -span to span."""
+    """The axes go from -span to span; eigenvectors have length 1, and some 0.1 is far there."""
     landscape_images: int = 512
     """Images of the landscape's loss, evenly per class; 0 is all that are measured."""
     processes: int = 0

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from samovar.measure import grid
 from samovar.measure.grid import Execution
-from samovar.measure.landscape import Plane, axis, filter_direction, loss_plane
+from samovar.measure.plane import Plane, axis, filter_direction, loss_plane
 from tests.conftest import ROOT
 from tests.e2e.ranks import run_ranks
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from samovar.measure.grid import Execution
-from samovar.measure.landscape import axis, filter_direction, loss_between, loss_plane
 from samovar.measure.losses import mean_loss
+from samovar.measure.plane import axis, filter_direction, loss_between, loss_plane
 
 SEEDS = st.integers(0, 2**31 - 1)
 SPANS = st.floats(1e-6, 10.0)

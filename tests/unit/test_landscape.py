@@ -15,8 +15,9 @@ from samovar.config import MeasureConfig, RunConfig
 from samovar.fit import fit, prepare
 from samovar.measure import grid
 from samovar.measure.grid import Execution
-from samovar.measure.landscape import Plane, axis, filter_direction, landscape, loss_between, loss_plane
+from samovar.measure.landscape import landscape
 from samovar.measure.losses import mean_loss
+from samovar.measure.plane import Plane, axis, filter_direction, loss_between, loss_plane
 from samovar.measure.subject import Subject, open_subject
 from samovar.records import RunDir
 from samovar.runtime import Runtime

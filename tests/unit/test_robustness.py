@@ -103,3 +103,11 @@ def test_the_papers_step_is_an_eighth_of_the_radius_and_few_steps_are_longer():
     assert step_of(2 / 255, 10) == pytest.approx(0.25 / 255)
     assert step_of(1.0, 40) == 1 / 8
     assert step_of(1.0, 2) * 2 >= 1
+
+
+def test_an_attack_of_radius_zero_is_the_clean_accuracy(subject, tmp_path):
+    (only,) = attack(subject, replace(CONFIG, attack_eps=0.0), tmp_path)
+    assert only.name == "robustness/pgd_accuracy"
+    batch = next(iter(subject.batches.few(60, 0)))
+    with torch.no_grad():
+        assert only.value == (subject.model(batch.images).argmax(1) == batch.labels).double().mean().item()

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -125,14 +126,10 @@ def logits_of(model: nn.Module, batches: Iterable[Batch]) -> tuple[Tensor, Tenso
     return logits, torch.cat(labels).cpu()
 
 
-def share(name: str, right: Tensor, **fields: object) -> Record:
-    """A record of how many are right, with its standard error and Wilson interval."""
-    n, count = len(right), int(right.sum())
-    value = count / n
-    low, high = wilson(count, n)
-    return Record(
-        name, value, "1", math.sqrt(value * (1 - value) / n), n, interval=(low, high), **fields,  # type: ignore[arg-type]
-    )  # fmt: skip
+def share(name: str, right: int, n: int, **fields: Any) -> Record:
+    """A record of how many of n are right, with its standard error and Wilson interval."""
+    value = right / n
+    return Record(name, value, "1", math.sqrt(value * (1 - value) / n), n, interval=wilson(right, n), **fields)
 
 
 def accuracy(subject: Subject, config: MeasureConfig, arrays: Path) -> Iterator[Record]:
@@ -140,20 +137,21 @@ def accuracy(subject: Subject, config: MeasureConfig, arrays: Path) -> Iterator[
     logits, labels = logits_of(subject.model, subject.batches)
     for k in (1, 5):
         if logits.shape[1] > k:
-            yield share(f"accuracy/top{k}", top_k(logits, labels, k))
+            yield share(f"accuracy/top{k}", int(top_k(logits, labels, k).sum()), len(labels))
     losses = F.cross_entropy(logits.double(), labels, reduction="none")
     stderr = float(losses.std() / math.sqrt(len(losses))) if len(losses) > 1 else None
     yield Record("accuracy/loss", float(losses.mean()), "nats", stderr, len(losses), settings={"loss": "softmax"})
     right = top_k(logits, labels)
     for index in sorted(set(labels.tolist())):
         of_class = {"class": subject.classes[index], "index": index}
-        yield share("accuracy/class", right[labels == index], where=of_class)
+        of_it = right[labels == index]
+        yield share("accuracy/class", int(of_it.sum()), len(of_it), where=of_class)
     found = calibration(logits, labels)
     step = subject.where.get("step", 0)
     name = f"calibration-step{step}-{subject.settings['split']}-{len(labels)}.npz"
-    np.savez(
-        arrays / name, edges=found.edges, confidence=found.confidence, accuracy=found.accuracy, counts=found.counts
-    )
+    if subject.runtime.is_main:
+        columns = {key: getattr(found, key) for key in ("edges", "confidence", "accuracy", "counts")}
+        np.savez(arrays / name, **columns)
     yield Record(
         "accuracy/ece", found.ece, "1", n=len(labels), settings={"bins": NUM_BINS, "binning": "equal width"},
         source="arXiv:1706.04599", arrays=f"arrays/{name}",

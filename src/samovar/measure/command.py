@@ -87,7 +87,7 @@ _USED: dict[str, tuple[str, ...]] = {
     "flatness": ("sigma", "draws", "noise"),
     "sharpness": ("rho", "ascent_steps"),
     "ntk": ("ntk_batch", "ntk_batches", "ntk_output", "ntk_relu", "ntk_head"),
-    "landscape": ("landscape", "other", "dims", "points", "span", "landscape_images"),
+    "landscape": ("landscape", "other", "dims", "points", "span", "landscape_images", "tol", "max_steps"),
     "activations": (),
     "attention": ("pictures",),
     "predictions": ("pictures",),

@@ -1,12 +1,11 @@
-"""Loss landscapes: the loss and accuracy on a line or plane through trained weights, and between two checkpoints."""
+"""Loss landscapes as a measurement: directions, images and processes chosen by the settings, rows kept and resumed."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,208 +19,15 @@ from samovar.config import Config, MeasureConfig
 from samovar.curvature import Hessian, top_eigenvalues
 from samovar.curvature.graphs import free_bytes
 from samovar.data.loader import Batch
-from samovar.measure.grid import Direction, Execution, Grid, Offsets, PointLoss, Row, Segment, compute
+from samovar.measure.grid import Execution
 from samovar.measure.lend import borrowed
+from samovar.measure.plane import Plane, axis, filter_direction, loss_between, loss_plane
 from samovar.measure.subject import Batches, Subject, open_subject
 from samovar.objectives import make_objective
 from samovar.records import Record
 
-__all__ = ["Direction", "Execution", "Plane", "axis", "filter_direction", "landscape", "loss_between", "loss_plane"]
-
 SOURCE = "arXiv:1712.09913; Figure 1 of arXiv:2106.01548"
 OUTPUT_BYTES = 16 << 20  # of a layer's output, up to which larger batches are no slower on a CPU (measured on six nets)
-POINT_BYTES = 64  # of a point's two numbers, in the files' arrays and the plane's
-ALONE = Execution()
-
-
-@dataclass(frozen=True)
-class Plane:
-    """The loss around weights, as float64 on the host."""
-
-    x: Tensor
-    """[X]."""
-    y: Tensor | None
-    """[Y]; None for a line."""
-    loss: Tensor
-    """[Y, X], or [X] for a line: mean over all examples."""
-    accuracy: Tensor | None
-    """Share of right answers, as `loss`; None if the loss does not tell it."""
-    center_loss: float
-    """At the weights as they are, whether the grid has that point or not."""
-    center_accuracy: float | None
-    num_forwards: int
-    """Forward passes over a batch that the values took."""
-
-    @property
-    def height(self) -> float:
-        """Highest finite loss less that at the centre; nan if there is none."""
-        finite = self.loss[self.loss.isfinite()]
-        return float(finite.max()) - self.center_loss if len(finite) else math.nan
-
-
-def axis(points: int, span: float) -> Tensor:
-    """Coordinates [points] from -span to span, symmetric; 0 is among them, exactly, if points is odd."""
-    steps = torch.arange(points, dtype=torch.float64)
-    return (2 * steps - (points - 1)) / (points - 1) * span
-
-
-def filter_direction(model: nn.Module, generator: Generator) -> dict[str, Tensor]:
-    """A Gaussian direction in weight space, each filter of which is as long as that of the weights.
-
-    A parameter of two or more dimensions that requires a gradient is cut along dim 0 into filters; position embeddings
-    and class tokens [1, ...] are one. Parameters of fewer dimensions, biases and scales of norms, stand still.
-
-    Args:
-        generator: on the CPU; numbers are drawn in float32, parameter by parameter.
-
-    Raises:
-        ValueError: no parameters to move.
-
-    Source: Li et al., arXiv:1712.09913."""
-    direction = {}
-    for name, w in model.named_parameters():
-        if w.requires_grad and w.ndim >= 2:
-            d = torch.randn(w.shape, generator=generator, dtype=torch.float32).to(w.device, w.dtype)
-            dims = list(range(1, w.ndim))
-            norms = [torch.linalg.vector_norm(x.detach(), dim=dims, keepdim=True) for x in (w, d)]
-            direction[name] = d * (norms[0] / norms[1].clamp(min=torch.finfo(w.dtype).tiny))
-    if not direction:
-        raise ValueError("no trainable parameter has two or more dimensions, so there are no filters; unfreeze some")
-    return direction
-
-
-def loss_plane(
-    model: nn.Module,
-    loss: PointLoss,
-    batches: Iterable[Any],
-    directions: Sequence[Direction],
-    x: Sequence[float] | Tensor,
-    y: Sequence[float] | Tensor | None = None,
-    how: Execution = ALONE,
-) -> Plane:
-    """The loss at the weights plus x times a direction, or plus x times one and y times another.
-
-    The weights are moved in place, in eval mode, and are afterwards as they were to the bit, gradients, flags, buffers
-    and random states too. At (0, 0) they are exactly the model's. A point costs a forward pass over the batches and
-    little else; on a CPU take batches of `fast_batch_size`. Memory: twice what moves, beside model and directions.
-
-    Args:
-        loss: maps (model, batch) to the mean loss [] over the batch, or to a pair of it and of which examples are
-            right, bool [B]. Random numbers of torch that it draws are the same at every point.
-        batches: kept in memory; each weighs as many examples as it has.
-        directions: one for a line, two for a plane; steps by names of parameters.
-        x: coordinates along the first direction.
-        y: coordinates along the second.
-        how: processes that share the rows, and the folder that keeps them.
-
-    Raises:
-        ValueError: weights, directions or coordinates that are not finite or do not fit; a loss that is not as said;
-            what a worker raises."""
-    if len(directions) != (1 if y is None else 2):
-        raise ValueError(f"{len(directions)} directions: give one with x, or two with x and y")
-    xs, ys = _coordinates(x), [0.0] if y is None else _coordinates(y)
-    steps = [_fitting(model, direction, "a direction") for direction in directions]
-    if y is None:
-        return _plane(Grid(model, loss, list(batches), Offsets(steps[0]), _rows(xs, [0.0])), xs, None, how)
-    return _plane(Grid(model, loss, list(batches), Offsets(steps[1], steps[0]), _rows(ys, xs)), xs, ys, how)
-
-
-def loss_between(
-    model: nn.Module,
-    other: nn.Module,
-    loss: PointLoss,
-    batches: Iterable[Any],
-    x: Sequence[float] | Tensor,
-    how: Execution = ALONE,
-) -> Plane:
-    """The loss on the straight line from a model's weights, at x = 0, to another's, at x = 1: both exactly.
-
-    Buffers, such as BatchNorm's statistics, are interpolated like weights. Everything else is as for `loss_plane`.
-
-    Raises:
-        ValueError: models of two architectures, or as `loss_plane`."""
-    end = {**dict(other.named_parameters()), **dict(other.named_buffers())}
-    missing = [name for name, _ in [*model.named_parameters(), *model.named_buffers()] if name not in end]
-    if missing:
-        raise ValueError(f"the other model has no {missing[0]}, which the model has; give one of the same architecture")
-    xs = _coordinates(x)
-    moves = Segment(_fitting(model, end, "the other model"))
-    return _plane(Grid(model, loss, list(batches), moves, _rows(xs, [0.0])), xs, None, how)
-
-
-def _rows(outer: Sequence[float], inner: Sequence[float]) -> tuple[tuple[float, tuple[float, ...]], ...]:
-    """Rows of a grid, and if it has no (0, 0), that point as one more."""
-    need, free = POINT_BYTES * len(outer) * len(inner), free_bytes(torch.device("cpu"))
-    if need > free:
-        raise ValueError(
-            f"a grid of {len(outer)} x {len(inner)} points takes {need / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are "
-            "free; give fewer points"
-        )
-    ts = tuple(inner)
-    return (*((s, ts) for s in outer), *(() if 0 in outer and 0 in inner else ((0.0, (0.0,)),)))
-
-
-def _plane(grid: Grid, xs: list[float], ys: list[float] | None, how: Execution) -> Plane:
-    for name, tensor in [*grid.model.named_parameters(), *grid.model.named_buffers()]:
-        if not _finite(tensor):
-            raise ValueError(f"{name} is not finite; a landscape needs finite weights: load an earlier checkpoint")
-    if not grid.batches:
-        raise ValueError("batches is empty; give at least one batch")
-    rows = compute(grid, how)
-    outer = xs if ys is None else ys
-    values = torch.from_numpy(np.stack(rows[: len(outer)], axis=1))  # [2, Y, X], of a line [2, X, 1]
-    center = _center(grid, rows)
-    loss, accuracy = values.squeeze(-1) if ys is None else values
-    known = bool(np.isfinite(center[1]))
-    return Plane(
-        torch.tensor(xs, dtype=torch.float64),
-        None if ys is None else torch.tensor(ys, dtype=torch.float64),
-        loss,
-        accuracy if known else None,
-        float(center[0]),
-        float(center[1]) if known else None,
-        sum(len(inner) for _, inner in grid.rows) * len(grid.batches),
-    )
-
-
-def _center(grid: Grid, rows: Sequence[Row]) -> Any:
-    """Loss and accuracy [2] at (0, 0)."""
-    return next(row[:, ts.index(0)] for row, (s, ts) in zip(rows, grid.rows, strict=True) if s == 0 and 0 in ts)
-
-
-def _coordinates(values: Sequence[float] | Tensor) -> list[float]:
-    numbers: list[float] = torch.as_tensor(values, dtype=torch.float64).tolist()
-    if not numbers or not all(map(math.isfinite, numbers)):
-        raise ValueError(f"coordinates {numbers[:3]} are none, or not all finite; give at least one finite number")
-    return numbers
-
-
-def _fitting(model: nn.Module, tensors: Direction, title: str) -> dict[str, Tensor]:
-    """The tensors on the devices and in the types of the model's own, which they are checked against."""
-    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    fitting = {}
-    for name, tensor in tensors.items():
-        if name not in own or own[name].shape != tensor.shape:
-            there = f"{list(own[name].shape)} in the model" if name in own else "not in the model"
-            raise ValueError(
-                f"{title} has {name} of shape {list(tensor.shape)}, which is {there}; give one that fits it"
-            )
-        fitted = tensor.detach().to(own[name])
-        moves_itself = fitted.untyped_storage().data_ptr() == own[name].untyped_storage().data_ptr()
-        fitting[name] = fitted.clone() if moves_itself else fitted
-        if not _finite(fitted):
-            raise ValueError(f"{name} of {title} is not finite; give finite numbers")
-    if not fitting:
-        raise ValueError(f"{title} is empty; give a tensor for at least one parameter")
-    return fitting
-
-
-def _finite(tensor: Tensor) -> bool:
-    # the extremes, and not `isfinite`: nothing of the tensor's size is made
-    return not tensor.is_floating_point() or not tensor.numel() or bool(torch.stack(tensor.aminmax()).isfinite().all())
-
-
-# --- the measurement -------------------------------------------------------------------------------------------------
 
 
 def landscape(subject: Subject, config: MeasureConfig, arrays: Path) -> Iterator[Record]:

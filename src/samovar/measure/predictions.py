@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import math
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from samovar.config import Loss, MeasureConfig
 from samovar.data.loader import Batch
+from samovar.measure.accuracy import share
 from samovar.measure.lend import borrowed
 from samovar.measure.subject import Subject
 from samovar.records import Record
@@ -100,9 +100,8 @@ def predictions(subject: Subject, config: MeasureConfig, arrays: Path) -> Iterat
     columns = {field.name: getattr(shown, field.name).cpu().numpy() for field in fields(shown)[1:]}
     columns |= {"images": to_rgb(shown.images), "classes": np.array(subject.classes, dtype=np.str_)}
     columns["worst"] = np.arange(len(shown.labels)) < len(worst.labels)
-    accuracy = correct / count
-    yield Record(
-        "predictions/accuracy", accuracy, "1", math.sqrt(accuracy * (1 - accuracy) / count), count,
+    yield share(
+        "predictions/accuracy", correct, count,
         settings={"pictures": config.pictures, "worst": "wrong ones of highest loss", "others": "even over classes"},
         cost={"forwards": len(subject.batches)}, arrays=save(arrays, "predictions", subject, config, columns),
     )  # fmt: skip

@@ -20,7 +20,7 @@ from samovar.config import MeasureConfig
 from samovar.data.corruptions import CORRUPTIONS, corrupt, image_seed
 from samovar.data.loader import Batch
 from samovar.data.streaming import num_workers, worker_context
-from samovar.measure.accuracy import share, wilson
+from samovar.measure.accuracy import share
 from samovar.measure.lend import borrowed
 from samovar.measure.predictions import Predicted, predict, save, to_rgb
 from samovar.measure.subject import Batches, Subject
@@ -81,23 +81,13 @@ def robustness(subject: Subject, config: MeasureConfig, arrays: Path) -> Iterato
     )  # fmt: skip
     for (name, severity), correct in right.items():
         where = {"corruption": name, "severity": severity}
-        yield _share_of("robustness/corruption_accuracy", correct, count, where, settings, source)
+        yield share("robustness/corruption_accuracy", correct, count, where=where, settings=settings, source=source)
 
 
 def _stderr_of_mean(values: list[float], count: int) -> float:
     """An upper bound: as if an image that is misread were misread under every corruption."""
     mean = sum(values) / len(values)
     return math.sqrt(mean * (1 - mean) / count)
-
-
-def _share_of(
-    name: str, correct: int, n: int, where: dict[str, object], settings: dict[str, object], source: str
-) -> Record:
-    value = correct / n
-    stderr = math.sqrt(value * (1 - value) / n)
-    return Record(
-        name, value, "1", stderr, n, where=where, settings=settings, source=source, interval=wilson(correct, n)
-    )
 
 
 def _count_right(
@@ -192,21 +182,20 @@ def attack(subject: Subject, config: MeasureConfig, arrays: Path) -> Iterator[Re
         "attack": "PGD", "norm": config.attack_norm, "steps": config.attack_steps, "restarts": config.attack_restarts,
         "random_start": True,
     }  # fmt: skip
-    held = list(few)
-    labels = torch.cat([batch.labels for batch in held]).cpu()
-    for factor in (0.0, *RADII):
-        eps = config.attack_eps * factor
-        if eps > 1:
-            continue
-        right = torch.cat([_survived(subject, config, batch, eps, index) for index, batch in enumerate(held)])
-        step_size = step_of(eps, config.attack_steps)
+    radii = [config.attack_eps * factor for factor in (0.0, *RADII) if config.attack_eps * factor <= 1]
+    found: dict[float, list[Tensor]] = {eps: [] for eps in radii}
+    for index, batch in enumerate(few):
+        for eps in found:
+            found[eps].append(_survived(subject, config, batch, eps, index))
+    for eps, parts in found.items():
+        right, main = torch.cat(parts), eps == config.attack_eps
         record = share(
-            "robustness/pgd_accuracy" if factor == 1 else "robustness/pgd_curve", right,
-            where={"eps": eps}, settings=settings | {"eps": eps, "step_size": step_size},
-            cost={"gradients": config.attack_steps * (1 + config.attack_restarts) * len(labels) * (eps > 0)},
+            "robustness/pgd_accuracy" if main else "robustness/pgd_curve", int(right.sum()), len(right),
+            where={"eps": eps}, settings=settings | {"eps": eps, "step_size": step_of(eps, config.attack_steps)},
+            cost={"gradients": config.attack_steps * (1 + config.attack_restarts) * len(right) * (eps > 0)},
             source="arXiv:1706.06083; radius, steps and step size: arXiv:2106.01548, appendix E.5",
         )  # fmt: skip
-        yield record if factor != 1 else _with_strip(record, subject, config, arrays)
+        yield _with_strip(record, subject, config, arrays) if main else record
 
 
 def step_of(eps: float, num_steps: int) -> float:
@@ -215,13 +204,15 @@ def step_of(eps: float, num_steps: int) -> float:
 
 
 def _survived(subject: Subject, config: MeasureConfig, batch: Batch, eps: float, index: int) -> Tensor:
-    found = _attacked(subject, config, batch, eps, index) if eps else batch.images
+    found = _attacked(subject, config, batch, eps, index)
     with borrowed(subject.model), torch.no_grad():
         guess: Tensor = subject.model(found).argmax(1)
     return (guess == batch.labels).cpu()
 
 
 def _attacked(subject: Subject, config: MeasureConfig, batch: Batch, eps: float, index: int) -> Tensor:
+    if eps == 0:
+        return batch.images
     return pgd(
         subject.model, batch.images, batch.labels, eps=eps, step_size=step_of(eps, config.attack_steps),
         num_steps=config.attack_steps, norm=config.attack_norm, restarts=config.attack_restarts,

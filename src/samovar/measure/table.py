@@ -111,7 +111,8 @@ def _density(subject: Subject, config: MeasureConfig, arrays: Path) -> Iterator[
     found = spectral_density(op, num_probes=config.probes, num_steps=config.density_steps, generator=_generator(config))
     name = f"density-step{subject.where.get('step', 0)}.npz"
     columns = {key: getattr(found, key).numpy() for key in ("grid", "density", "stderr", "nodes", "weights")}
-    np.savez(arrays / name, **columns)
+    if subject.runtime.is_main:
+        np.savez(arrays / name, **columns)
     settings = {"probes": config.probes, "steps": config.density_steps, "sigma": found.sigma}
     cost: dict[str, float] = {"matvecs": found.num_products}
     for power, title in ((1, "mean_eigenvalue"), (2, "mean_square_eigenvalue")):

@@ -97,9 +97,11 @@ def _scored(subject: Subject, tests: TestSet, condition: Condition, settings: di
     for scoring, rule in rules.items():
         # in `where` too, so that two scorings of one set are never taken for the same number
         where = {"split": tests.title} | condition.where | ({"scoring": scoring} if len(rules) > 1 else {})
+        right = rule(logits, labels)
         yield share(
             "testset/corruption_accuracy" if condition.where else "testset/accuracy",
-            rule(logits, labels),
+            int(right.sum()),
+            len(right),
             where=where,
             settings=settings | {"scoring": scoring, "testset_images": len(condition.split)},
             source=tests.source,
