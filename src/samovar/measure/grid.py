@@ -37,6 +37,7 @@ from samovar.curvature.graphs import free_bytes
 from samovar.curvature.inputs import fingerprint, num_examples
 from samovar.measure.lend import borrowed
 from samovar.records import replace_text
+from samovar.runtime import keep_freed_memory
 
 Direction = Mapping[str, Tensor]
 """A step for parameters and buffers, by name; those without a name in it stand still."""
@@ -47,7 +48,6 @@ Row = npt.NDArray[np.float64]
 
 WORTH_SECONDS = 20.0  # of one process's work, below which others, whose imports take some 5 to 10 s, do not pay
 JOIN_SECONDS = 1.0
-SEEN_BYTES = (32 << 20) - (64 << 10)
 COPIES = 6  # of the weights, that a process needs at most: its own, the kept, a row's, two directions, and a spare
 
 
@@ -153,9 +153,7 @@ def _num_processes(how: Execution, grid: Grid) -> int:
 
 def _fill(grid: Grid, numbers: Iterable[int], keep: Callable[[int, Row], None]) -> None:
     """Compute rows; after each of them the weights are as they were."""
-    # glibc returns freed memory beyond twice the largest block it saw freed, at most 32 MiB; with nothing seen, every
-    # layer's output is faulted in anew, 10 to 15 % of a forward pass (measured). This block is never touched
-    torch.empty(SEEN_BYTES, dtype=torch.uint8)
+    keep_freed_memory()
     with borrowed(grid.model), torch.no_grad():  # not inference mode: a model that caches could not train on with that
         named = {**dict(grid.model.named_parameters()), **dict(grid.model.named_buffers())}
         live = {name: named[name].detach() for name in grid.moving}
