@@ -177,7 +177,9 @@ def test_the_stability_threshold_solves_its_equation() -> None:
     assert watch.threshold(0.1, 1e-12, 1.0) == pytest.approx(20, rel=1e-6)
 
 
-def test_the_demo_prints_the_geometry_of_both_twins(tmp_path, monkeypatch, capsys) -> None:
+def test_the_demo_prints_both_twins_and_writes_a_report_that_lacks_nothing_it_measured(
+    tmp_path, monkeypatch, capsys
+) -> None:
     from samovar import demo
 
     real = recipes.get
@@ -190,8 +192,13 @@ def test_the_demo_prints_the_geometry_of_both_twins(tmp_path, monkeypatch, capsy
         return replace(recipe, make=lambda: config)
 
     monkeypatch.setattr(recipes, "get", shortened)
+    monkeypatch.setattr(demo, "SETTINGS", replace(demo.SETTINGS, points=3, corruption_images=10, draws=2, max_steps=8))
     runs = demo.demo(Path(tmp_path), seed=0)
     out = capsys.readouterr().out
     assert "lambda_max of the Hessian" in out
     assert "average loss under weight noise" in out
+    assert "accuracy on corrupted images" in out
     assert all(str(run.path) in out.replace("\n", "") for run in runs)
+    page = (tmp_path / "demo-seed0.html").read_text(encoding="utf-8")
+    assert all(f"samovar measure {run.path} {name}<" not in page for run in runs for name in demo.MEASURED)
+    assert f"samovar measure {runs[0].path} density" in page
