@@ -192,6 +192,7 @@ def test_the_demo_prints_both_twins_and_writes_a_report_that_lacks_nothing_it_me
         return replace(recipe, make=lambda: config)
 
     monkeypatch.setattr(recipes, "get", shortened)
+    monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setattr(demo, "SETTINGS", replace(demo.SETTINGS, points=3, corruption_images=10, draws=2, max_steps=8))
     runs = demo.demo(Path(tmp_path), seed=0)
     out = capsys.readouterr().out
