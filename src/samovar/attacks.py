@@ -82,11 +82,13 @@ def pgd(
 
     Source: Madry et al., arXiv:1706.06083."""
     _check(images, labels, step_size, num_steps, restarts, random_start)
-    ball = _Ball(images.detach(), eps, norm)
     generator = generator or Generator().manual_seed(0)
     losses = criterion or _cross_entropy
-    found, best = images.detach().clone(), None
+    best = None
     with _lent(model):
+        # copies: tensors made under inference mode can be neither differentiated nor written to
+        labels, ball = labels.clone(), _Ball(images.detach().clone(), eps, norm)
+        found = ball.images.clone()
         for _ in range(1 + restarts):
             point = ball.random(generator) if random_start else ball.images.clone()
             for _ in range(num_steps):

@@ -404,6 +404,11 @@ def validate_measure(config: MeasureConfig) -> None:
     if not (config.ntk_output in ("sum", "full") or config.ntk_output.isdigit()):
         raise ValueError(f"--ntk-output {config.ntk_output} is unknown; give sum, full or the index of a logit")
     _check_severities(config.severities)
+    if config.attack_norm == "2" and config.attack_eps == MeasureConfig.attack_eps:
+        raise ValueError(
+            f"--attack-norm 2 with --attack-eps {config.attack_eps:.3g}, the default, which is made for single "
+            "pixels and next to nothing as a Euclidean length; give --attack-eps, such as 0.5"
+        )
     if (config.landscape == "between") != bool(config.other):
         raise ValueError(
             f"--landscape {config.landscape} with --other {config.other or '(nothing)'}: `between` needs another run "

@@ -134,10 +134,17 @@ class RunDir:
             raise ValueError(f"{path} is not a run: it has no config.json")
         return run
 
-    def append(self, record: Record) -> None:
-        """Add a record to `records.jsonl`."""
-        with self.records_path.open("a", encoding="utf-8") as file:
-            file.write(to_json(record) + "\n")
+    def append(self, *records: Record) -> None:
+        """Add records to `records.jsonl`, in one write; a line that a crash cut short is dropped."""
+        text = "".join(to_json(record) + "\n" for record in records)
+        with self.records_path.open("ab+") as file:
+            end = file.seek(0, os.SEEK_END)
+            if end:
+                file.seek(end - 1)
+                if file.read(1) != b"\n":
+                    file.seek(0)
+                    file.truncate(file.read().rfind(b"\n") + 1)
+            file.write(text.encode())
 
     def records(self, name: str | None = None) -> Iterator[Record]:
         """The records in order, all or those of one name; a last line cut short by a crash is left out."""

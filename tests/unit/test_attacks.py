@@ -160,3 +160,11 @@ def test_a_gradient_that_is_not_finite_is_refused():
         model[1].weight[0, 0] = math.nan
     with pytest.raises(ValueError, match="not finite"):
         pgd(model, images, labels)
+
+
+def test_attacks_work_inside_inference_mode():
+    model, (images, labels) = linear(), pictures()
+    wanted = pgd(model, images, labels, eps=0.1, restarts=1)
+    with torch.inference_mode():
+        found = pgd(model, images.clone(), labels.clone(), eps=0.1, restarts=1)
+    assert torch.equal(found, wanted)

@@ -1,5 +1,6 @@
 """`samovar corrupt`: a tree of copies, the same for the same image, done once."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ def data(tmp_path) -> Path:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.png")}
 
 
 def test_every_image_is_there_under_every_corruption_and_severity(data, tmp_path):
@@ -98,3 +99,18 @@ def test_only_images_that_cannot_be_read_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="none of the 1 images"):
         corrupt_folder(tmp_path / "in", tmp_path / "out", SMALL)
     assert len(CORRUPTIONS) == 19
+
+
+def test_copies_of_another_seed_or_size_are_not_mixed_in(data, tmp_path):
+    corrupt_folder(data, tmp_path / "out", SMALL)
+    for other in (CorruptConfig(("fog",), (2,), seed=1), CorruptConfig(("fog",), (2,), size=12)):
+        with pytest.raises(ValueError, match="holds copies made with"):
+            corrupt_folder(data, tmp_path / "out", other)
+    assert corrupt_folder(data, tmp_path / "out", CorruptConfig(("fog",), (3,), workers=0)) == 3
+
+
+def test_a_name_that_is_not_utf8_is_an_image_like_any_other(data, tmp_path):
+    source = data / "class0" / "0.png"
+    source.rename(os.fsdecode(os.fsencode(data / "class0") + b"/caf\xe9.png"))
+    assert corrupt_folder(data, tmp_path / "out", SMALL) == 3
+    assert len(tree(tmp_path / "out")) == 6

@@ -61,7 +61,7 @@ def test_every_measurement_yields_records_that_state_their_protocol(run, name, t
         assert record.settings["loss"] == "softmax"
         assert record.settings["weights"].startswith("average of step-")
         assert record.where["step"] in (4, 8)
-        assert record.cost["seconds"] >= 0
+    assert records[0].cost["seconds"] >= 0  # numbers that come of the same computation have no cost of their own
     assert all(torch.equal(before[key], value) for key, value in subject.model.state_dict().items())
 
 
@@ -203,3 +203,46 @@ def test_the_demo_prints_both_twins_and_writes_a_report_that_lacks_nothing_it_me
     page = (tmp_path / "demo-seed0.html").read_text(encoding="utf-8")
     assert all(f"samovar measure {run.path} {name}<" not in page for run in runs for name in demo.MEASURED)
     assert f"samovar measure {runs[0].path} density" in page
+
+
+def test_a_measurement_that_was_cut_short_is_done_again(run) -> None:
+    config = small(checkpoint="4", seed=11)
+    subject = open_subject(str(run.path), config, CPU)
+    whole = command.measure_once("sharpness", subject, config, run)
+    lines = run.records_path.read_text().splitlines(keepends=True)
+    run.records_path.write_text("".join(lines[:-1]) + lines[-1][:40])  # as a kill in the middle of a write leaves it
+    again = command.measure_once("sharpness", subject, config, run)
+    assert [r.value for r in again] == [r.value for r in whole]
+    assert command.measure_once("sharpness", subject, config, run) == list(run.records())[-3:]
+
+
+def test_arrays_of_older_records_stay_as_they_were(run) -> None:
+    config = small(checkpoint="4", seed=12)
+    subject = open_subject(str(run.path), config, CPU)
+    first = command.measure_once("density", subject, config, run)[0]
+    before = (run.path / first.arrays).read_bytes()
+    other = replace(config, density_steps=5)
+    second = command.measure_once("density", subject, other, run)[0]
+    assert first.arrays != second.arrays
+    assert (run.path / first.arrays).read_bytes() == before
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("testset", "trace", "density")])
+def test_what_is_done_is_found_again_whatever_the_loss(run, name, monkeypatch) -> None:
+    config = small(checkpoint="4", loss="sigmoid", seed=13, points=3, corruption_images=5, severities=(2,))
+    subject = open_subject(str(run.path), config, CPU)
+    first = command.measure_once(name, subject, config, run)
+    monkeypatch.setattr(command, "measure", lambda *args: pytest.fail("measured again"))
+    assert command.measure_once(name, subject, config, run) == first
+
+
+def test_a_run_on_images_of_other_classes_is_one_line(run, capsys, tmp_path) -> None:
+    from PIL import Image
+
+    for number in range(4):
+        (tmp_path / f"c{number % 2}").mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / f"c{number % 2}" / f"{number}.png")
+    assert_refused(f"measure {run.path} hessian --source folder:{tmp_path}", "do not fit images of folder:", capsys)
+    assert_refused(f"measure {run.path} hessian --image-size 64", "was trained at 8 px", capsys)
+    assert_refused(f"measure {run.path} attack --attack-norm 2", "next to nothing as a Euclidean length", capsys)
+    assert_refused(f"measure {run.path} robustness --corruptions foggy", "--corruptions foggy is unknown", capsys)

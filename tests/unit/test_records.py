@@ -54,3 +54,12 @@ def test_a_failed_replacement_leaves_the_old_text(tmp_path) -> None:
         replace_text(path, "\ud800")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_line_cut_short_by_a_crash_does_not_swallow_the_next(tmp_path):
+    run = RunDir.create(tmp_path, "r")
+    run.append(Record("a/b", 1.0), Record("a/b", 2.0))
+    with run.records_path.open("a") as file:
+        file.write('{"name": "a/b", "val')
+    run.append(Record("a/b", 3.0))
+    assert [record.value for record in run.records()] == [1.0, 2.0, 3.0]

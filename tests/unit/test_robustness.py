@@ -111,3 +111,19 @@ def test_an_attack_of_radius_zero_is_the_clean_accuracy(subject, tmp_path):
     batch = next(iter(subject.batches.few(60, 0)))
     with torch.no_grad():
         assert only.value == (subject.model(batch.images).argmax(1) == batch.labels).double().mean().item()
+
+
+def test_asking_twice_does_not_count_twice(subject, tmp_path):
+    once = [r.value for r in robustness.robustness(subject, CONFIG, tmp_path)]
+    doubled = replace(CONFIG, corruptions=("contrast", "fog", "fog"), severities=(4, 1, 1))
+    assert [r.value for r in robustness.robustness(subject, doubled, tmp_path)] == once
+
+
+def test_logits_that_are_not_finite_are_refused_not_counted(subject, tmp_path):
+    broken = replace(subject, model=torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)))
+    with torch.no_grad():
+        broken.model[1].weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match="logits are not finite"):
+        list(robustness.robustness(broken, CONFIG, tmp_path))
+    with pytest.raises(ValueError, match="logits are not finite"):
+        list(attack(broken, CONFIG, tmp_path))

@@ -213,3 +213,21 @@ def test_bad_input_is_refused(case):
     run, message = BAD[case]
     with pytest.raises(ValueError, match=message):
         run()
+
+
+def test_an_autocast_around_the_readers_changes_no_bit(net):
+    op = hessian(net, torch.float32)
+
+    def read() -> list[Tensor]:
+        density = spectral_density(op, num_probes=2, num_steps=5)
+        return [
+            top_eigenvalues(op, k=2).values,
+            torch.tensor(trace(op, method="hutch++", num_probes=12).value),
+            density.nodes,
+            power_iteration(op, num_steps=4).values,
+        ]
+
+    wanted = read()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = read()
+    assert all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True))

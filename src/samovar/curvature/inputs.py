@@ -107,7 +107,11 @@ def _all(parts: Iterable[Any]) -> Iterator[Tensor]:
 
 def convert(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
     """The batch on a device, its floating point tensors in dtype: tensors, and those in containers and dataclasses."""
-    return _map(batch, lambda x: x.to(device, dtype if x.is_floating_point() else None))
+    return _map(batch, lambda x: _usable(x).to(device, dtype if x.is_floating_point() else None))
+
+
+def _usable(x: Tensor) -> Tensor:
+    return x.clone() if x.is_inference() else x  # made under inference mode, it could not be saved for backward
 
 
 def _map(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:

@@ -4,16 +4,32 @@ Full reorthogonalization, so no ghost eigenvalues; memory is num_steps vectors o
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 ROWS = 8  # vectors per block of the basis: growing copies nothing, and at most so many are allocated in advance
 CHUNK = 1 << 14  # numbers that a float32 sum on a CPU may run over before its rounding shows
 KEPT_SHARE = 0.7  # of a vector's norm after projection; less, and rounding is no longer small: project once more
+
+
+def exact(function: Callable[P, R]) -> Callable[P, R]:
+    """The function with an autocast around it switched off, whose 16-bit sums are no arithmetic for eigenvalues."""
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            return function(*args, **kwargs)
+
+    return wrapped
 
 
 class Basis:
@@ -86,6 +102,7 @@ class Tridiagonal:
         return values, vectors, (self.betas[-1] * vectors[-1]).abs()
 
 
+@exact
 def lanczos(
     matvec: Callable[[Tensor], Tensor],
     v0: Tensor,

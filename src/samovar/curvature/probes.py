@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
-from samovar.curvature.lanczos import lanczos
+from samovar.curvature.lanczos import exact, lanczos
 from samovar.curvature.operators import LinearOperator
 
 COLUMNS = 8  # vectors per product with several: a batch's graph is built once for them, and they are held at once
@@ -51,6 +51,7 @@ class Density:
         return _mean((self.weights * self.nodes**power).sum(dim=1))
 
 
+@exact
 def trace(
     op: LinearOperator,
     *,
@@ -109,6 +110,7 @@ def _exact_trace(op: LinearOperator, num_probes: int, generator: Generator) -> E
     return Estimate(total, 0.0, op.size)
 
 
+@exact
 def spectral_density(
     op: LinearOperator,
     *,

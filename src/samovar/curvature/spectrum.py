@@ -9,7 +9,7 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Generator, Tensor
 
-from samovar.curvature.lanczos import Tridiagonal, dot, lanczos
+from samovar.curvature.lanczos import Tridiagonal, dot, exact, lanczos
 from samovar.curvature.operators import LinearOperator
 from samovar.curvature.probes import Density, Estimate, gaussian, on_cpu, spectral_density, trace
 
@@ -41,6 +41,7 @@ class _HasGradient(Protocol):
     def loss_and_gradient(self) -> tuple[float, Tensor]: ...
 
 
+@exact
 def top_eigenvalues(
     op: LinearOperator,
     k: int = 1,
@@ -124,6 +125,7 @@ def _rounding(values: Tensor, dtype: torch.dtype) -> float:
     return ROUNDING * torch.finfo(dtype).eps * float(values.abs().max())
 
 
+@exact
 def power_iteration(
     op: LinearOperator,
     *,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import sys
@@ -23,6 +24,7 @@ from samovar.data.decode import UnreadableImage, decode
 from samovar.data.folders import EXTENSIONS, images_in, readable
 from samovar.data.pipeline import frame
 from samovar.data.streaming import num_workers, worker_context
+from samovar.records import replace_text
 
 SHOWN = 5
 """Unreadable files that are named."""
@@ -70,7 +72,7 @@ class _Work:
 
     def _seed(self, path: str) -> int:
         # of the path, not of its place in the list, so that a file more changes no other
-        return int.from_bytes(hashlib.sha256(f"{self.seed}:{path}".encode()).digest()[:7], "big")
+        return int.from_bytes(hashlib.sha256(f"{self.seed}:".encode() + os.fsencode(path)).digest()[:7], "big")
 
 
 def corrupt_folder(data: Path, output: Path, config: CorruptConfig) -> int:
@@ -84,6 +86,7 @@ def corrupt_folder(data: Path, output: Path, config: CorruptConfig) -> int:
     paths = _paths(data)
     if data.resolve() in (output.resolve(), *output.resolve().parents):
         raise ValueError(f"{output} lies within {data}, so the copies would be images to corrupt; give another folder")
+    _claim(output, config)
     work = _Work(data, output, names, config.severities, config.size, config.seed)
     workers = num_workers(DataConfig(workers=config.workers))
     unread = []
@@ -93,10 +96,22 @@ def corrupt_folder(data: Path, output: Path, config: CorruptConfig) -> int:
     if len(unread) == len(paths):
         raise ValueError(f"none of the {len(paths)} images in {data} can be read, among them {unread[0]}")
     for reason in unread[:SHOWN]:
-        print(f"samovar: left out {reason}", file=sys.stderr)
+        print(f"samovar: left out {reason.encode('utf-8', 'replace').decode()}", file=sys.stderr)
     if len(unread) > SHOWN:
         print(f"samovar: left out {len(unread) - SHOWN} more", file=sys.stderr)
     return len(paths) - len(unread)
+
+
+def _claim(output: Path, config: CorruptConfig) -> None:
+    """State beside the copies what they were made with; copies of another seed or size are not mixed in."""
+    stated, wanted = output / "samovar.json", {"seed": config.seed, "size": config.size}
+    if stated.is_file():
+        found = json.loads(stated.read_text(encoding="utf-8"))
+        if found != wanted:
+            raise ValueError(f"{output} holds copies made with {found}, not {wanted}; give another folder")
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    replace_text(stated, json.dumps(wanted) + "\n")
 
 
 def _names(asked: tuple[str, ...]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from samovar.config import MeasureConfig
 from samovar.data.loader import Batch
 from samovar.measure.lend import borrowed
-from samovar.measure.subject import Subject
+from samovar.measure.subject import Subject, arrays_name
 from samovar.records import Record
 
 NUM_BINS = 15
@@ -140,15 +140,14 @@ def accuracy(subject: Subject, config: MeasureConfig, arrays: Path) -> Iterator[
             yield share(f"accuracy/top{k}", int(top_k(logits, labels, k).sum()), len(labels))
     losses = F.cross_entropy(logits.double(), labels, reduction="none")
     stderr = float(losses.std() / math.sqrt(len(losses))) if len(losses) > 1 else None
-    yield Record("accuracy/loss", float(losses.mean()), "nats", stderr, len(losses), settings={"loss": "softmax"})
+    yield Record("accuracy/loss", float(losses.mean()), "nats", stderr, len(losses), settings={"of": "softmax"})
     right = top_k(logits, labels)
     for index in sorted(set(labels.tolist())):
         of_class = {"class": subject.classes[index], "index": index}
         of_it = right[labels == index]
         yield share("accuracy/class", int(of_it.sum()), len(of_it), where=of_class)
     found = calibration(logits, labels)
-    step = subject.where.get("step", 0)
-    name = f"calibration-step{step}-{subject.settings['split']}-{len(labels)}.npz"
+    name = arrays_name("calibration", subject, config)
     if subject.runtime.is_main:
         columns = {key: getattr(found, key) for key in ("edges", "confidence", "accuracy", "counts")}
         np.savez(arrays / name, **columns)

@@ -70,20 +70,23 @@ def measure_once(name: str, subject: Subject, config: MeasureConfig, folder: Run
     kept = [record for record in folder.records() if _is_of(record, request, subject)]
     if subject.runtime.world_size > 1:
         dist.barrier()  # all have looked before the main rank writes
-    if kept:
+    if kept and len(kept) == kept[0].settings.get("records"):
         return kept
-    records = measure(name, subject, config, folder.arrays)
-    found = [replace(record, settings=record.settings | request) for record in records]
-    for record in found if subject.runtime.is_main else ():  # together: a measurement is there whole or not at all
-        folder.append(record)
+    found = list(measure(name, subject, config, folder.arrays))
+    found = [replace(record, settings=record.settings | request | {"records": len(found)}) for record in found]
+    if subject.runtime.is_main:
+        folder.append(*found)  # together, and with their number: a measurement is there whole or not at all
     return found
 
 
 _USED: dict[str, tuple[str, ...]] = {
-    "hessian": ("k", "tol", "max_steps"),
-    "blocks": ("tol", "max_steps", "params"),
-    "trace": ("probes",),
-    "density": ("probes", "density_steps"),
+    "hessian": ("dtype", "k", "tol", "max_steps"),
+    "blocks": ("dtype", "tol", "max_steps", "params"),
+    "trace": (
+        "dtype",
+        "probes",
+    ),
+    "density": ("dtype", "probes", "density_steps"),
     "flatness": ("sigma", "draws", "noise"),
     "sharpness": ("rho", "ascent_steps"),
     "ntk": ("ntk_batch", "ntk_batches", "ntk_output", "ntk_relu", "ntk_head"),
@@ -152,7 +155,9 @@ def _row(record: Record) -> tuple[str, ...]:
     where = ", ".join(f"{key} {_short(value)}" for key, value in record.where.items() if key not in ("step", "split"))
     cost = ", ".join(f"{value:g} {key}" for key, value in record.cost.items())
     value = f"{record.value:.5g}" + ("" if record.converged else " (not converged)")
-    on = f"{record.n if record.unit == '1' else record.settings['images']} {record.where['split']}"
+    images = record.settings.get("landscape_images") or record.settings["images"]
+    of = "" if record.name.startswith("ntk/") else f"{record.n if record.unit == '1' else images} "
+    on = of + record.where["split"]
     return record.name, value, error, where, on, cost
 
 

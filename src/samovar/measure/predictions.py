@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -21,7 +19,7 @@ from samovar.config import Loss, MeasureConfig
 from samovar.data.loader import Batch
 from samovar.measure.accuracy import share
 from samovar.measure.lend import borrowed
-from samovar.measure.subject import Subject
+from samovar.measure.subject import Subject, arrays_name
 from samovar.records import Record
 
 
@@ -120,10 +118,7 @@ def to_rgb(images: Tensor) -> NDArray[np.uint8]:
 
 def save(arrays: Path, title: str, subject: Subject, config: MeasureConfig, columns: dict[str, Any]) -> str:
     """Columns written to a file of their own for each protocol, by the main rank; its path below the run folder."""
-    step, split = subject.where.get("step", 0), subject.settings["split"]
-    protocol = json.dumps(subject.settings, sort_keys=True, default=str).encode()
-    digest = hashlib.sha256(protocol).hexdigest()[:8]
-    name = f"{title}-step{step}-{split}-seed{config.seed}-pictures{config.pictures}-{digest}.npz"
+    name = arrays_name(title, subject, config)
     if subject.runtime.is_main:
         arrays.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(arrays / name, **columns)

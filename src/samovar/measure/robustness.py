@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from samovar.attacks import pgd
@@ -67,8 +68,9 @@ class Corrupted(Dataset[Tensor]):
 
 def robustness(subject: Subject, config: MeasureConfig, arrays: Path) -> Iterator[Record]:
     """Accuracy under each corruption at each severity, and its mean, the paper's number; never called ImageNet-C."""
+    names = _names(config.corruptions)
+    config = replace(config, severities=tuple(sorted(set(config.severities))))
     few = subject.batches.few(config.corruption_images, config.seed) if config.corruption_images else subject.batches
-    names = list(config.corruptions or CORRUPTIONS)
     right, count = _count_right(subject, few, names, config)
     settings = {"corruptions": "made here of these images", "corrupted_images": count}
     source = "arXiv:1903.12261"
@@ -82,6 +84,21 @@ def robustness(subject: Subject, config: MeasureConfig, arrays: Path) -> Iterato
     for (name, severity), correct in right.items():
         where = {"corruption": name, "severity": severity}
         yield share("robustness/corruption_accuracy", correct, count, where=where, settings=settings, source=source)
+
+
+def _names(asked: tuple[str, ...]) -> list[str]:
+    """The corruptions asked for, each once, in the order of the table."""
+    unknown = [name for name in asked if name not in CORRUPTIONS]
+    if unknown:
+        raise ValueError(f"--corruptions {unknown[0]} is unknown; give some of: {', '.join(CORRUPTIONS)}")
+    return [name for name in CORRUPTIONS if not asked or name in asked]
+
+
+def _guess(model: nn.Module, images: Tensor) -> Tensor:
+    logits: Tensor = model(images)
+    if not bool(logits.isfinite().all()):
+        raise ValueError("logits are not finite; look at the model's weights")
+    return logits.argmax(1).cpu()
 
 
 def _stderr_of_mean(values: list[float], count: int) -> float:
@@ -107,7 +124,7 @@ def _count_right(
         with borrowed(subject.model), torch.no_grad():
             for task, each in zip(tasks, made, strict=True):
                 pixels = each.to(subject.runtime.device).float() / 255
-                guess = subject.model(pixels).argmax(1).cpu()
+                guess = _guess(subject.model, pixels)
                 right[task.name, task.severity] += int((guess == labels[task.start : task.stop]).sum())
         count += len(images)
     if not count:
@@ -184,15 +201,21 @@ def attack(subject: Subject, config: MeasureConfig, arrays: Path) -> Iterator[Re
     }  # fmt: skip
     radii = [config.attack_eps * factor for factor in (0.0, *RADII) if config.attack_eps * factor <= 1]
     found: dict[float, list[Tensor]] = {eps: [] for eps in radii}
+    seconds = dict.fromkeys(found, 0.0)
     for index, batch in enumerate(few):
         for eps in found:
+            start = time.perf_counter()
             found[eps].append(_survived(subject, config, batch, eps, index))
+            seconds[eps] += time.perf_counter() - start
     for eps, parts in found.items():
         right, main = torch.cat(parts), eps == config.attack_eps
         record = share(
             "robustness/pgd_accuracy" if main else "robustness/pgd_curve", int(right.sum()), len(right),
             where={"eps": eps}, settings=settings | {"eps": eps, "step_size": step_of(eps, config.attack_steps)},
-            cost={"gradients": config.attack_steps * (1 + config.attack_restarts) * len(right) * (eps > 0)},
+            cost={
+                "gradients": config.attack_steps * (1 + config.attack_restarts) * len(right) * (eps > 0),
+                "seconds": round(seconds[eps], 3),
+            },
             source="arXiv:1706.06083; radius, steps and step size: arXiv:2106.01548, appendix E.5",
         )  # fmt: skip
         yield _with_strip(record, subject, config, arrays) if main else record
@@ -206,8 +229,7 @@ def step_of(eps: float, num_steps: int) -> float:
 def _survived(subject: Subject, config: MeasureConfig, batch: Batch, eps: float, index: int) -> Tensor:
     found = _attacked(subject, config, batch, eps, index)
     with borrowed(subject.model), torch.no_grad():
-        guess: Tensor = subject.model(found).argmax(1)
-    return (guess == batch.labels).cpu()
+        return _guess(subject.model, found) == batch.labels.cpu()
 
 
 def _attacked(subject: Subject, config: MeasureConfig, batch: Batch, eps: float, index: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -80,6 +81,15 @@ class Subject:
         return make_objective(settings, len(self.classes))(model, batch).value
 
 
+def arrays_name(title: str, subject: Subject, config: MeasureConfig) -> str:
+    """The name of a file of arrays, another one for every protocol, so that no older record loses its own."""
+    free = ("output", "name", "device", "threads", "workers", "processes")
+    asked = {key: value for key, value in configs.to_dict(config).items() if key not in free}
+    protocol = json.dumps([subject.settings, asked], sort_keys=True, default=str).encode()
+    digest = hashlib.sha256(protocol).hexdigest()[:8]
+    return f"{title}-step{subject.where.get('step', 0)}-{subject.settings['split']}-{digest}.npz"
+
+
 def open_subject(name: str, config: MeasureConfig, runtime: Runtime) -> Subject:
     """The subject of a run folder, or of a model's name at its initialisation.
 
@@ -100,11 +110,14 @@ def _config_of_model(name: str, config: MeasureConfig) -> Config:
     size = config.image_size or (row.image_size if row else 0)
     if not size:
         size = describe(name).image_size if ":" not in name else 224
-    return Config(model=ModelConfig(name=name), data=DataConfig(image_size=size))
+    data = DataConfig(image_size=size)
+    return Config(recipe="", model=ModelConfig(name=name), data=replace(data, source=config.source or data.source))
 
 
 def _subject(name: str, base: Config, config: MeasureConfig, runtime: Runtime, run: RunDir | None) -> Subject:
     data = base.data
+    if run and config.image_size not in (0, data.image_size):
+        raise ValueError(f"--image-size {config.image_size}: {name} was trained at {data.image_size} px; leave it out")
     if config.source:
         data = replace(data, source=config.source, fraction=1.0)
     data = replace(data, root=config.root or data.root, workers=config.workers)
@@ -115,7 +128,13 @@ def _subject(name: str, base: Config, config: MeasureConfig, runtime: Runtime, r
         split = split.take(keep_fraction(split.labels, config.images / len(split), config.seed))
     seed_everything(base.seed if run else config.seed)
     model = create(base.model, num_classes=len(source.classes), image_size=data.image_size, channels=source.channels)
-    weights, step = _load_weights(model.body, run, config)
+    try:
+        weights, step = _load_weights(model.body, run, config)
+    except RuntimeError:  # torch's list of every tensor that does not fit
+        raise ValueError(
+            f"the weights of {name} do not fit images of {data.source}: {len(source.classes)} classes, "
+            f"{source.channels} channels, {data.image_size} px; give --source with the data it was trained on"
+        ) from None
     settings = {
         "model": base.model.name,
         "weights": weights,
@@ -126,7 +145,7 @@ def _subject(name: str, base: Config, config: MeasureConfig, runtime: Runtime, r
         "mode": "eval",
         "loss": config.loss,
         "weight_decay_in_loss": False,
-        "dtype": config.dtype,
+        "image_size": data.image_size,
         "seed": config.seed,
     }
     batches = Batches(split, data, config.batch_size, runtime.device)

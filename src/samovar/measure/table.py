@@ -23,7 +23,7 @@ from samovar.measure.ntk import ntk_condition_number
 from samovar.measure.predictions import predictions
 from samovar.measure.robustness import attack, robustness
 from samovar.measure.sharpness import sam_sharpness
-from samovar.measure.subject import Subject
+from samovar.measure.subject import Subject, arrays_name
 from samovar.measure.testset import testset
 from samovar.records import Record
 
@@ -32,6 +32,8 @@ Measurement = Callable[[Subject, MeasureConfig, Path], Iterator[Record]]
 PAPER = "arXiv:2106.01548"
 
 
+OF_HESSIAN = ("hessian", "blocks", "trace", "density")
+"""Measurements in the precision of `--dtype`."""
 HELD_OUT = ("predictions", "accuracy", "robustness", "attack", "testset")
 """Measurements that are of the validation split unless told otherwise."""
 
@@ -43,14 +45,17 @@ def default_split(name: str) -> Literal["train", "val"]:
 
 def measure(name: str, subject: Subject, config: MeasureConfig, arrays: Path) -> Iterator[Record]:
     """Records of one measurement, with the subject's protocol and the seconds it took."""
-    start = time.perf_counter()
+    start = begun = time.perf_counter()
+    dtype = {"dtype": config.dtype if name in OF_HESSIAN else "float64" if name == "ntk" else "float32"}
     for record in MEASUREMENTS[name](subject, config, arrays):
-        seconds = time.perf_counter() - start
+        seconds = round(time.perf_counter() - start, 3)
+        # the first of several numbers that come of one computation has its cost, the others have none
+        taken = {} if seconds < 1e-2 and record.cost.get("seconds") is None and start != begun else {"seconds": seconds}
         yield replace(
             record,
             where=subject.where | record.where,
-            settings=subject.settings | record.settings,
-            cost=record.cost | {"seconds": round(seconds, 3)},
+            settings=subject.settings | dtype | record.settings,
+            cost=taken | record.cost,
         )
         start = time.perf_counter()
 
@@ -109,7 +114,7 @@ def _density(subject: Subject, config: MeasureConfig, arrays: Path) -> Iterator[
     """The density of the Hessian's eigenvalues, by stochastic Lanczos quadrature."""
     op = _hessian(subject, None, config)
     found = spectral_density(op, num_probes=config.probes, num_steps=config.density_steps, generator=_generator(config))
-    name = f"density-step{subject.where.get('step', 0)}.npz"
+    name = arrays_name("density", subject, config)
     columns = {key: getattr(found, key).numpy() for key in ("grid", "density", "stderr", "nodes", "weights")}
     if subject.runtime.is_main:
         np.savez(arrays / name, **columns)

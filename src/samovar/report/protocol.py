@@ -10,7 +10,7 @@ from samovar.report.read import RunData, number
 from samovar.report.text import setting
 
 # Settings that name the subject, or say again what others say.
-_SUBJECT = ("model", "weights", "measurement", "request", "curvature", "residuals", "other", "other_weights")
+_SUBJECT = ("model", "weights", "measurement", "request", "records", "curvature", "residuals", "other", "other_weights")
 _FIRST = ("split", "images", "source", "augmentation", "mode", "loss", "dtype")
 
 
