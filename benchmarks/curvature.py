@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+import nets
 from samovar.curvature import Hessian, top_eigenvalues
 
 TOL, LOADER_BATCHES = 1e-3, 8
@@ -44,10 +45,7 @@ Row = Callable[[nn.Module, Batches, int], Found]
 
 
 def vit32() -> tuple[nn.Module, int, int, float]:
-    net = timm.models.vision_transformer.VisionTransformer(
-        img_size=32, patch_size=4, embed_dim=192, depth=9, num_heads=3, num_classes=10
-    )
-    return net, 32, 8, 3e-4
+    return nets.vit32(), 32, 8, 3e-4
 
 
 def resnet18() -> tuple[nn.Module, int, int, float]:

@@ -17,6 +17,7 @@ import timm
 import torch
 from torch import nn
 
+import nets
 from samovar.config import Config
 from samovar.data.loader import Batch
 from samovar.measure.accuracy import logits_of
@@ -29,10 +30,7 @@ AIM = 0.95
 
 
 def vit32() -> tuple[nn.Module, int]:
-    net = timm.models.vision_transformer.VisionTransformer(
-        img_size=32, patch_size=4, embed_dim=192, depth=9, num_heads=3, num_classes=10
-    )
-    return net, 32
+    return nets.vit32(), 32
 
 
 def resnet18() -> tuple[nn.Module, int]:

@@ -30,6 +30,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import nets
 from samovar.measure.grid import Execution
 from samovar.measure.landscape import fast_batch_size
 from samovar.measure.plane import axis, filter_direction, loss_plane
@@ -41,10 +42,7 @@ Row = Callable[[nn.Module, Batches], tuple[float, float]]  # seconds of the set-
 
 
 def vit32() -> tuple[nn.Module, int]:
-    net = timm.models.vision_transformer.VisionTransformer(
-        img_size=32, patch_size=4, embed_dim=192, depth=9, num_heads=3, num_classes=10
-    )
-    return net, 32
+    return nets.vit32(), 32
 
 
 def vit32_tiny() -> tuple[nn.Module, int]:

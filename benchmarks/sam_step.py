@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import nets
 from samovar.config import Config, OptimConfig
 from samovar.data.loader import Batch
 from samovar.objectives import Loss
@@ -35,10 +36,7 @@ Step = Callable[[], Any]
 
 
 def vit32() -> tuple[nn.Module, int, int]:
-    net = timm.models.vision_transformer.VisionTransformer(
-        img_size=32, patch_size=4, embed_dim=192, depth=9, num_heads=3, num_classes=10
-    )
-    return net, 32, 128
+    return nets.vit32(), 32, 128
 
 
 def resnet50() -> tuple[nn.Module, int, int]:
