@@ -13,9 +13,7 @@ from rich.table import Table
 from samovar import recipes
 from samovar.config import MeasureConfig
 from samovar.launch import train
-from samovar.measure.command import measure_once
-from samovar.measure.subject import open_subject
-from samovar.measure.table import default_split
+from samovar.measure.command import measure_once, open_subjects
 from samovar.records import Record, RunDir
 from samovar.report import write
 from samovar.runtime import Runtime
@@ -45,13 +43,9 @@ def demo(output: Path, seed: int) -> list[RunDir]:
 def _numbers(run: RunDir) -> dict[str, Record]:
     """The last record of each name, the demo's measurements among them."""
     print(f"measuring {run.path.name}: {', '.join(MEASURED)}", flush=True)
-    subjects = {}
-    for name in MEASURED:
-        split = default_split(name)
-        if split not in subjects:
-            runtime = Runtime(torch.device("cpu"), torch.float32)
-            subjects[split] = open_subject(str(run.path), replace(SETTINGS, split=split), runtime)
-        measure_once(name, subjects[split], SETTINGS, run)
+    runtime = Runtime(torch.device("cpu"), torch.float32)
+    for name, subject in open_subjects(str(run.path), MEASURED, SETTINGS, runtime).items():
+        measure_once(name, subject, SETTINGS, run)
     return {record.name: record for record in run.records()}
 
 

@@ -1,7 +1,6 @@
 """Accuracy, intervals and calibration against scikit-learn, scipy and hand counts."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,16 +8,11 @@ import torch
 from scipy.stats import binomtest
 from sklearn.metrics import top_k_accuracy_score
 
-from samovar import config as configs
-from samovar import recipes
-from samovar.config import MeasureConfig, RunConfig
-from samovar.fit import fit, prepare
+from samovar.config import MeasureConfig
 from samovar.measure.accuracy import accuracy, any_of, calibration, logits_of, top_k, wilson
 from samovar.measure.subject import open_subject
 from samovar.records import RunDir, from_json, to_json
-from samovar.runtime import Runtime
-
-CPU = Runtime(torch.device("cpu"), torch.float32)
+from tests.unit.short_run import CPU, short_run
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 1), (1, 1), (0, 30), (30, 30), (7, 10), (761, 1000), (1, 50_000)])
@@ -85,11 +79,7 @@ def test_a_calibrated_classifier_has_no_calibration_error_beyond_sampling():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> RunDir:
-    config = replace(recipes.get("vit-digits").config(), steps=60, run=RunConfig(eval_every=60, threads=1))
-    run = RunDir.create(tmp_path_factory.mktemp("runs"), "r")
-    configs.save(config, run.config_path)
-    list(fit(config, run, CPU, *prepare(config, CPU)))
-    return run
+    return short_run(tmp_path_factory.mktemp("runs"))
 
 
 def test_accuracy_is_what_training_recorded_and_classes_add_up_to_it(run, tmp_path):

@@ -6,19 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from samovar import config as configs
-from samovar import recipes
 from samovar.attacks import pgd
-from samovar.config import MeasureConfig, RunConfig
+from samovar.config import MeasureConfig
 from samovar.data.corruptions import CORRUPTIONS, corrupt, image_seed
-from samovar.fit import fit, prepare
 from samovar.measure import robustness
 from samovar.measure.robustness import attack, step_of
 from samovar.measure.subject import Subject, open_subject
-from samovar.records import RunDir
-from samovar.runtime import Runtime
+from tests.unit.short_run import CPU, short_run
 
-CPU = Runtime(torch.device("cpu"), torch.float32)
 CONFIG = MeasureConfig(
     split="val", corruptions=("fog", "contrast"), severities=(1, 4), corruption_images=50, attack_images=60, pictures=4
 )
@@ -26,10 +21,7 @@ CONFIG = MeasureConfig(
 
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory) -> Subject:
-    config = replace(recipes.get("vit-digits").config(), steps=60, run=RunConfig(eval_every=60, threads=1))
-    run = RunDir.create(tmp_path_factory.mktemp("runs"), "r")
-    configs.save(config, run.config_path)
-    list(fit(config, run, CPU, *prepare(config, CPU)))
+    run = short_run(tmp_path_factory.mktemp("runs"))
     return open_subject(str(run.path), CONFIG, CPU)
 
 

@@ -19,7 +19,7 @@ from samovar.config import MeasureConfig, RunConfig
 from samovar.measure.subject import Subject, open_subject
 from samovar.measure.table import default_split, measure
 from samovar.records import Record, RunDir, timestamp
-from samovar.runtime import started
+from samovar.runtime import Runtime, started
 
 ROWS = 20
 """Records of one name that a table shows; more are summed up."""
@@ -34,14 +34,11 @@ def run(name: str, measurements: Sequence[str], config: MeasureConfig) -> RunDir
         ValueError: an unknown subject, or settings that do not fit it.
         SystemExit: 130 after an interruption; what was done is kept and is not done again."""
     with started(RunConfig(device=config.device, threads=config.threads, precision="fp32")) as runtime:
-        splits = {each: config.split or default_split(each) for each in measurements}
-        subjects = {
-            split: open_subject(name, replace(config, split=split), runtime) for split in dict.fromkeys(splits.values())
-        }
+        subjects = open_subjects(name, measurements, config, runtime)
         subject = next(iter(subjects.values()))
         folder = subject.run or _folder_for(subject, config)
         try:
-            found = _measure_all({each: subjects[split] for each, split in splits.items()}, config, folder)
+            found = _measure_all(subjects, config, folder)
         except KeyboardInterrupt:
             print("samovar: interrupted; the same command goes on from here", file=sys.stderr)
             raise SystemExit(130) from None
@@ -49,6 +46,20 @@ def run(name: str, measurements: Sequence[str], config: MeasureConfig) -> RunDir
         Console(width=None if sys.stdout.isatty() else 120).print(table_of(found, subject))
         print(f"records: {folder.records_path}")
     return folder
+
+
+def open_subjects(
+    name: str, measurements: Sequence[str], config: MeasureConfig, runtime: Runtime
+) -> dict[str, Subject]:
+    """The subject of each measurement, opened once per split.
+
+    Raises:
+        ValueError: as `open_subject`."""
+    splits = {each: config.split or default_split(each) for each in measurements}
+    opened = {
+        split: open_subject(name, replace(config, split=split), runtime) for split in dict.fromkeys(splits.values())
+    }
+    return {each: opened[split] for each, split in splits.items()}
 
 
 def _measure_all(subjects: dict[str, Subject], config: MeasureConfig, folder: RunDir) -> list[Record]:
