@@ -9,14 +9,16 @@ import json
 import math
 import types
 import typing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 Crop = Literal["none", "affine", "pad", "inception"]
 Loader = Literal["auto", "resident", "streaming"]
 Loss = Literal["softmax", "sigmoid"]
-Schedule = Literal["cosine", "linear", "constant"]
+TrainingLoss = Literal["softmax", "sigmoid", "supcon"]
+AutoAugment = Literal["none", "imagenet", "cifar10"]
+Schedule = Literal["cosine", "linear", "constant", "exponential"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Logger = Literal["tensorboard", "trackio", "wandb"]
 
@@ -39,6 +41,8 @@ class ModelConfig:
     """Subtracted from images in [0, 1] by the model's first layer; one value, or one a channel."""
     std: tuple[float, ...] = (0.5,)
     """Divides images in [0, 1] after `mean` in the model's first layer; one value, or one a channel."""
+    trainable: Literal["all", "head"] = "all"
+    """`head`: only the classifier learns, on an encoder that is frozen and in eval mode."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class DataConfig:
     """Share of the training images used, taken per class; the paper uses 1, 1/2, 1/4 and 1/10."""
     val_share: float = 0.1
     """Share of each class held out for validation where the source has no validation split of its own."""
+    tune_share: float = 0.0
+    """Share of each training class to validate on in place of the validation split, which is then not looked at."""
     split_seed: int = 0
     """Seed of the held-out split and of `fraction`; kept apart from the run's seed so that seeds share their data."""
     image_size: int = 8
@@ -71,6 +77,8 @@ class DataConfig:
     """Largest relative change of scale under `--data.crop affine`."""
     flip: bool = False
     """Mirror half of the training images left to right."""
+    autoaugment: AutoAugment = "none"
+    """AutoAugment's policy for ImageNet or CIFAR-10 (torchvision), the augmentation of contrastive training."""
     randaugment_layers: int = 0
     """RandAugment operations per image (torchvision); 0 is off, the paper's AUG is 2."""
     randaugment_magnitude: int = 15
@@ -79,6 +87,8 @@ class DataConfig:
     """Mixup Beta(a, a) parameter; 0 is off, the paper's AUG is 0.5."""
     cutmix: float = 0.0
     """CutMix Beta(a, a) parameter; 0 is off. With mixup on as well, each batch takes one of the two."""
+    views: int = 1
+    """Differently augmented copies of each image in a batch, side by side; contrastive training takes 2."""
     antialias: bool = True
     """Antialias when a photo or an Inception crop is made smaller; the paper's pipeline did not."""
     loader: Loader = "auto"
@@ -106,11 +116,13 @@ class OptimConfig:
     decay: Literal["kernels", "all"] = "kernels"
     """`kernels`: only weights of linear and convolution layers, as the paper; `all`: every parameter."""
     schedule: Schedule = "cosine"
-    """Shape of the learning rate after warm-up: cosine to 0, linear to `linear_end`, or constant."""
+    """Shape of the learning rate after warm-up: cosine to 0, linear or exponential to an end, or constant."""
     warmup_steps: int = 0
     """Steps over which the learning rate rises linearly from 0."""
     linear_end: float = 1e-5
     """Where the linear schedule ends, relative to the peak (as big_vision)."""
+    exponential_end: float = 0.01
+    """Where the exponential schedule ends, relative to the peak."""
     clip_norm: float = 0.0
     """Largest global norm of the gradient that reaches the optimizer (with SAM: the SAM gradient); 0 is off."""
     ema: float = 0.0
@@ -131,6 +143,57 @@ class SamConfig:
     """Added to |w| by ASAM."""
     shared_ascent: bool = False
     """Average the ascent gradient over ranks, so that all take one perturbation (m = whole batch)."""
+
+
+@dataclass(frozen=True)
+class AdversarialConfig:
+    """Training on attacked images; eps = 0 is off. With SAM, weights and images ascend by the same backward pass."""
+
+    eps: float = 0.0
+    """Largest change of a pixel from 0 to 1; the paper's 2/255 is 0.00784."""
+    num_steps: int = 1
+    """Steps of the attack from a random start: 1 is fast adversarial training (FGSM), more is PGD."""
+    step_size: float = 0.0
+    """Length of a step; 0 is 1.25 eps for one step (fast adversarial training), 2.5 eps / num_steps for more."""
+    clean_share: float = 0.0
+    """Share of the images that are left as they are; 1 is ordinary training."""
+
+
+@dataclass(frozen=True)
+class ContrastiveConfig:
+    """What `--loss supcon` compares."""
+
+    temperature: float = 0.1
+    """Divides the cosines of two images."""
+    hidden: int = 2048
+    """Width of the hidden layer of the projection head."""
+    projection: int = 128
+    """Dimensions in which images are compared."""
+
+
+def _head_optim() -> OptimConfig:
+    return OptimConfig(name="rmsproptf", lr=0.05, weight_decay=1e-6, schedule="exponential")
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The second stage under `--loss supcon`: a linear classifier learns by softmax on the frozen encoder."""
+
+    epochs: float = 90.0
+    """Passes over the training images; ignored where `steps` is given."""
+    steps: int = 0
+    """Optimizer steps; 0 is what `epochs` makes."""
+    optim: OptimConfig = field(default_factory=_head_optim)
+
+
+@dataclass(frozen=True)
+class GridConfig:
+    """Learning rates to choose from on images held out of the training split, before the run itself."""
+
+    lr: tuple[float, ...] = ()
+    """Rates that are tried; empty is none, and `--optim.lr` holds."""
+    share: float = 0.1
+    """Share of each training class that the choice is made on; the run itself then trains on all of them."""
 
 
 @dataclass(frozen=True)
@@ -181,14 +244,20 @@ class Config:
     """Passes over the training images; ignored where `steps` is given."""
     steps: int = 0
     """Optimizer steps; 0 is what `epochs` makes."""
-    loss: Loss = "softmax"
-    """Softmax cross-entropy, or sigmoid (binary) cross-entropy summed over classes, as the paper for ViT and Mixer."""
+    init: str = ""
+    """Weights to start from: a run folder, a timm name with pretrained weights, or a file; empty is random."""
+    loss: TrainingLoss = "softmax"
+    """Softmax or (paper's ViT and Mixer) sigmoid cross-entropy, or supervised contrastive, then a linear classifier."""
     label_smoothing: float = 0.0
     """Share of each target spread evenly over the classes."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     sam: SamConfig = field(default_factory=SamConfig)
+    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
+    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    grid: GridConfig = field(default_factory=GridConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
 
@@ -315,6 +384,23 @@ def num_steps(config: Config, num_train: int) -> int:
     return config.steps or max(1, round(config.epochs * num_train / config.data.batch_size))
 
 
+def stages(config: Config) -> tuple[Config, ...]:
+    """What a run trains one after the other: itself, and under `supcon` a linear classifier after it."""
+    if config.loss != "supcon":
+        return (config,)
+    head = replace(
+        config,
+        loss="softmax",
+        epochs=config.head.epochs,
+        steps=config.head.steps,
+        model=replace(config.model, trainable="head"),
+        data=replace(config.data, views=1, autoaugment="none"),
+        optim=config.head.optim,
+        sam=SamConfig(),
+    )
+    return config, head
+
+
 # --- checks at the border, in the words of the flag ------------------------------------------------------------------
 
 _RANGES: dict[str, tuple[float, float, str]] = {
@@ -327,6 +413,8 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "data.val_share": (0, 1, "a share from 0 to 1"),
     "data.image_size": (1, math.inf, "a side in pixels, 1 or more"),
     "data.batch_size": (1, math.inf, "a number of images, 1 or more"),
+    "data.views": (1, math.inf, "a number of copies, 1 or more"),
+    "data.tune_share": (0, 0.9, "a share from 0 to 0.9"),
     "data.pad": (0, math.inf, "a number of pixels, 0 or more"),
     "data.translate": (0, 1, "a share of the side from 0 to 1"),
     "data.zoom": (0, 0.99, "a relative change below 1"),
@@ -341,10 +429,24 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "optim.weight_decay": (0, math.inf, "a decay, 0 for off"),
     "optim.warmup_steps": (0, math.inf, "a number of steps, 0 for none"),
     "optim.clip_norm": (0, math.inf, "a norm, 0 for off"),
+    "optim.exponential_end": (1e-12, 1, "a share of the peak above 0, up to 1"),
     "optim.ema": (0, 1, "a decay from 0 (off) to 1"),
     "sam.rho": (0, math.inf, "a radius, 0 for plain training"),
     "sam.m": (0, math.inf, "a number of examples, 0 for the rank's whole batch"),
     "sam.eta": (0, math.inf, "a small positive number"),
+    "adversarial.eps": (0, 1, "a radius in pixels from 0 to 1, such as 0.00784 for 2/255"),
+    "adversarial.num_steps": (1, math.inf, "a number of steps, 1 or more"),
+    "adversarial.step_size": (0, math.inf, "a length in pixels from 0 to 1, 0 for the usual one"),
+    "adversarial.clean_share": (0, 1, "a share from 0 to 1"),
+    "contrastive.temperature": (1e-6, math.inf, "a temperature above 0, such as 0.1"),
+    "contrastive.hidden": (1, math.inf, "a width, 1 or more"),
+    "contrastive.projection": (1, math.inf, "a number of dimensions, 1 or more"),
+    "head.epochs": (0, math.inf, "passes over the data, above 0 unless --head.steps is given"),
+    "head.steps": (0, math.inf, "a number of steps, 0 for what --head.epochs makes"),
+    "head.optim.lr": (0, math.inf, "a learning rate, 0 or more"),
+    "head.optim.weight_decay": (0, math.inf, "a decay, 0 for off"),
+    "head.optim.warmup_steps": (0, math.inf, "a number of steps, 0 for none"),
+    "grid.share": (0.001, 0.9, "a share from 0.001 to 0.9"),
     "run.micro_batch": (0, math.inf, "a number of images, 0 for no limit"),
     "run.threads": (0, math.inf, "a number of threads, 0 for torch's choice"),
     "run.eval_every": (0, math.inf, "a number of steps, 0 for once an epoch"),
@@ -450,6 +552,30 @@ def validate(config: Config) -> None:
         )
     if any(s <= 0 for s in config.model.std):
         raise ValueError(f"--model.std {config.model.std} divides pixels; give positive numbers")
+    for lr in config.grid.lr:
+        if not 0 < lr < math.inf:
+            raise ValueError(f"--grid.lr {lr:g} is out of range; give learning rates above 0")
+    if config.loss == "supcon":
+        _validate_contrastive(config)
+
+
+def _validate_contrastive(config: Config) -> None:
+    """Refuse what a loss that compares all images of a batch by their classes cannot have beside it."""
+    if config.data.views < 2:
+        raise ValueError(f"--data.views {config.data.views} with --loss supcon compares nothing; give 2")
+    if config.head.epochs == 0 and config.head.steps == 0:
+        raise ValueError("--head.epochs 0 with --head.steps 0 trains no classifier; give one of the two")
+    defaults = Config()
+    flat, free = flatten(config), flatten(defaults)
+    for name in (
+        "sam.m", "run.micro_batch", "adversarial.eps", "data.mixup", "data.cutmix", "label_smoothing", "optim.ema",
+        "model.trainable", "grid.lr",
+    ):  # fmt: skip
+        if flat[name] != free[name]:
+            raise ValueError(
+                f"--{_dashed(name)} {flat[name]} does not go with --loss supcon, which compares whole images of a whole"
+                " batch by their classes; leave it out"
+            )
 
 
 def validate_layout(config: Config, world_size: int) -> None:

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from samovar import checkpoint, optim
 from samovar.checkpoint import Checkpoint
-from samovar.config import Config, differences, flatten, from_dict, num_steps, to_dict, validate_layout
+from samovar.config import Config, differences, from_dict, num_steps, to_dict, validate_layout
 from samovar.data.loader import batches, eval_batches
 from samovar.data.sources import open_source
 from samovar.data.splits import Source
@@ -75,9 +75,12 @@ def check_resume(saved: Config, wanted: Config) -> None:
 
 
 def fingerprint(config: Config) -> str:
-    """Hash of all settings that alter what is computed."""
+    """Hash of all settings that alter what is computed, as far as they differ from the defaults.
+
+    So a setting that a later version adds does not make strangers of older runs."""
     read_back: Config = from_dict(to_dict(config))  # a float given as 300 and one read from JSON as 300.0 are the same
-    kept = {name: str(value) for name, value in flatten(read_back).items() if name not in HARMLESS}
+    changed = differences(read_back, Config(recipe=config.recipe))
+    kept = {name: str(value) for name, (value, _) in changed.items() if name not in HARMLESS}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -22,7 +22,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from samovar.config import ModelConfig
-from samovar.variants import Sizes, build, check_patch, zero_head
+from samovar.variants import Sizes, build, check_patch, heads, zero_head
 from samovar.zoo import MODELS, Family, Variant, unknown
 
 __all__ = ["MODELS", "Classifier", "create", "describe", "family"]
@@ -47,9 +47,38 @@ class Classifier(nn.Module):
 
         Raises:
             TypeError: integer images, which are on another scale."""
+        return cast(Tensor, self.body(self._normalized(images)))
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the classifier layer sees of images [B, C, H, W] in [0, 1]: class token or pooled features, [B, D].
+
+        Raises:
+            TypeError: integer images.
+            ValueError: the network does not part its head from the rest as timm's do."""
+        body: Any = self.body
+        if not (hasattr(body, "forward_features") and hasattr(body, "forward_head")):
+            raise ValueError(
+                f"{type(body).__name__} has no forward_features and forward_head, which timm's networks have; "
+                "features before the classifier are asked for"
+            )
+        return cast(Tensor, body.forward_head(body.forward_features(self._normalized(images)), pre_logits=True))
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the classifier layer.
+
+        Raises:
+            ValueError: the network does not tell its head by `get_classifier`."""
+        found = [p for layer in heads(self.body) for p in layer.parameters()]
+        if not found:
+            raise ValueError(
+                f"{type(self.body).__name__} does not tell its classifier layer by get_classifier, as timm's do"
+            )
+        return found
+
+    def _normalized(self, images: Tensor) -> Tensor:
         if not images.is_floating_point():
             raise TypeError(f"images are {images.dtype}; give floating point in [0, 1], for uint8 images / 255")
-        return cast(Tensor, self.body((images - self.mean) / self.std))
+        return (images - self.mean) / self.std
 
 
 def create(config: ModelConfig, *, num_classes: int, image_size: int, channels: int = 3) -> Classifier:

@@ -154,14 +154,18 @@ def _init_resnet(body: nn.Module) -> None:
         _init_default(body)  # beside BatchNorm, timm's He initialisation stays
 
 
+def heads(body: nn.Module) -> tuple[nn.Module, ...]:
+    """The classifier layers of a network: several of a distilled one, none of one that does not tell."""
+    found = cast(Any, body).get_classifier() if hasattr(body, "get_classifier") else ()
+    return tuple(found) if isinstance(found, tuple | list) else (found,)
+
+
 def zero_head(body: nn.Module, config: ModelConfig, num_classes: int) -> None:
     """Set the head of a timm model to 0 and its bias to `config.head_bias`.
 
     Raises:
         ValueError: the model does not tell its head, or it has no bias to set."""
-    heads = cast(Any, body).get_classifier() if hasattr(body, "get_classifier") else ()
-    heads = heads if isinstance(heads, tuple | list) else (heads,)
-    layers = [m for head in heads for m in head.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    layers = [m for head in heads(body) for m in head.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     layers = [m for m in layers if len(m.weight) == num_classes and (m.bias is not None or not config.head_bias)]
     if not layers:
         raise ValueError(

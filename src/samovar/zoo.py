@@ -89,6 +89,7 @@ MODELS: dict[str, Variant] = {
     "resnet-cifar": Variant("resnet", 11_173_962, 64, 18, stages=(2, 2, 2, 2), groups=32, **_CIFAR),
     "resnet-cifar-bn": Variant("resnet", 11_173_962, 64, 18, stages=(2, 2, 2, 2), **_CIFAR),
     "vit-cifar-s": Variant("vit", 1_205_898, 128, 6, patch=4, heads=4, **_CIFAR),
+    "vit-cifar-s8": Variant("vit", 1_218_186, 128, 6, patch=8, heads=4, **_CIFAR),
     "mixer-cifar-s": Variant("mixer", 1_132_170, 128, 8, patch=4, **_CIFAR),
     "resnet-cifar-s": Variant("resnet", 1_228_970, 32, 10, stages=(1, 1, 1, 1), groups=8, **_CIFAR),
     "resnet-cifar-s-bn": Variant("resnet", 1_228_970, 32, 10, stages=(1, 1, 1, 1), **_CIFAR),
