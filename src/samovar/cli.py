@@ -16,7 +16,7 @@ from typing import TypeVar
 from samovar import config as configs
 from samovar import recipes, zoo
 from samovar.config import Config, CorruptConfig, MeasureConfig
-from samovar.data.folders import SOURCE_NAMES, count_images
+from samovar.data.folders import SOURCE_NAMES, can_count, count_images
 
 Settings = TypeVar("Settings", Config, MeasureConfig, CorruptConfig)
 
@@ -241,13 +241,18 @@ def parse_train(args: list[str]) -> tuple[Config, Path | None]:
 
 def _recipe_config(name: str, args: list[str]) -> Config:
     base = recipes.get(name).config()
-    if name == "photos":  # its settings follow from the number of images, which only the flags say where to find
+    if name in _BY_NUMBER and "--help" not in args and "-h" not in args:
         source = _peek(args, "--data.source") or base.data.source
         share = float(_peek(args, "--data.val-share") or base.data.val_share)
-        if "--help" not in args and "-h" not in args:
-            fraction = float(_peek(args, "--data.fraction") or base.data.fraction)
-            base = replace(recipes.photos(count_images(source, share, fraction)), recipe=name)
+        fraction = float(_peek(args, "--data.fraction") or base.data.fraction)
+        if name == "transfer" and not can_count(source):
+            return base
+        base = replace(_BY_NUMBER[name](count_images(source, share, fraction)), recipe=name)
     return base
+
+
+_BY_NUMBER: dict[str, Callable[[int], Config]] = {"photos": recipes.photos, "transfer": recipes.transfer}
+"""Recipes whose settings follow from the number of images, which only the flags say where to find."""
 
 
 def parse_flags(base: Settings, args: list[str], title: str) -> Settings:

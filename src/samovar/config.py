@@ -62,7 +62,7 @@ class DataConfig:
     split_seed: int = 0
     """Seed of the held-out split and of `fraction`; kept apart from the run's seed so that seeds share their data."""
     image_size: int = 8
-    """Height and width in pixels of the images the model sees."""
+    """Height and width in pixels of the images the model sees; 0 is that of `--init`."""
     batch_size: int = 128
     """Images per step, over all ranks."""
     crop: Crop = "none"
@@ -411,7 +411,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "model.drop_path": (0, 1, "a rate from 0 to 1"),
     "data.fraction": (0, 1, "a share above 0, up to 1"),
     "data.val_share": (0, 1, "a share from 0 to 1"),
-    "data.image_size": (1, math.inf, "a side in pixels, 1 or more"),
+    "data.image_size": (0, math.inf, "a side in pixels, 0 for that of --init"),
     "data.batch_size": (1, math.inf, "a number of images, 1 or more"),
     "data.views": (1, math.inf, "a number of copies, 1 or more"),
     "data.tune_share": (0, 0.9, "a share from 0 to 0.9"),

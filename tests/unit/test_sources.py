@@ -200,8 +200,9 @@ def test_a_bad_folder_is_refused_in_one_line(tmp_path, message):
 
 
 def test_counting_refuses_what_is_no_folder():
-    with pytest.raises(ValueError, match="cifar10 is not a folder of images; give folder:PATH"):
-        count_images("cifar10", 0.1)
+    assert count_images("cifar10", 0.1, 0.5) == 25_000  # its number is known
+    with pytest.raises(ValueError, match="hf:name is not a folder of images; give folder:PATH"):
+        count_images("hf:name", 0.1)
     with pytest.raises(ValueError, match="there is no folder /nowhere"):
         count_images("folder:/nowhere", 0.1)
 

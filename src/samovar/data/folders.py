@@ -44,13 +44,24 @@ def num_kept(count: int, fraction: float) -> int:
     return max(1, round(fraction * count))
 
 
+NUM_TRAIN = {"cifar10": 50_000, "cifar100": 50_000, "fashion-mnist": 60_000, "flowers102": 2040, "pets": 3680}
+"""Training images of the sources that have a fixed number."""
+
+
+def can_count(source: str) -> bool:
+    """Whether the number of training images is known without opening any."""
+    return source in NUM_TRAIN or source.partition(":")[0] in ("folder", "imagenet")
+
+
 def count_images(source: str, val_share: float, fraction: float = 1.0) -> int:
-    """Training images of a `folder:` or `imagenet:` source, as `open_source` would give them; opens no image.
+    """Training images of a source, for folders as `open_source` would give them; opens no image.
 
     Raises:
-        ValueError: another kind of source, or a folder that cannot train."""
+        ValueError: a kind of source whose number is not known beforehand, or a folder that cannot train."""
+    if source in NUM_TRAIN:
+        return round(NUM_TRAIN[source] * fraction)
     kind, _, path = source.partition(":")
-    if kind not in ("folder", "imagenet"):
+    if not can_count(source):
         raise ValueError(f"--data.source {source} is not a folder of images; give folder:PATH or imagenet:PATH")
     layout = find_layout(source, Path(path), needs_val=kind == "imagenet")
     counts = [len(files) for files in list_classes(source, layout.train).values()]
