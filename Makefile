@@ -30,6 +30,7 @@ bench:  ## run the benchmarks: ratios measured side by side
 	uv run --group oracle python benchmarks/landscape.py
 	uv run --group oracle python benchmarks/corruptions.py
 	uv run python benchmarks/evaluation.py
+	uv run python benchmarks/adversarial.py
 
 clean:  ## remove caches and build output
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -75,24 +76,25 @@ def pgd(
         random_start: begin at a random point, uniform in the ball, not at the image.
         restarts: further ascents from other random points.
         criterion: losses [B] of logits and labels; None is softmax cross-entropy.
-        generator: on the CPU, the source of random points; None is a fresh one with seed 0.
+        generator: the source of random points, drawn on its device; None is a fresh one on the CPU with seed 0.
 
     Raises:
         ValueError: images outside [0, 1] or of integers, a setting out of range, a gradient that is not finite.
 
     Source: Madry et al., arXiv:1706.06083."""
-    _check(images, labels, step_size, num_steps, restarts, random_start)
+    _check(images, labels)
+    _check_settings(eps, norm, step_size, num_steps, restarts, random_start)
     generator = generator or Generator().manual_seed(0)
     losses = criterion or _cross_entropy
     best = None
     with _lent(model):
         # copies: tensors made under inference mode can be neither differentiated nor written to
-        labels, ball = labels.clone(), _Ball(images.detach().clone(), eps, norm)
+        labels, ball = labels.clone(), Ball(images.detach().clone(), eps, norm)
         found = ball.images.clone()
         for _ in range(1 + restarts):
             point = ball.random(generator) if random_start else ball.images.clone()
             for _ in range(num_steps):
-                point = ball.project(point + step_size * ball.direction(_slope(model, point, labels, losses)))
+                point = ball.climb(point, _slope(model, point, labels, losses), step_size)
             if not restarts:
                 return point
             score = _score(model, point, labels, losses)
@@ -102,15 +104,26 @@ def pgd(
     return found
 
 
-class _Ball:
-    """Points at most eps from the images, within [0, 1]."""
+@dataclass(frozen=True)
+class Ball:
+    """Points near images, within [0, 1]: where an attack may go."""
 
-    def __init__(self, images: Tensor, eps: float, norm: str) -> None:
-        if not 0 <= eps <= 1:
-            raise ValueError(f"eps={eps} is not within [0, 1], the range of a pixel; 2/255 is the paper's")
-        if norm not in ("inf", "2"):
-            raise ValueError(f"norm={norm!r} is unknown; pick 'inf' or '2'")
-        self.images, self.eps, self.norm = images, eps, norm
+    images: Tensor
+    """[B, C, H, W] in [0, 1]."""
+    radius: float | Tensor
+    """How far in the norm, 0 to 1 for "inf"; or a radius for each image, [B, 1, 1, 1], where 0 pins the image."""
+    norm: Norm = "inf"
+
+    def split(self, size: int) -> Iterator[Ball]:
+        """Balls around contiguous groups of `size` images, the last maybe smaller; views, not copies."""
+        for first in range(0, len(self.images), size):
+            part = slice(first, first + size)
+            radius = self.radius[part] if isinstance(self.radius, Tensor) else self.radius
+            yield replace(self, images=self.images[part], radius=radius)
+
+    def climb(self, points: Tensor, slope: Tensor, step_size: float) -> Tensor:
+        """The points after a step of projected gradient ascent."""
+        return self.project(points + step_size * self.direction(slope))
 
     def direction(self, slope: Tensor) -> Tensor:
         """The steepest ascent of length 1; 0 where there is no slope."""
@@ -121,21 +134,22 @@ class _Ball:
     def project(self, points: Tensor) -> Tensor:
         """The nearest points of the ball, or on the way there."""
         if self.norm == "inf":
-            return torch.clamp(points, (self.images - self.eps).clamp(min=0), (self.images + self.eps).clamp(max=1))
+            low, high = (self.images - self.radius).clamp(min=0), (self.images + self.radius).clamp(max=1)
+            return torch.clamp(points, low, high)
         change = points - self.images
-        change *= (self.eps / _lengths(change).clamp(min=torch.finfo(change.dtype).tiny)).clamp(max=1)
+        change *= (self.radius / _lengths(change).clamp(min=torch.finfo(change.dtype).tiny)).clamp(max=1)
         return (self.images + change).clamp_(0, 1)  # nearer to the image in every pixel, so still in the ball
 
     def random(self, generator: Generator) -> Tensor:
-        """Points uniform in the ball, cut to [0, 1]; the same on every device."""
-        shape = self.images.shape
+        """Points uniform in the ball, cut to [0, 1]; drawn on the generator's device, which decides their bits."""
+        shape, device = self.images.shape, generator.device
         if self.norm == "inf":
-            change = torch.rand(shape, generator=generator) * 2 - 1
+            change = torch.rand(shape, generator=generator, device=device) * 2 - 1
         else:
-            change = torch.randn(shape, generator=generator)
-            radius = torch.rand(len(change), generator=generator) ** (1 / max(1, change[:1].numel()))
-            change *= radius.view(-1, 1, 1, 1) / _lengths(change)
-        return self.project(self.images + self.eps * change.to(self.images.device, self.images.dtype))
+            change = torch.randn(shape, generator=generator, device=device)
+            length = torch.rand(len(change), generator=generator, device=device) ** (1 / max(1, change[:1].numel()))
+            change *= length.view(-1, 1, 1, 1) / _lengths(change)
+        return self.project(self.images + self.radius * change.to(self.images.device, self.images.dtype))
 
 
 def _lengths(changes: Tensor) -> Tensor:
@@ -185,7 +199,7 @@ def _lent(model: nn.Module) -> Iterator[None]:
             param.requires_grad_(flag)
 
 
-def _check(images: Tensor, labels: Tensor, step_size: float, num_steps: int, restarts: int, random_start: bool) -> None:
+def _check(images: Tensor, labels: Tensor) -> None:
     if images.ndim != 4 or not images.is_floating_point():
         raise ValueError(
             f"images are {images.dtype} of shape {list(images.shape)}; give floating point [B, C, H, W] in [0, 1]"
@@ -197,6 +211,13 @@ def _check(images: Tensor, labels: Tensor, step_size: float, num_steps: int, res
             f"images run from {float(images.min()):.3g} to {float(images.max()):.3g}; give pixels in [0, 1], before "
             "normalization, which belongs into the model"
         )
+
+
+def _check_settings(eps: float, norm: str, step_size: float, num_steps: int, restarts: int, random_start: bool) -> None:
+    if not 0 <= eps <= 1:
+        raise ValueError(f"eps={eps} is not within [0, 1], the range of a pixel; 2/255 is the paper's")
+    if norm not in ("inf", "2"):
+        raise ValueError(f"norm={norm!r} is unknown; pick 'inf' or '2'")
     if not step_size > 0 or num_steps < 0 or restarts < 0:
         raise ValueError(
             f"step_size={step_size}, num_steps={num_steps}, restarts={restarts}; pick step_size > 0, the others >= 0"

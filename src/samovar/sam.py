@@ -27,6 +27,18 @@ from torch.nn.parallel import DistributedDataParallel
 LossFn = Callable[[nn.Module], Tensor]
 LossFns = LossFn | Sequence[LossFn]
 
+
+class InputAscent(NamedTuple):
+    """Inputs that climb the loss along with the weights, such as images under attack."""
+
+    inputs: Sequence[Tensor]
+    """Leaves that the loss functions read; they require a gradient during the ascent only."""
+    move: Callable[[Sequence[Tensor]], None]
+    """Changes the inputs in place, given for each the gradient of the (scaled) losses' sum, 0 where not finite."""
+    num_steps: int = 1
+    """How often they move, >= 1; the last move takes its gradients from the weights' own ascent."""
+
+
 CHUNK = 16  # parameters per foreach call: few kernel launches, yet temporaries that are a small part of the weights
 CHUNK_ON_CPU = 1  # where launches cost nothing, and temporaries should stay in the cache
 
@@ -61,12 +73,16 @@ def sam_backward(
     eta: float = 0.01,
     shared_ascent: bool = False,
     scaler: GradScaler | None = None,
+    input_ascent: InputAscent | None = None,
 ) -> Tensor:
     """Add the SAM gradient of one group of examples to `.grad`: two forward and two backward passes.
 
-    Both passes draw the same random numbers (dropout, stochastic depth). Buffers (BatchNorm statistics) are those of
+    All passes draw the same random numbers (dropout, stochastic depth). Buffers (BatchNorm statistics) are those of
     the ascent. The weights come back bit for bit, in the same storage, also if the descent raises. Where the ascent
     gradient is zero or not finite nothing is perturbed; rho = 0 is `plain_backward`. It takes one copy of the weights.
+
+    Inputs may climb too. Moved k times at the clean weights, the last time by gradients of the same backward pass as
+    the ascent's, they cost k - 1 further passes; with rho = 0, k passes and then the plain gradient where they ended.
 
     For several groups in a batch call it once per group, each loss weighted by m / batch; under DDP, where every rank
     is a group of its own, do so inside `model.no_sync()` for all calls but the last. The ascent sends nothing.
@@ -80,22 +96,21 @@ def sam_backward(
             code, weights are the parameters with "weight" in their names, those of norm layers included, biases not.
         eta: ASAM's offset, > 0.
         shared_ascent: average the ascent gradient over the ranks by one all-reduce, so that m is the whole batch.
-        scaler: scales the losses of both passes for fp16; unscaling and the step stay with the caller.
+        scaler: scales the losses of all passes for fp16; unscaling and the step stay with the caller.
+        input_ascent: which inputs climb, and how.
 
     Returns:
-        The summed loss [] at the unperturbed weights, detached and unscaled.
+        The summed loss [] at the unperturbed weights and before the inputs' last move, detached and unscaled.
 
     Raises:
-        ValueError: rho or eta out of range; a model compiled around DDP, or sharded.
+        ValueError: rho, eta or a number of steps out of range; a model compiled around DDP, or sharded.
     """
     _check_settings(rho, eta)
-    if rho == 0:
+    if rho == 0 and input_ascent is None:
         return plain_backward(loss_fn, model, scaler=scaler)
-    named = {name: param for name, param in model.named_parameters() if param.requires_grad}
-    params = list(named.values())
-    scene = _Scene(model, mute=True)
-    with scene.ascent(hook=False):
-        loss, grads = _ascent_gradient(_as_list(loss_fn), model, params, scaler)
+    named = {name: param for name, param in model.named_parameters() if param.requires_grad and rho > 0}
+    params, scene = list(named.values()), _Scene(model, mute=True)
+    loss, grads = _ascend(scene, _as_list(loss_fn), model, params, input_ascent, scaler)
     if shared_ascent:
         grads = _summed(grads, params, model)
     leaves = _leaves(named, params, grads, rho, eta if adaptive else None)
@@ -417,6 +432,14 @@ class _Scene:
                     self.undo.enter_context(_muted(module))
 
     @contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """A pass before the ascent's own; random numbers and buffers come out as they went in."""
+        with _buffers_kept(self.modules.values()):
+            yield
+        self.restore_rng()
+        torch.clear_autocast_cache()  # an outer autocast would go on with 16-bit copies of inputs that have moved
+
+    @contextmanager
     def descent(self) -> Iterator[None]:
         """Same random numbers as in the ascent; buffers come out as the ascent left them."""
         for module in self.modules.values():
@@ -461,8 +484,51 @@ def _buffers_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
                 owner[name] = buffer  # forward may have bound the name to a new tensor
 
 
+def _ascend(
+    scene: _Scene,
+    loss_fns: Sequence[LossFn],
+    model: nn.Module,
+    params: list[nn.Parameter],
+    climb: InputAscent | None,
+    scaler: GradScaler | None,
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Clean loss [] and gradients of params, both from before the last move of the inputs, which it makes."""
+    inputs, num_steps = (climb.inputs, climb.num_steps) if climb else ((), 1)
+    if num_steps < 1:
+        raise ValueError(f"num_steps={num_steps} moves no input; pick num_steps >= 1, or leave out input_ascent")
+    with scene.ascent(hook=False), _differentiated(inputs):
+        for _ in range(num_steps - 1):
+            with scene.rehearsal():
+                _move(climb, _ascent_gradient(loss_fns, model, inputs, scaler)[1])
+        loss, grads = _ascent_gradient(loss_fns, model, [*params, *inputs], scaler)
+        _move(climb, grads[len(params) :])
+    return loss, grads[: len(params)]
+
+
+@contextmanager
+def _differentiated(inputs: Sequence[Tensor]) -> Iterator[None]:
+    """Inside, the inputs require a gradient."""
+    flags = [each.requires_grad for each in inputs]
+    try:
+        for each in inputs:
+            each.requires_grad_()
+        yield
+    finally:
+        for each, flag in zip(inputs, flags, strict=True):
+            each.requires_grad_(flag)
+
+
+@torch.no_grad()
+def _move(climb: InputAscent | None, grads: Sequence[Tensor | None]) -> None:
+    if climb:
+        pairs = zip(climb.inputs, grads, strict=True)
+        climb.move(
+            [torch.zeros_like(x) if g is None else g.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) for x, g in pairs]
+        )
+
+
 def _ascent_gradient(
-    loss_fns: Sequence[LossFn], model: nn.Module, params: list[nn.Parameter], scaler: GradScaler | None
+    loss_fns: Sequence[LossFn], model: nn.Module, params: Sequence[Tensor], scaler: GradScaler | None
 ) -> tuple[Tensor, list[Tensor | None]]:
     """Summed clean loss [], and its gradient for each of params (None if unused); `.grad` is untouched."""
     bare = model.module if isinstance(model, DistributedDataParallel) else model
@@ -479,7 +545,7 @@ def _ascent_gradient(
 
 def _summed(grads: list[Tensor | None], params: list[nn.Parameter], model: nn.Module) -> list[Tensor | None]:
     """Sum of the gradients over the ranks by one all-reduce; as a direction it is their mean. None counts as zero."""
-    if not _distributed():
+    if not (_distributed() and params):
         return grads
     group = model.process_group if isinstance(model, DistributedDataParallel) else None
     flat = torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(params, grads, strict=True)])
