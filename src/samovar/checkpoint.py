@@ -113,6 +113,24 @@ def steps_saved(folder: Path) -> list[int]:
     return sorted(int(name.removeprefix("step-")) for name in names if name.removeprefix("step-").isdigit())
 
 
+def choose(folder: Path, which: str) -> Path:
+    """The checkpoint below `folder` that is called `best`, `last` or by its step; the last where no best is known.
+
+    Raises:
+        ValueError: there is none, or not this one."""
+    steps = steps_saved(folder)
+    if not steps:
+        raise ValueError(f"{folder.parent} has no checkpoint yet; train it, or measure --checkpoint init")
+    best = folder / "best.json"
+    if which == "last" or (which == "best" and not best.is_file()):
+        return path_of(folder, steps[-1])
+    if which == "best":
+        return path_of(folder, int(json.loads(best.read_text(encoding="utf-8"))["step"]))
+    if which.isdigit() and int(which) in steps:
+        return path_of(folder, int(which))
+    raise ValueError(f"--checkpoint {which} is not there; give best, last, init or one of {', '.join(map(str, steps))}")
+
+
 def load_latest(folder: Path, fingerprint: str) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that is whole, and a line on each newer one that is not."""
     complaints: list[str] = []

@@ -351,6 +351,12 @@ class MeasureConfig:
     """Further random starts."""
     attack_images: int = 1000
     """Images that are attacked, evenly per class; 0 is all that are measured."""
+    probe_images: int = 10_000
+    """Training images that `knn` and `linear` learn from, evenly per class; 0 is all."""
+    knn_k: int = 20
+    """Nearest training images that vote under `knn`."""
+    knn_temperature: float = 0.07
+    """Divides the cosines that are the logarithms of their votes."""
     output: Path = Path("runs")
     """Folder for the records of a model that is of no run."""
     name: str = ""
@@ -483,6 +489,9 @@ _MEASURE_RANGES: dict[str, tuple[float, float, str]] = {
     "attack_steps": (1, math.inf, "a number of steps, 1 or more"),
     "attack_restarts": (0, math.inf, "a number of random starts, 0 or more"),
     "attack_images": (0, math.inf, "a number of images, 0 for all"),
+    "probe_images": (0, math.inf, "a number of images, 0 for all"),
+    "knn_k": (1, math.inf, "a number of neighbours, 1 or more"),
+    "knn_temperature": (1e-6, math.inf, "a temperature above 0, such as 0.07"),
     "threads": (0, math.inf, "a number of threads, 0 for torch's choice"),
     "workers": (-1, math.inf, "a number of processes, -1 for one a core"),
 }

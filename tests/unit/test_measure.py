@@ -50,7 +50,7 @@ def test_the_command_line_knows_every_measurement() -> None:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "testset"])  # which needs files of its own
 def test_every_measurement_yields_records_that_state_their_protocol(run, name, tmp_path) -> None:
-    config = small(ntk_batch=8, ntk_batches=2)
+    config = small(ntk_batch=8, ntk_batches=2, split=table.default_split(name))
     subject = open_subject(str(run.path), config, CPU)
     before = {key: value.clone() for key, value in subject.model.state_dict().items()}
     records = list(table.measure(name, subject, config, tmp_path))
@@ -229,7 +229,10 @@ def test_arrays_of_older_records_stay_as_they_were(run) -> None:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("testset", "trace", "density")])
 def test_what_is_done_is_found_again_whatever_the_loss(run, name, monkeypatch) -> None:
-    config = small(checkpoint="4", loss="sigmoid", seed=13, points=3, corruption_images=5, severities=(2,))
+    config = small(
+        checkpoint="4", loss="sigmoid", seed=13, points=3, corruption_images=5, severities=(2,),
+        split=table.default_split(name),
+    )  # fmt: skip
     subject = open_subject(str(run.path), config, CPU)
     first = command.measure_once(name, subject, config, run)
     monkeypatch.setattr(command, "measure", lambda *args: pytest.fail("measured again"))

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from samovar.config import DataConfig
+from samovar.data.draws import Purpose
 from samovar.data.folders import SOURCE_NAMES, count_images
 from samovar.data.shards import expand
 from samovar.data.sources import SOURCES, open_source
@@ -123,6 +124,58 @@ def test_a_folder_with_its_own_split_is_taken_as_it_is(tmp_path, val):
     assert source.val.labels.tolist() == [0, 1]
     assert source.train.name(3) == str(tmp_path / "train/b/000.png")
     assert source.train.read(4) == png(1)
+
+
+def names(split) -> list[str]:
+    return [split.name(index) for index in range(len(split))]
+
+
+def test_tuning_validates_on_training_images_and_never_opens_the_rest(tmp_path):
+    for part, count in (("train", 20), ("val", 5)):
+        make_folder(tmp_path / part, {"a": count, "b": 2 * count})
+    plain, tuned = (open_source(folder(tmp_path, tune_share=share)) for share in (0.0, 0.25))
+    assert sorted(names(tuned.train) + names(tuned.val)) == sorted(names(plain.train))
+    assert np.bincount(tuned.val.labels).tolist() == [5, 10]  # a quarter of each class
+    assert len(plain.val) == 15
+    assert not set(names(plain.val)) & set(names(tuned.train) + names(tuned.val))
+
+
+def test_the_tuning_share_is_a_function_of_split_seed_alone_and_apart_from_the_other_splits(tmp_path):
+    for part in ("train", "val"):
+        make_folder(tmp_path / part, {"a": 40, "b": 20})
+
+    def held(**settings) -> list[str]:
+        return names(open_source(folder(tmp_path, tune_share=0.2, **settings)).val)
+
+    assert held() == held(batch_size=7, crop="affine")
+    assert held(split_seed=1) != held()
+    labels = np.arange(100) % 4
+    drawn = [hold_out(labels, 0.2, 0, purpose)[1].tolist() for purpose in (Purpose.TUNE, Purpose.HOLD_OUT)]
+    assert drawn[0] != drawn[1]
+
+
+def test_the_tuning_share_is_of_the_fraction_that_trains():
+    part = open_source(DataConfig(fraction=0.25))
+    tuned = open_source(DataConfig(fraction=0.25, tune_share=0.2))
+    both = np.concatenate([tuned.train.images, tuned.val.images])
+    assert sorted(image.tobytes() for image in both) == sorted(image.tobytes() for image in part.train.images)
+    counts = np.bincount(part.train.labels)
+    assert np.bincount(tuned.val.labels).tolist() == [round(0.2 * count) for count in counts]
+
+
+def test_without_a_tuning_share_the_splits_are_what_they_were():
+    source = open_source(DataConfig(fraction=0.25))
+    found = hashlib.sha256(source.train.images.tobytes() + source.val.images.tobytes()).hexdigest()
+    assert found == "f4adbc6e1b08891ae9146e69fde843a8e3f05c0636889dea00db9025cc3a1288"  # from before there was one
+
+
+def test_a_small_tuning_share_holds_one_of_each_class_and_a_class_of_one_is_refused(tmp_path):
+    tuned = open_source(folder(make_folder(tmp_path / "two", {"a": 6, "b": 3}), tune_share=0.001))
+    assert np.bincount(tuned.val.labels).tolist() == [1, 1]
+    make_folder(tmp_path / "one" / "train", {"a": 6, "b": 1})
+    make_folder(tmp_path / "one" / "val", {"a": 1, "b": 1})
+    with pytest.raises(ValueError, match=r"--data.tune-share 0.1 holds out .* class 'b' of .* has one training image"):
+        open_source(folder(tmp_path / "one", tune_share=0.1))
 
 
 def test_a_folder_of_class_folders_holds_a_share_out(tmp_path):

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from samovar.config import DataConfig
+from samovar.data.draws import Purpose
 from samovar.data.folders import SOURCE_NAMES, find_layout, list_classes, readable
 from samovar.data.splits import Arrays, Encoded, Source, Split, encoded, hold_out, keep_fraction
 
@@ -26,7 +27,8 @@ def open_source(config: DataConfig) -> Source:
     """Open `config.source`: its splits, its classes, the fraction of the training images that is asked for.
 
     The held-out share and the fraction are drawn per class by `split_seed` alone, so runs of every seed share them.
-    Nothing is decoded or augmented here.
+    Under `tune_share` part of what would have trained takes the place of the validation split. Nothing is decoded or
+    augmented here.
 
     Raises:
         ValueError: an unknown source, files that are missing or damaged, classes or labels nobody can train on."""
@@ -38,7 +40,8 @@ def open_source(config: DataConfig) -> Source:
     _check(source, config)
     source = _with_val(source, config)
     kept = keep_fraction(source.train.labels, config.fraction, config.split_seed)
-    return source if len(kept) == len(source.train) else replace(source, train=source.train.take(kept))
+    source = source if len(kept) == len(source.train) else replace(source, train=source.train.take(kept))
+    return _tuned(source, config) if config.tune_share else source
 
 
 def _nearest(name: str) -> str:
@@ -60,6 +63,20 @@ def _with_val(source: Source, config: DataConfig) -> Source:
             f"--data.val-share {config.val_share} holds out no image of --data.source {config.source}, which has no "
             "validation split of its own; give a larger share or more images"
         )
+    return replace(source, train=source.train.take(train), val=source.train.take(val))
+
+
+def _tuned(source: Source, config: DataConfig) -> Source:
+    """Validate on a share of each class of the training images, drawn after `fraction` and apart from it."""
+    labels = source.train.labels
+    single = np.flatnonzero(np.bincount(labels) == 1)
+    if len(single):
+        raise ValueError(
+            f"--data.tune-share {config.tune_share} holds out images of each class, and class "
+            f"{source.classes[single[0]]!r} of --data.source {config.source} has one training image; add images "
+            "to it or remove it"
+        )
+    train, val = hold_out(labels, config.tune_share, config.split_seed, Purpose.TUNE)
     return replace(source, train=source.train.take(train), val=source.train.take(val))
 
 

@@ -95,9 +95,9 @@ def encoded(store: Store, labels: Any) -> Encoded:
     return Encoded(labels, store, np.arange(len(labels), dtype=np.int64))
 
 
-def hold_out(labels: Ints, val_share: float, seed: int) -> tuple[Ints, Ints]:
+def hold_out(labels: Ints, val_share: float, seed: int, purpose: Purpose = Purpose.HOLD_OUT) -> tuple[Ints, Ints]:
     """Rows that train and rows that validate, a share of each class drawn by `seed`; each in rising order."""
-    ranks, counts = _ranks_in_class(labels, Purpose.HOLD_OUT, seed)
+    ranks, counts = _ranks_in_class(labels, purpose, seed)
     limits = np.array([num_held_out(int(count), val_share) for count in counts], np.int64)
     held = ranks < limits[labels]
     return np.flatnonzero(~held), np.flatnonzero(held)

@@ -109,6 +109,8 @@ _USED: dict[str, tuple[str, ...]] = {
     "robustness": ("corruptions", "severities", "corruption_images", "pictures"),
     "attack": ("attack_eps", "attack_steps", "attack_norm", "attack_restarts", "attack_images", "pictures"),
     "testset": ("testset", "corruptions", "severities"),
+    "knn": ("probe_images", "knn_k", "knn_temperature"),
+    "linear": ("probe_images",),
 }
 
 

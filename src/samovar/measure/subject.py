@@ -18,10 +18,11 @@ from samovar.config import Config, DataConfig, MeasureConfig, ModelConfig
 from samovar.data.loader import Batch, eval_batches
 from samovar.data.sources import open_source
 from samovar.data.splits import Split, evenly, keep_fraction
-from samovar.models import create, describe
+from samovar.models import Classifier, create, describe
 from samovar.objectives import make_objective
 from samovar.records import RunDir
 from samovar.runtime import Runtime, seed_everything
+from samovar.weights import load_init
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ class Subject:
     run: RunDir | None = None
     """The run it is from; None for a model by name."""
     config: Config = field(default_factory=Config)
+    train: Batches | None = None
+    """The training split, whatever split `batches` are of; None where images have none."""
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean loss [] over a batch, without label smoothing."""
@@ -119,7 +122,7 @@ def _subject(name: str, base: Config, config: MeasureConfig, runtime: Runtime, r
     if run and config.image_size not in (0, data.image_size):
         raise ValueError(f"--image-size {config.image_size}: {name} was trained at {data.image_size} px; leave it out")
     if config.source:
-        data = replace(data, source=config.source, fraction=1.0)
+        data = replace(data, source=config.source, fraction=1.0, tune_share=0.0)
     data = replace(data, root=config.root or data.root, workers=config.workers)
     source = open_source(data)
     title = config.split or "train"
@@ -129,7 +132,7 @@ def _subject(name: str, base: Config, config: MeasureConfig, runtime: Runtime, r
     seed_everything(base.seed if run else config.seed)
     model = create(base.model, num_classes=len(source.classes), image_size=data.image_size, channels=source.channels)
     try:
-        weights, step = _load_weights(model.body, run, config)
+        weights, step = _load_weights(model, base, run, config)
     except RuntimeError:  # torch's list of every tensor that does not fit
         raise ValueError(
             f"the weights of {name} do not fit images of {data.source}: {len(source.classes)} classes, "
@@ -137,7 +140,7 @@ def _subject(name: str, base: Config, config: MeasureConfig, runtime: Runtime, r
         ) from None
     settings = {
         "model": base.model.name,
-        "weights": weights,
+        **weights,
         "source": data.source,
         "split": title,
         "images": len(split),
@@ -148,31 +151,23 @@ def _subject(name: str, base: Config, config: MeasureConfig, runtime: Runtime, r
         "image_size": data.image_size,
         "seed": config.seed,
     }
+    if data.tune_share:
+        settings["tune_share"] = data.tune_share
     batches = Batches(split, data, config.batch_size, runtime.device)
+    train = replace(batches, split=source.train)
     where = {"split": title} | ({"step": step} if run else {})
     model = model.to(runtime.device).eval()
-    return Subject(name, model, batches, settings, where, tuple(source.classes), runtime, run, base)
+    return Subject(name, model, batches, settings, where, tuple(source.classes), runtime, run, base, train)
 
 
-def _load_weights(body: nn.Module, run: RunDir | None, config: MeasureConfig) -> tuple[str, int]:
-    """Load what `config.checkpoint` names into `body`; returns what it was, and its step."""
+def _load_weights(
+    model: Classifier, base: Config, run: RunDir | None, config: MeasureConfig
+) -> tuple[dict[str, str], int]:
+    """Load what `config.checkpoint` names into the model; returns what it was, as settings, and its step."""
     if run is None or config.checkpoint == "init":
-        return "initialisation", 0
-    path = _checkpoint_path(run, config.checkpoint)
+        started = {"init": "; ".join(load_init(model, base))} if base.init else {}
+        return {"weights": "initialisation"} | started, 0
+    path = checkpoint.choose(run.checkpoints, config.checkpoint)
     found = checkpoint.load(path)
-    body.load_state_dict(found.ema or found.model)
-    return ("average of " if found.ema else "") + path.name, found.step
-
-
-def _checkpoint_path(run: RunDir, which: str) -> Path:
-    steps = checkpoint.steps_saved(run.checkpoints)
-    if not steps:
-        raise ValueError(f"{run.path} has no checkpoint yet; train it, or measure --checkpoint init")
-    best = run.checkpoints / "best.json"
-    if which == "last" or (which == "best" and not best.is_file()):
-        return checkpoint.path_of(run.checkpoints, steps[-1])
-    if which == "best":
-        return checkpoint.path_of(run.checkpoints, int(json.loads(best.read_text(encoding="utf-8"))["step"]))
-    if which.isdigit() and int(which) in steps:
-        return checkpoint.path_of(run.checkpoints, int(which))
-    raise ValueError(f"--checkpoint {which} is not there; give best, last, init or one of {', '.join(map(str, steps))}")
+    model.body.load_state_dict(found.ema or found.model)
+    return {"weights": ("average of " if found.ema else "") + path.name}, found.step

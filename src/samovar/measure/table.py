@@ -17,6 +17,7 @@ from samovar.curvature import Estimate, Hessian, blocks, match, spectral_density
 from samovar.measure.accuracy import accuracy
 from samovar.measure.activations import activations
 from samovar.measure.attention import attention
+from samovar.measure.features import knn, linear
 from samovar.measure.flatness import average_flatness
 from samovar.measure.landscape import landscape
 from samovar.measure.ntk import ntk_condition_number
@@ -34,7 +35,7 @@ PAPER = "arXiv:2106.01548"
 
 OF_HESSIAN = ("hessian", "blocks", "trace", "density")
 """Measurements in the precision of `--dtype`."""
-HELD_OUT = ("predictions", "accuracy", "robustness", "attack", "testset")
+HELD_OUT = ("predictions", "accuracy", "robustness", "attack", "testset", "knn", "linear")
 """Measurements that are of the validation split unless told otherwise."""
 
 
@@ -204,4 +205,6 @@ MEASUREMENTS: dict[str, Measurement] = {
     "robustness": robustness,
     "attack": attack,
     "testset": testset,
+    "knn": knn,
+    "linear": linear,
 }

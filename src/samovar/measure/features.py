@@ -1,0 +1,214 @@
+"""How well the features before the classifier tell classes apart: nearest neighbours, and a linear probe."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from samovar.config import MeasureConfig
+from samovar.data.loader import Batch
+from samovar.data.splits import hold_out
+from samovar.measure.accuracy import share
+from samovar.measure.lend import borrowed
+from samovar.measure.subject import Subject
+from samovar.models import Classifier
+from samovar.records import Record
+
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Inverse strengths C of the L2 penalty that a linear probe chooses from."""
+HELD_OUT_SHARE = 0.1
+MAX_STEPS = 1000
+_SIMILARITIES = 1 << 24
+"""Cosines held at a time, 64 MiB of them."""
+
+
+def features(model: Classifier, stream: Iterable[Batch]) -> tuple[Tensor, Tensor]:
+    """What the classifier layer sees of all batches, [n, D] float32, and labels [n], on the host; one forward pass.
+
+    The model is lent in eval mode.
+
+    Raises:
+        ValueError: no batches, features that are not finite, or a network that does not tell them."""
+    rows, labels = [], []
+    with borrowed(model), torch.no_grad():
+        for batch in stream:
+            rows.append(model.features(batch.images).float().cpu())
+            labels.append(batch.labels.cpu())
+    if not rows:
+        raise ValueError("there are no images; give at least one batch")
+    found = torch.cat(rows)
+    bad = int((~found.isfinite().all(1)).sum())
+    if bad:
+        raise ValueError(f"features of {bad} of {len(found)} images are not finite; look at the model's weights")
+    return found, torch.cat(labels)
+
+
+def knn_guess(
+    train: Tensor,
+    labels: Tensor,
+    test: Tensor,
+    *,
+    k: int = MeasureConfig.knn_k,
+    temperature: float = MeasureConfig.knn_temperature,
+) -> Tensor:
+    """The class of the k nearest training features by cosine, each voting exp(cosine / temperature), [m].
+
+    Of equal votes the lower class wins. Costs n x m x D; the memory beside the arguments is bounded.
+
+    Args:
+        train: [n, D] features, n >= 1.
+        labels: [n] class indices.
+        test: [m, D] features.
+        k: neighbours, 1 or more; n where there are fewer.
+        temperature: above 0; the smaller, the more the nearest decides.
+
+    Raises:
+        ValueError: no neighbours or a temperature that divides by nothing, features and labels that do not fit.
+
+    Source: Wu et al., arXiv:1805.01978, section 3.4."""
+    _check(train, labels, test)
+    if k < 1 or not temperature > 0:
+        raise ValueError(f"k {k} and temperature {temperature} give no vote; give k of 1 or more and one above 0")
+    bank, num_classes = F.normalize(train), int(labels.max()) + 1
+    guesses = []
+    for part in torch.split(F.normalize(test), max(1, _SIMILARITIES // len(bank))):
+        nearest, rows = (part @ bank.T).topk(min(k, len(bank)), dim=1)
+        weights = ((nearest - nearest[:, :1]).double() / temperature).exp()  # relative to the nearest: no overflow
+        votes = weights.new_zeros(len(part), num_classes).scatter_add_(1, labels[rows], weights)
+        guesses.append(votes.argmax(1))
+    return torch.cat(guesses) if guesses else labels.new_empty(0)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Softmax regression on standardized features."""
+
+    regression: Any
+    """scikit-learn's LogisticRegression, fitted."""
+    mean: npt.NDArray[np.float64]
+    std: npt.NDArray[np.float64]
+    """[D], 1 where a feature is constant."""
+    strength: float
+    """The C that was chosen: inverse strength of the L2 penalty."""
+    converged: bool
+    """False where L-BFGS stopped at its last step."""
+
+    def guess(self, test: Tensor) -> Tensor:
+        """The likeliest class of each of the features [m, D], [m]."""
+        if not len(test):
+            return torch.empty(0, dtype=torch.int64)
+        rows = (test.double().numpy() - self.mean) / self.std
+        return torch.from_numpy(np.asarray(self.regression.predict(rows), np.int64))
+
+
+def linear_probe(train: Tensor, labels: Tensor, test: Tensor, *, strengths: Sequence[float] = STRENGTHS) -> Tensor:
+    """The classes that `fit_probe` of the training features gives to the features [m, D], [m]."""
+    _check(train, labels, test)
+    return fit_probe(train, labels, strengths=strengths).guess(test)
+
+
+def fit_probe(
+    train: Tensor, labels: Tensor, *, strengths: Sequence[float] = STRENGTHS, max_steps: int = MAX_STEPS
+) -> Probe:
+    """A linear classifier of features by scikit-learn's LogisticRegression (L-BFGS), the same for the same arguments.
+
+    Its C is the one of `strengths` that is right most often on a tenth of each class (the smallest of equals), then
+    all features train; where no class has two images to part, C is the middle one.
+
+    Args:
+        train: [n, D] features of two classes or more.
+        labels: [n] class indices.
+        strengths: values of C, above 0.
+        max_steps: L-BFGS iterations at most, for each of them.
+
+    Raises:
+        ValueError: one class, features and labels that do not fit."""
+    _check(train, labels, train)
+    if labels.min() == labels.max():
+        raise ValueError("a linear probe needs features of two classes or more; give more images")
+    rows, classes = train.double().numpy(), labels.numpy()
+    mean, std = rows.mean(0), rows.std(0)
+    std[std == 0] = 1
+    rows = (rows - mean) / std
+    strength = _choose(rows, classes, sorted(strengths), max_steps)
+    regression = _regression(strength, max_steps)
+    return Probe(regression, mean, std, strength, _fit(regression, rows, classes))
+
+
+def _choose(
+    rows: npt.NDArray[np.float64], classes: npt.NDArray[np.int64], strengths: Sequence[float], max_steps: int
+) -> float:
+    """The strength that is best on the held-out tenth, each fitted from where the one before ended."""
+    kept, held = hold_out(classes, HELD_OUT_SHARE, seed=0)
+    if len(strengths) == 1 or not len(held):
+        return strengths[len(strengths) // 2]
+    regression, scores = _regression(strengths[0], max_steps), []
+    for strength in strengths:
+        _fit(regression.set_params(C=strength), rows[kept], classes[kept])
+        scores.append(np.mean(regression.predict(rows[held]) == classes[held]))
+    return strengths[int(np.argmax(scores))]
+
+
+def _regression(strength: float, max_steps: int) -> Any:
+    from sklearn.linear_model import LogisticRegression  # takes a second to import
+
+    return LogisticRegression(C=strength, max_iter=max_steps, warm_start=True)
+
+
+def _fit(regression: Any, rows: npt.NDArray[np.float64], classes: npt.NDArray[np.int64]) -> bool:
+    """Fit in place; whether L-BFGS reached its tolerance."""
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvergenceWarning)
+        regression.fit(rows, classes)
+    return not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
+
+
+def _check(train: Tensor, labels: Tensor, test: Tensor) -> None:
+    if train.ndim != 2 or not len(train) or labels.shape != train.shape[:1] or test.shape[1:] != train.shape[1:]:
+        shapes = f"{list(train.shape)}, {list(labels.shape)} and {list(test.shape)}"
+        raise ValueError(f"training features, labels and features have shapes {shapes}; give [n, D], [n] and [m, D]")
+
+
+# --- measured --------------------------------------------------------------------------------------------------------
+
+
+def knn(subject: Subject, config: MeasureConfig, _: Path) -> Iterator[Record]:
+    """How often the nearest training images, by cosine of their features, vote for the right class."""
+    (train, labels), (test, truth) = _known(subject, config), features(cast(Classifier, subject.model), subject.batches)
+    guess = knn_guess(train, labels, test, k=config.knn_k, temperature=config.knn_temperature)
+    settings = {"k": min(config.knn_k, len(train)), "temperature": config.knn_temperature, "probe_images": len(train)}
+    right = int((guess == truth).sum())
+    yield share("features/knn_accuracy", right, len(truth), settings=settings, source="arXiv:1805.01978")
+
+
+def linear(subject: Subject, config: MeasureConfig, _: Path) -> Iterator[Record]:
+    """How often a linear classifier, which learned from features of training images, is right."""
+    (train, labels), (test, truth) = _known(subject, config), features(cast(Classifier, subject.model), subject.batches)
+    probe = fit_probe(train, labels)
+    settings = {"C": probe.strength, "C_of": list(STRENGTHS), "probe_images": len(train), "method": "L-BFGS"}
+    right = int((probe.guess(test) == truth).sum())
+    yield share("features/linear_accuracy", right, len(truth), settings=settings, converged=probe.converged)
+
+
+def _known(subject: Subject, config: MeasureConfig) -> tuple[Tensor, Tensor]:
+    """Features and labels of the training images that the others are told by.
+
+    Raises:
+        ValueError: they are the others, or there are none."""
+    if subject.train is None or subject.settings["split"] == "train":
+        raise ValueError(
+            "--split train: knn and linear learn from training images, which then know themselves; leave --split out"
+        )
+    count = config.probe_images or len(subject.train.split)
+    return features(cast(Classifier, subject.model), subject.train.few(count, config.seed))
