@@ -17,6 +17,7 @@ from samovar import config as configs
 from samovar import recipes, zoo
 from samovar.config import Config, CorruptConfig, MeasureConfig
 from samovar.data.folders import SOURCE_NAMES, can_count, count_images
+from samovar.search import AXES, Search, make, parse_values
 
 Settings = TypeVar("Settings", Config, MeasureConfig, CorruptConfig)
 
@@ -27,6 +28,7 @@ usage: samovar VERB ...
 
   demo                     train a small ViT with and without SAM on embedded images
   train RECIPE [--flags]   train; `samovar train RECIPE --help` shows every flag
+  tune RECIPE --rho A,B,C  find the best rho, learning rate or decay by short runs
   measure RUN|MODEL [NAMES] curvature, flatness, landscapes, robustness and more, with error bars
   corrupt DATA OUT         write corrupted copies of a folder of images
   report RUN...            one HTML page that works offline, or figures for a paper
@@ -39,6 +41,7 @@ examples:
   samovar train photos --data.source folder:my/photos
   samovar train --config runs/NAME/config.json --sam.rho 0.1
   samovar train --resume runs/NAME
+  samovar tune vit-digits-sam --rho 0.02,0.05,0.1,0.2,0.35
   samovar measure runs/NAME hessian flatness
   samovar report runs/* -o report.html
   torchrun --nproc-per-node 8 -m samovar train vit-b16-imagenet-sam --data.source imagenet:/data/imagenet
@@ -52,9 +55,28 @@ usage: samovar train RECIPE [--flags]
 RECIPE is a name of `samovar list recipes`; `samovar train RECIPE --help` shows every flag with its value there.
 """
 
+TUNE_HELP = """\
+usage: samovar tune RECIPE --rho A,B,... [--lr A,B,...] [--weight-decay A,B,...] [--flags]
+       samovar tune --config RUN/config.json --rho A,B,... [--flags]
+
+  --rho, --lr, --weight-decay  values to try, with commas between them; of several lists, all combinations
+  --seeds N                    runs per setting, compared by their mean; without it 1
+  --full                       train every setting at full length; without it, short runs of all and longer ones of
+                               the better third, each with a complete schedule of its length
+  --share S                    share of each training class to compare on; without it 0.1, or, where a source has no
+                               validation split of its own, the images that --data.val-share holds out
+  --jobs N                     runs at a time, in processes that share the cores and take the GPUs in turn
+  --output DIR, --name NAME    folder of the search; the same command with the same name goes on where it was
+
+Every other flag is one of the recipe. Settings are compared by accuracy on images held out of training, ties by loss;
+a validation split that comes with the source is never looked at. Prints what it will cost before it starts, and at the
+end a table and the best recipe as a command; writes a report with the curve. `samovar tune RECIPE --help` shows every
+flag.
+"""
+
 MEASUREMENT_NAMES = (
     "hessian", "blocks", "trace", "density", "flatness", "sharpness", "ntk", "landscape", "activations", "attention",
-    "predictions", "accuracy", "robustness", "attack", "testset",
+    "predictions", "accuracy", "robustness", "attack", "testset", "knn", "linear",
 )  # fmt: skip
 
 MEASURE_HELP = """\
@@ -75,6 +97,8 @@ usage: samovar measure RUN|MODEL [NAMES] [--flags]
   robustness   accuracy under 19 corruptions at 5 severities
   attack       accuracy under PGD
   testset      accuracy on a published test set, --testset imagenet-r:PATH and others
+  knn          accuracy of nearest neighbours among the features of training images
+  linear       accuracy of a linear classifier of features
 
 Without names: hessian flatness. A run is measured at its best checkpoint, in eval mode, without augmentation, with
 softmax cross-entropy: on its training images, and from `predictions` on down on those held out. Flags change each of
@@ -221,22 +245,29 @@ def parse_train(args: list[str]) -> tuple[Config, Path | None]:
     Raises:
         ValueError: an unknown recipe or flag, a value that does not fit."""
     resumed = _take(args, "--resume")
-    replayed = _take(args, "--config")
-    if resumed and replayed:
+    if resumed and _peek(args, "--config"):
         raise ValueError("--resume and --config exclude each other; give one of them")
-    if resumed or replayed:
-        path = Path(resumed) / "config.json" if resumed else Path(replayed or "")
-        if resumed and not path.is_file():
+    if resumed:
+        path = Path(resumed) / "config.json"
+        if not path.is_file():
             raise ValueError(f"--resume {resumed} is not a run: it has no config.json")
-        base, title = configs.load(path), f"samovar train {'--resume' if resumed else '--config'} {resumed or replayed}"
+        base, start = configs.load(path), ["--resume", resumed]
     else:
-        if not args or args[0].startswith("-"):
-            raise ValueError("train needs a recipe, --config or --resume; see `samovar list recipes`")
-        name = args.pop(0)
-        base, title = _recipe_config(name, args), f"samovar train {name}"
-    config = parse_flags(base, args, title)
+        base, start = _start(args, "train needs a recipe, --config or --resume; see `samovar list recipes`")
+    config = parse_flags(base, args, f"samovar train {' '.join(start)}")
     configs.validate(config)
     return config, Path(resumed) if resumed else None
+
+
+def _start(args: list[str], complaint: str) -> tuple[Config, list[str]]:
+    """Take the recipe or the saved config off a command line: its settings, and the words that named it."""
+    replayed = _take(args, "--config")
+    if replayed:
+        return configs.load(Path(replayed)), ["--config", replayed]
+    if not args or args[0].startswith("-"):
+        raise ValueError(complaint)
+    name = args.pop(0)
+    return _recipe_config(name, args), [name]
 
 
 def _recipe_config(name: str, args: list[str]) -> Config:
@@ -255,18 +286,19 @@ _BY_NUMBER: dict[str, Callable[[int], Config]] = {"photos": recipes.photos, "tra
 """Recipes whose settings follow from the number of images, which only the flags say where to find."""
 
 
-def parse_flags(base: Settings, args: list[str], title: str) -> Settings:
-    """`base` overridden by flags.
+def parse_flags(base: Settings, args: list[str], title: str, others: Sequence[str] = ()) -> Settings:
+    """`base` overridden by flags; `others` are flags of the command that were taken off before.
 
     Raises:
         ValueError: one line on the first flag that is unknown or does not fit."""
     import tyro
 
-    known = _known_flags(base)
+    known: list[str] = _known_flags(base)
+    words = [*known, *others]
     for arg in args:
         flag = arg.split("=")[0].replace("_", "-")
         if arg.startswith("--") and flag not in known and flag != "--help":
-            raise ValueError(f"unknown flag {arg.split('=')[0]}; {_nearest(flag, known)[:200]}")
+            raise ValueError(f"unknown flag {arg.split('=')[0]}; {_nearest(flag, words)[:200]}")
     if "-h" in args or "--help" in args:
         tyro.cli(type(base), default=base, args=["--help"], prog=title)
     complaint = io.StringIO()
@@ -303,7 +335,7 @@ def _first_sentence(box: str) -> str:
     return " ".join(sections[first]).rstrip(".") or box.strip()
 
 
-def _take(args: list[str], flag: str) -> str | None:
+def _take(args: list[str], flag: str, what: str = "a path") -> str | None:
     """Remove `flag VALUE` or `flag=VALUE` from the arguments and return the value."""
     for index, arg in enumerate(args):
         if arg.startswith(f"{flag}="):
@@ -311,7 +343,7 @@ def _take(args: list[str], flag: str) -> str | None:
             return arg.partition("=")[2]
         if arg == flag:
             if index + 1 == len(args):
-                raise ValueError(f"{flag} needs a path")
+                raise ValueError(f"{flag} needs {what}")
             _, value = args.pop(index), args.pop(index)
             return value
     return None
@@ -330,6 +362,78 @@ def _train(args: list[str]) -> None:
     from samovar.launch import train
 
     train(config, resumed)
+
+
+def parse_tune(args: list[str]) -> tuple[Config, Search, list[str], Config, float | None, int]:
+    """What a `tune` command line asks for: the config, the search, the words that name the recipe and its settings
+    without flags, the share of images to compare on, the runs at a time.
+
+    Raises:
+        ValueError: as `parse_train`; a list that is none, numbers that do not fit, nothing to compare."""
+    values = {}
+    for name, axis in AXES.items():
+        flag = "--" + name.replace("_", "-")
+        text = _take_last(args, flag, "values, such as 0.1,0.2")
+        if text is not None:
+            values[name] = parse_values(flag, text, axis)
+            fixed = "--" + axis.setting.replace("_", "-")
+            if _peek(args, fixed) is not None:
+                raise ValueError(f"{fixed} is what {flag} searches; leave one of them out")
+    seeds, jobs = (_count(args, flag) for flag in ("--seeds", "--jobs"))
+    share = _share(args)
+    full = "--full" in args
+    args[:] = [arg for arg in args if arg != "--full"]
+    base, start = _start(args, "tune needs a recipe or --config; see `samovar list recipes`")
+    config = parse_flags(base, args, f"samovar tune {' '.join(start)}", _TUNE_FLAGS)
+    configs.validate(config)
+    config, search = make(config, values, seeds=seeds, full=full)
+    return config, search, start, base, share, jobs
+
+
+_TUNE_FLAGS = ("--rho", "--lr", "--weight-decay", "--seeds", "--full", "--share", "--jobs", "--config")
+
+
+def _take_last(args: list[str], flag: str, what: str) -> str | None:
+    """As `_take`, of a flag that is given again the last, as with all other flags."""
+    last = None
+    while (text := _take(args, flag, what)) is not None:
+        last = text
+    return last
+
+
+def _count(args: list[str], flag: str) -> int:
+    text = _take_last(args, flag, "a number") or "1"
+    if not (text.isdecimal() and int(text) > 0):
+        raise ValueError(f"{flag} {text} is out of range; give a whole number, 1 or more")
+    return int(text)
+
+
+def _share(args: list[str]) -> float | None:
+    text = _take_last(args, "--share", "a share, such as 0.1")
+    if text is None:
+        return None
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 0.9:
+        raise ValueError(f"--share {text} is out of range; give a share of the training images from 0 to 0.9")
+    return share
+
+
+def _tune(args: list[str]) -> None:
+    """Search for the best settings of a recipe."""
+    if "-h" in args or "--help" in args:
+        print(TUNE_HELP, end="")
+        if args in (["-h"], ["--help"]):
+            return
+    words = ["samovar", "tune", *args]
+    config, search, start, base, share, jobs = parse_tune(args)
+    from samovar.search_view import Asked
+    from samovar.tune import tune
+
+    _take_last(words, "--name", "a name")
+    tune(config, search, Asked(tuple(words), ("samovar", "train", *start), base), share=share, jobs=jobs)
 
 
 def parse_measure(args: list[str]) -> tuple[str, list[str], MeasureConfig]:
@@ -436,6 +540,7 @@ def _demo(args: list[str]) -> None:
 _VERBS: dict[str, Callable[[list[str]], None]] = {
     "demo": _demo,
     "train": _train,
+    "tune": _tune,
     "measure": _measure,
     "report": _report,
     "corrupt": _corrupt,

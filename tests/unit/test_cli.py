@@ -13,7 +13,7 @@ from tests.conftest import assert_refused
 @pytest.mark.parametrize(
     "args",
     ["--help", "train --help", "demo --help", "list", "list recipes", "show vit-b16-imagenet-sam", "show vit-b16",
-     "train vit-cifar10 --help"],
+     "train vit-cifar10 --help", "tune --help"],
 )  # fmt: skip
 def test_help_list_and_show_answer_without_torch(args: str) -> None:
     code = (

@@ -18,14 +18,14 @@ from samovar.report import palette
 from samovar.report.parts import Data, Figure, Gallery, Group, Part, Table
 from samovar.report.plots import legend
 from samovar.report.read import RunData
-from samovar.report.sections import SECTIONS, notices, title
+from samovar.report.sections import chapters, notices, title
 
 HERE = Path(__file__).parent
 
 
 def render(runs: Sequence[RunData]) -> str:
     """The whole page, as HTML."""
-    sections = [build(runs) for build in SECTIONS.values()]
+    sections = chapters(runs)
     parts = [part for section in sections for part in _walk(section.parts)]
     images = _images(parts)
     scripts = [_inline(text) for text in (get_plotlyjs(), (HERE / "script.js").read_text(encoding="utf-8"))]

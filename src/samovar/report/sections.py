@@ -17,6 +17,7 @@ from samovar.report.robust import robustness
 from samovar.report.spectra import spectrum
 from samovar.report.surfaces import landscape
 from samovar.report.text import count, setting
+from samovar.report.tuning import is_search, tuning
 
 SECTIONS: dict[str, Callable[[Sequence[RunData]], Section]] = {
     "headline": headline,
@@ -32,6 +33,20 @@ SECTIONS: dict[str, Callable[[Sequence[RunData]], Section]] = {
     "settings": settings,
     "provenance": provenance,
 }
+
+
+ABOUT_FOLDERS = ("settings", "provenance")
+"""Chapters that a search has as well as a run."""
+
+
+def chapters(runs: Sequence[RunData]) -> list[Section]:
+    """The chapters of a report; a search has one of its own, first, and no place in those on trained networks."""
+    searches = [run for run in runs if is_search(run)]
+    others = [run for run in runs if not is_search(run)]
+    first = [tuning(searches)] if searches else []
+    if not others:
+        return first + [SECTIONS[name](runs) for name in ABOUT_FOLDERS]
+    return first + [build(runs if name in ABOUT_FOLDERS else others) for name, build in SECTIONS.items()]
 
 
 def title(runs: Sequence[RunData]) -> str:
