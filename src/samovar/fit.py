@@ -8,17 +8,19 @@ import json
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 from samovar import checkpoint, optim
 from samovar.checkpoint import Checkpoint
-from samovar.config import Config, differences, from_dict, num_steps, to_dict, validate_layout
-from samovar.data.loader import batches, eval_batches
+from samovar.config import Config, differences, from_dict, num_steps, stages, to_dict, validate_layout
+from samovar.curvature.borrow import bare
+from samovar.data.loader import batches
 from samovar.data.sources import open_source
 from samovar.data.splits import Source
 from samovar.measure.watch import Watch
@@ -26,7 +28,9 @@ from samovar.objectives import make_objective
 from samovar.records import Record, RunDir, Sink, replace_text
 from samovar.runtime import Runtime, provenance
 from samovar.sinks import open_sinks
-from samovar.train import Step, TrainState, build, evaluate, steps
+from samovar.train import Step, TrainState, build, next_stage, steps
+from samovar.validation import validate
+from samovar.weights import resolve
 
 # Settings a resumed run may change: none alters what is computed (threads and loader at most its rounding).
 HARMLESS = (
@@ -90,10 +94,44 @@ def prepare(config: Config, runtime: Runtime) -> tuple[Source, TrainState]:
     Raises:
         ValueError: settings, data, model and layout do not fit each other."""
     validate_layout(config, runtime.world_size)
+    if resolve(config) != config:
+        raise ValueError(
+            "this config leaves its model or image size to --init; give what samovar.weights.resolve makes"
+        )
     source = open_source(config.data)
+    if config.loss == "supcon":
+        _check_pairs(source)
     state = build(config, runtime, num_classes=len(source.classes), channels=source.channels)
-    optim.lr_at(0, config.optim, num_steps(config, len(source.train)))
+    for stage, section in zip(stages(config), ("optim", "head.optim"), strict=False):
+        optim.check_warmup(stage.optim, num_steps(stage, len(source.train)), section)
     return source, state
+
+
+def _check_pairs(source: Source) -> None:
+    """Refuse classes that have nothing to compare an image with."""
+    single = np.flatnonzero(np.bincount(source.train.labels, minlength=len(source.classes)) == 1)
+    if len(single):
+        raise ValueError(
+            f"--loss supcon compares images of one class, and class {source.classes[single[0]]!r} of --data.source "
+            f"{source.name} has one training image; add images to it or remove it"
+        )
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """A part of the run with settings of its own, from one step of the run up to another."""
+
+    config: Config
+    first: int
+    stop: int
+
+
+def _stages(config: Config, num_train: int) -> list[_Stage]:
+    found: list[_Stage] = []
+    for stage in stages(config):
+        first = found[-1].stop if found else 0
+        found.append(_Stage(stage, first, first + num_steps(stage, num_train)))
+    return found
 
 
 def fit(config: Config, run: RunDir, runtime: Runtime, source: Source, state: TrainState) -> Iterator[Progress]:
@@ -108,47 +146,57 @@ def fit(config: Config, run: RunDir, runtime: Runtime, source: Source, state: Tr
         Interrupted: SIGINT or SIGTERM came; the state is saved.
         Diverged: `run.max_nonfinite` non-finite gradients in a row.
         OSError: the disk is full; the last checkpoint is intact."""
-    total = num_steps(config, len(source.train))
+    parts = _stages(config, len(source.train))
+    total = parts[-1].stop
     keeper = _Keeper(config, run, runtime, state)
-    notes = keeper.restore()
-    yield Progress(
-        "start", state.step, total, {"train_images": len(source.train), "val_images": len(source.val)}, notes
-    )
+    notes = keeper.restore(parts)
+    images = {"train_images": float(len(source.train)), "val_images": float(len(source.val))}
+    yield Progress("start", keeper.state.step, total, images, notes)
     with _signals() as stop:
-        yield from _loop(config, source, runtime, state, keeper, stop, total)
+        for part in parts:
+            if part.first and part.first == keeper.state.step:
+                keeper.state = next_stage(keeper.state, part.config, runtime)
+            if keeper.state.step < part.stop:
+                yield from _loop(part, source, runtime, keeper, stop, total)
+    state = keeper.state
     evaluations = {f"best/{k}": v for k, v in state.best.items()} | {f"last/{k}": v for k, v in state.last.items()}
     yield Progress("done", state.step, total, {**evaluations, "skipped": state.tally["skipped"].item()})
 
 
 def _loop(
-    config: Config, source: Source, runtime: Runtime, state: TrainState, keeper: _Keeper, stop: _Stop, total: int
+    part: _Stage, source: Source, runtime: Runtime, keeper: _Keeper, stop: _Stop, total: int
 ) -> Iterator[Progress]:
+    """Train a stage from wherever the state stands in it; it counts its own steps, and all else counts the run's."""
+    config, state, length = part.config, keeper.state, part.stop - part.first
     every = config.run.eval_every or max(1, len(source.train) // config.data.batch_size)
-    objective = make_objective(config, len(source.classes))
+    objective = make_objective(config, len(source.classes), runtime.world_size)
     stream = batches(
         source,
         config.data,
         seed=config.seed,
-        start=state.step,
-        stop=total,
+        start=state.step - part.first,
+        stop=length,
         rank=runtime.rank,
         world_size=runtime.world_size,
         device=runtime.device,
         bad_files=keeper.run.bad_files,
     )
-    watch = Watch(config, source, runtime.device) if config.run.watch_every and runtime.is_main else None
+    # in the first stage alone: a curve of two losses would mean nothing
+    watched = config.run.watch_every and runtime.is_main and part.first == 0
+    watch = Watch(config, source, runtime.device) if watched else None
     clock = _Clock(config.data.batch_size, state.step)
     with contextlib.closing(stream):
-        for step in steps(state, stream, objective, config, runtime, total):
-            boundary = step.step % every == 0 or step.step == total
-            meeting = boundary or step.step % config.run.log_every == 0
-            if watch and step.step % config.run.watch_every == 0:
-                for record in watch.records(state.model, step.step, step.lr):
+        for step in steps(state, stream, objective, config, runtime, length, part.first):
+            done = step.step - part.first
+            boundary = done % every == 0 or done == length
+            meeting = boundary or done % config.run.log_every == 0
+            if watch and done % config.run.watch_every == 0:
+                for record in watch.records(bare(state.wrapped), step.step, step.lr):
                     keeper.record(record)
             if meeting:
-                yield Progress("train", step.step, total, keeper.log(step, clock))
+                yield Progress("train", step.step, total, keeper.log(step, clock, config))
             if boundary:
-                yield Progress("val", step.step, total, _validate(config, source, runtime, state, keeper))
+                yield Progress("val", step.step, total, _validate(config, source, runtime, keeper))
                 keeper.save()
                 clock.mark(step.step)
             if _agreed(stop, runtime, meeting):
@@ -157,33 +205,18 @@ def _loop(
                 raise Interrupted(stop.signum, step.step)
 
 
-def _validate(config: Config, source: Source, runtime: Runtime, state: TrainState, keeper: _Keeper) -> dict[str, float]:
-    """Evaluate the averaged weights where there are any, else the plain ones, and record it."""
-    objective = make_objective(replace(config, label_smoothing=0.0), len(source.classes))
-    stream = eval_batches(
-        source.val,
-        config.data,
-        batch_size=min(config.data.batch_size, 512),
-        device=runtime.device,
-        rank=runtime.rank,
-        world_size=runtime.world_size,
-        bad_files=keeper.run.bad_files,
-    )
-    if runtime.world_size > 1:
-        for buffer in state.model.buffers():  # BatchNorm statistics are each rank's own; rank 0's are what is saved
-            dist.broadcast(buffer, 0)
-    weights = state.ema.swapped(state.model.body) if state.ema else contextlib.nullcontext()
-    with weights:
-        result = evaluate(state.model, stream, objective, runtime)
-    where = {"split": "val", "step": state.step}
-    settings = {"loss": config.loss, "ema": bool(state.ema)}
-    keeper.record(Record("val/loss", result.loss, "nats", n=result.n, where=where, settings=settings))
-    stderr = (result.accuracy * (1 - result.accuracy) / result.n) ** 0.5
-    keeper.record(Record("val/accuracy", result.accuracy, "1", stderr, result.n, where, settings))
-    state.last = {"step": state.step, "val/loss": result.loss, "val/accuracy": result.accuracy}
-    if not state.best or result.accuracy > state.best["val/accuracy"]:
-        state.best = state.last
-    return state.last
+def _validate(config: Config, source: Source, runtime: Runtime, keeper: _Keeper) -> dict[str, float]:
+    """Evaluate, record it, and note it in the state where it is of a classifier."""
+    state = keeper.state
+    values: dict[str, float] = {"step": state.step}
+    for record in validate(config, source, runtime, state, keeper.run.bad_files):
+        keeper.record(record)
+        values[record.name] = record.value
+    if "val/accuracy" in values:
+        state.last = values
+        if not state.best or values["val/accuracy"] > state.best["val/accuracy"]:
+            state.best = values
+    return values
 
 
 class _Keeper:
@@ -194,8 +227,10 @@ class _Keeper:
         self.fingerprint = fingerprint(config)
         self.sinks: list[Sink] = []
 
-    def restore(self) -> tuple[str, ...]:
+    def restore(self, parts: list[_Stage]) -> tuple[str, ...]:
         """Load the newest whole checkpoint, if any, and cut the records back to it; returns notes for the reader.
+
+        What was saved at the border of two stages is the first one's.
 
         Raises:
             CheckpointError: there are checkpoints, and none can be used."""
@@ -206,6 +241,9 @@ class _Keeper:
             )
         notes = [f"{complaint}; using the one before" for complaint in complaints]
         if found:
+            part = next(part for part in parts if found.step <= part.stop)
+            if part.first:
+                self.state = next_stage(self.state, part.config, self.runtime)
             restore(self.state, found)
             notes.append(f"resumed at step {found.step}")
         if self.runtime.is_main:
@@ -222,18 +260,19 @@ class _Keeper:
             for sink in self.sinks:
                 sink(record)
 
-    def log(self, step: Step, clock: _Clock) -> dict[str, float]:
+    def log(self, step: Step, clock: _Clock, config: Config) -> dict[str, float]:
         """Read the tally back from the device and record it; the one host sync of the training loop."""
+        loss = "train/contrastive_loss" if config.loss == "supcon" else "train/loss"  # nats that do not compare
         numbers = self.state.tally | {"grad_norm": step.grad_norm}
         tally = dict(zip(numbers, torch.stack(list(numbers.values())).tolist(), strict=True))
         values = {
-            "train/loss": tally["loss"] / max(tally["steps"], 1),
+            loss: tally["loss"] / max(tally["steps"], 1),
             "train/lr": step.lr,
             "train/grad_norm": tally["grad_norm"],
             "train/images_per_second": clock.rate(step.step),
             "train/skipped": tally["skipped"],
         }
-        units = {"train/loss": "nats", "train/images_per_second": "images/s"}
+        units = {loss: "nats", "train/images_per_second": "images/s"}
         for name, value in values.items():
             self.record(Record(name, value, units.get(name, ""), where={"step": step.step}))
         self.state.tally["loss"].zero_()
@@ -265,6 +304,8 @@ def snapshot(state: TrainState) -> Checkpoint:
         "best": state.best,
         "last": state.last,
     }
+    if state.projection is not None:
+        others["projection"] = state.projection.state_dict()
     ema = state.ema.state_dict() if state.ema else {}
     if ema:  # kept out of the file of weights, which other programs load
         others["ema_updates"] = int(ema.pop("num_updates"))
@@ -275,6 +316,8 @@ def restore(state: TrainState, found: Checkpoint) -> None:
     """Bring a freshly built state to where a checkpoint was taken, bit for bit."""
     state.model.body.load_state_dict(found.model)
     state.optimizer.load_state_dict(found.state["optimizer"])
+    if state.projection is not None:
+        state.projection.load_state_dict(found.state["projection"])
     if state.scaler:
         state.scaler.load_state_dict(found.state["scaler"])
     if state.ema:

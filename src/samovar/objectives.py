@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from samovar.config import Config
+from samovar.contrastive import shared_supcon_loss, supcon_loss
 from samovar.data.loader import Batch
 
 
@@ -19,7 +20,7 @@ class Loss(NamedTuple):
     value: Tensor
     """Scalar, the mean over examples; float32 under autocast."""
     logits: Tensor
-    """[B, K], as the model gave them."""
+    """[B, K], as the model gave them; of a contrastive loss embeddings [B, P]."""
 
 
 Objective = Callable[[nn.Module, Batch], Loss]
@@ -59,11 +60,18 @@ def sigmoid_cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: floa
 LOSSES: dict[str, Callable[..., Tensor]] = {"softmax": softmax_cross_entropy, "sigmoid": sigmoid_cross_entropy}
 
 
-def make_objective(config: Config, num_classes: int) -> Objective:
+def make_objective(config: Config, num_classes: int, world_size: int = 1) -> Objective:
     """The objective a config names, by its `loss` and `label_smoothing`.
 
     It takes a batch's shares of classes where there are any, else its labels. It raises ValueError when the model's
-    logits are not [B, num_classes]."""
+    logits are not [B, num_classes]. That of `supcon` takes labels alone, and is of a model that gives embeddings.
+
+    Args:
+        config: which loss.
+        num_classes: K.
+        world_size: ranks that call it at the same time; a contrastive loss compares the images of all of them."""
+    if config.loss == "supcon":
+        return _contrastive(config.contrastive.temperature, world_size)
     criterion: Criterion = partial(LOSSES[config.loss], label_smoothing=config.label_smoothing)
 
     def objective(model: nn.Module, batch: Batch) -> Loss:
@@ -74,6 +82,16 @@ def make_objective(config: Config, num_classes: int) -> Objective:
                 f"give a model with an output of [batch, {num_classes}]"
             )
         return Loss(criterion(logits, batch.labels if batch.targets is None else batch.targets), logits)
+
+    return objective
+
+
+def _contrastive(temperature: float, world_size: int) -> Objective:
+    loss = shared_supcon_loss if world_size > 1 else supcon_loss
+
+    def objective(model: nn.Module, batch: Batch) -> Loss:
+        embeddings = model(batch.images)
+        return Loss(loss(embeddings, batch.labels, temperature), embeddings)
 
     return objective
 

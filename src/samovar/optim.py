@@ -139,19 +139,43 @@ def step_if(optimizer: Optimizer, finite: Tensor) -> None:
 # --- schedules -------------------------------------------------------------------------------------------------------
 
 
-def _cosine(progress: float, end: float) -> float:
+def _cosine(progress: float, config: OptimConfig) -> float:
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _linear(progress: float, end: float) -> float:
-    return end + (1 - end) * (1 - progress)
+def _linear(progress: float, config: OptimConfig) -> float:
+    return config.linear_end + (1 - config.linear_end) * (1 - progress)
 
 
-def _constant(progress: float, end: float) -> float:
+def _exponential(progress: float, config: OptimConfig) -> float:
+    return float(config.exponential_end**progress)
+
+
+def _constant(progress: float, config: OptimConfig) -> float:
     return 1.0
 
 
-_SCHEDULES: dict[str, Callable[[float, float], float]] = {"cosine": _cosine, "linear": _linear, "constant": _constant}
+_SCHEDULES: dict[str, Callable[[float, OptimConfig], float]] = {
+    "cosine": _cosine,
+    "linear": _linear,
+    "exponential": _exponential,
+    "constant": _constant,
+}
+
+
+def check_warmup(config: OptimConfig, total_steps: int, section: str = "optim") -> None:
+    """Refuse a warm-up that is longer than what it warms up for.
+
+    Args:
+        section: where in the settings `config` is.
+
+    Raises:
+        ValueError: names the flag and both numbers."""
+    if config.warmup_steps > total_steps:
+        raise ValueError(
+            f"--{section}.warmup-steps {config.warmup_steps} is more than the run's {total_steps} steps; lower it or "
+            "train longer"
+        )
 
 
 def lr_at(step: int, config: OptimConfig, total_steps: int) -> float:
@@ -164,14 +188,11 @@ def lr_at(step: int, config: OptimConfig, total_steps: int) -> float:
         ValueError: warm-up is longer than the run.
 
     Source: big_vision's schedules."""
+    check_warmup(config, total_steps)
     warmup = config.warmup_steps
-    if warmup > total_steps:
-        raise ValueError(
-            f"--optim.warmup-steps {warmup} is more than the run's {total_steps} steps; lower it or train longer"
-        )
     progress = min(1.0, max(0.0, (step - warmup) / max(1, total_steps - warmup)))
     ramp = min(1.0, step / warmup) if warmup else 1.0
-    return config.lr * ramp * _SCHEDULES[config.schedule](progress, config.linear_end)
+    return config.lr * ramp * _SCHEDULES[config.schedule](progress, config)
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:

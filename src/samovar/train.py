@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,13 +14,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from samovar import optim
+from samovar import adversary, optim
 from samovar.config import Config
+from samovar.contrastive import Projected, num_features
 from samovar.data.loader import Batch
 from samovar.models import Classifier, create
 from samovar.objectives import Objective
 from samovar.runtime import Runtime, seed_everything
-from samovar.sam import plain_backward, sam_backward
+from samovar.sam import InputAscent, sam_backward
+from samovar.weights import load_init
 
 
 @dataclass
@@ -28,7 +31,7 @@ class TrainState:
 
     model: Classifier
     wrapped: nn.Module
-    """`model` as the backward pass calls it: compiled and under DDP where asked for."""
+    """`model` as the backward pass calls it: under a projection head, compiled and under DDP where asked for."""
     optimizer: Optimizer
     scaler: torch.amp.GradScaler | None
     ema: optim.Ema | None
@@ -38,6 +41,8 @@ class TrainState:
     best: dict[str, float] = field(default_factory=dict)
     """Step, loss and accuracy of the most accurate evaluation so far; `last`: of the latest."""
     last: dict[str, float] = field(default_factory=dict)
+    projection: nn.Module | None = None
+    """The head that a contrastive loss trains the encoder through; in no file of weights."""
 
 
 @dataclass(frozen=True)
@@ -56,32 +61,83 @@ def build(config: Config, runtime: Runtime, *, num_classes: int, channels: int) 
     """The state before the first step; a function of the config alone."""
     seed_everything(config.seed)
     model = create(config.model, num_classes=num_classes, image_size=config.data.image_size, channels=channels)
+    if config.init:
+        load_init(model, config)
     layout = torch.channels_last if config.run.channels_last else torch.preserve_format
     model = model.to(device=runtime.device, memory_format=layout)  # type: ignore[call-overload]
-    optimizer = optim.create_optimizer(model, config.optim)
-    wrapped: nn.Module = torch.compile(model) if config.run.compile else model  # type: ignore[assignment]
+    names = ("loss", "steps", "skipped", "streak", "tripped")
+    tally = {name: torch.zeros((), device=runtime.device) for name in names}
+    _freeze(model, config)
+    network = _projected(model, config, channels, runtime) if config.loss == "supcon" else model
+    return _start(model, network, config, runtime, tally)
+
+
+def next_stage(state: TrainState, config: Config, runtime: Runtime) -> TrainState:
+    """The state in which a classifier stage starts: weights and counts of the stage before, everything else new."""
+    state.model.zero_grad()  # what the last step left would count in the norm of the first
+    _freeze(state.model, config)
+    started = _start(state.model, state.model, config, runtime, state.tally)
+    return replace(started, step=state.step, best=state.best, last=state.last)
+
+
+def _freeze(model: Classifier, config: Config) -> None:
+    if config.model.trainable == "head":
+        model.requires_grad_(False)
+        for parameter in model.head_parameters():
+            parameter.requires_grad_()
+    elif config.loss == "supcon":  # whose graph has no classifier: DDP would wait for its gradient, decay shrink it
+        for parameter in model.head_parameters():
+            parameter.requires_grad_(False)
+
+
+def _projected(model: Classifier, config: Config, channels: int, runtime: Runtime) -> Projected:
+    image = torch.zeros(1, channels, *[config.data.image_size] * 2, device=runtime.device)
+    sizes = config.contrastive
+    return Projected(model, num_features(model, image), sizes.hidden, sizes.projection).to(runtime.device)
+
+
+def _start(
+    model: Classifier, network: nn.Module, config: Config, runtime: Runtime, tally: dict[str, Tensor]
+) -> TrainState:
+    optimizer = optim.create_optimizer(network, config.optim)
+    wrapped: nn.Module = torch.compile(network) if config.run.compile else network  # type: ignore[assignment]
     if runtime.world_size > 1:
         ids = [runtime.device] if runtime.device.type == "cuda" else None
         wrapped = DistributedDataParallel(wrapped, device_ids=ids, broadcast_buffers=False)
-    names = ("loss", "steps", "skipped", "streak", "tripped")
     return TrainState(
         model=model,
         wrapped=wrapped,
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(runtime.device.type) if runtime.dtype == torch.float16 else None,
         ema=optim.Ema(model.body, config.optim.ema) if config.optim.ema else None,
-        tally={name: torch.zeros((), device=runtime.device) for name in names},
+        tally=tally,
+        projection=network.projection if isinstance(network, Projected) else None,
     )
 
 
 def steps(
-    state: TrainState, stream: Iterable[Batch], objective: Objective, config: Config, runtime: Runtime, total: int
+    state: TrainState,
+    stream: Iterable[Batch],
+    objective: Objective,
+    config: Config,
+    runtime: Runtime,
+    total: int,
+    first: int = 0,
 ) -> Iterator[Step]:
-    """Train on each batch of `stream`, yielding after every optimizer step; no I/O and, on a GPU, no host sync."""
-    state.wrapped.train()
+    """Train on each batch of `stream`, yielding after every optimizer step; no I/O and, on a GPU, no host sync.
+
+    Args:
+        state: moves on with every step.
+        stream: from where `state` stands.
+        objective: what is minimized.
+        config: how.
+        runtime: where.
+        total: steps of the learning rate's schedule, and
+        first: the step at which it begins."""
+    state.wrapped.train(config.model.trainable == "all")  # a frozen encoder stays as it is, BatchNorm's statistics too
     for batch in stream:
         seed_everything(config.seed, state.step, runtime.rank)  # dropout is a function of the step: resume needs no RNG
-        lr = optim.lr_at(state.step, config.optim, total)
+        lr = optim.lr_at(state.step - first, config.optim, total)
         optim.set_lr(state.optimizer, lr)
         state.optimizer.zero_grad(set_to_none=True)
         loss = backward(state, batch, objective, config, runtime)
@@ -95,40 +151,42 @@ def backward(state: TrainState, batch: Batch, objective: Objective, config: Conf
     """Leave the gradient of the mean loss over `batch` in `.grad`, plain or SAM; returns the clean loss.
 
     SAM ascends once per group of `sam.m` examples and the gradients add up, so m-sharpness and accumulation are one
-    mechanism; each group is run in pieces of at most `run.micro_batch` images."""
+    mechanism; each group is run in pieces of at most `run.micro_batch` images. Under `adversarial` the images climb
+    from a random start, drawn for the whole batch, and the loss is that before their last move."""
     m = config.sam.m if config.sam.rho else 0
+    if config.run.channels_last:
+        batch = replace(batch, images=batch.images.contiguous(memory_format=torch.channels_last))
+    attack = adversary.begin(batch.images, config.adversarial, config.seed, state.step, runtime.rank)
+    if attack:
+        batch = replace(batch, images=attack.points)
     groups = list(batch.split(m or len(batch)))
+    attacks = attack.split(m or len(batch)) if attack else itertools.repeat(None)
     total = torch.zeros((), device=runtime.device)
-    for index, group in enumerate(groups):
-        pieces = [
-            _loss_of(piece, len(piece) / len(batch), objective, config, runtime)
-            for piece in group.split(config.run.micro_batch or len(group))
-        ]
+    for index, (group, part) in enumerate(zip(groups, attacks, strict=False)):
+        pieces = list(group.split(config.run.micro_batch or len(group)))
+        ascent = part.ascent([piece.images for piece in pieces]) if part else None
+        losses = [_loss_of(piece, len(piece) / len(batch), objective, runtime) for piece in pieces]
         last = index == len(groups) - 1
         with contextlib.nullcontext() if last else _no_sync(state.wrapped):
-            total += _gradient(pieces, state, config)
+            total += _gradient(losses, ascent, state, config)
     return total
 
 
-def _gradient(pieces: list[Any], state: TrainState, config: Config) -> Tensor:
+def _gradient(losses: list[Any], input_ascent: InputAscent | None, state: TrainState, config: Config) -> Tensor:
     sam = config.sam
-    if sam.rho == 0:
-        return plain_backward(pieces, state.wrapped, scaler=state.scaler)
     return sam_backward(
-        pieces,
+        losses,
         state.wrapped,
         rho=sam.rho,
         adaptive=sam.adaptive,
         eta=sam.eta,
         shared_ascent=sam.shared_ascent,
         scaler=state.scaler,
+        input_ascent=input_ascent,
     )
 
 
-def _loss_of(piece: Batch, weight: float, objective: Objective, config: Config, runtime: Runtime) -> Any:
-    if config.run.channels_last:
-        piece = replace(piece, images=piece.images.contiguous(memory_format=torch.channels_last))
-
+def _loss_of(piece: Batch, weight: float, objective: Objective, runtime: Runtime) -> Any:
     def loss(model: nn.Module) -> Tensor:
         with runtime.autocast():
             return objective(model, piece).value * weight
@@ -150,7 +208,7 @@ def update(state: TrainState, clip_norm: float) -> tuple[Tensor, Tensor]:
     optimizer, scaler = state.optimizer, state.scaler
     if scaler is not None:
         scaler.unscale_(optimizer)
-    grad_norm = optim.clip_(state.model.parameters(), clip_norm)
+    grad_norm = optim.clip_(state.wrapped.parameters(), clip_norm)
     finite = torch.isfinite(grad_norm)
     if scaler is not None:
         scaler.step(optimizer)

@@ -31,7 +31,9 @@ configs = st.builds(
     crop=st.sampled_from(["none", "pad", "affine", "inception"]),
     pad=st.integers(0, 3),
     flip=st.booleans(),
+    autoaugment=st.sampled_from(["none", "none", "imagenet", "cifar10"]),
     randaugment_layers=st.integers(0, 1),
+    views=st.sampled_from([1, 1, 2, 3]),
     antialias=st.booleans(),
     workers=st.just(0),
 )
@@ -69,8 +71,8 @@ def test_the_slices_of_the_ranks_are_the_global_batch(source, config, seed, load
 @settings(max_examples=40, deadline=None)
 @given(sources, configs, seeds, st.integers(0, 1000))
 def test_both_loaders_give_one_batch(source, config, seed, step):
-    # RandAugment jumps (posterize, equalize) where its input moves by one grey level.
-    config = replace(config, randaugment_layers=0 if config.crop == "inception" else config.randaugment_layers)
+    if config.crop == "inception":  # their operations jump (posterize, equalize) where a pixel moves by one grey level
+        config = replace(config, randaugment_layers=0, autoaugment="none")
     (resident,) = take(source, replace(config, loader="resident"), seed, step, step + 1)
     (streamed,) = take(source, replace(config, loader="streaming"), seed, step, step + 1)
     difference = 255 * (resident.images - streamed.images).abs().max()
@@ -103,6 +105,23 @@ def test_workers_change_nothing(crop):
         for a, b in zip(take(source, replace(config, workers=workers), 7, 3, 6), alone, strict=True):
             assert torch.equal(a.images, b.images)
             assert torch.equal(a.labels, b.labels)
+
+
+@settings(max_examples=30, deadline=None)
+@given(sources, configs, seeds, loaders, st.integers(0, 10**6), st.integers(2, 4))
+def test_views_of_an_image_lie_side_by_side_and_are_augmented_apart(source, config, seed, loader, step, views):
+    config = replace(config, loader=loader, views=1)
+    (single,) = take(source, config, seed, step, step + 1)
+    (several,) = take(source, replace(config, views=views), seed, step, step + 1)
+    assert torch.equal(several.labels, single.labels.repeat_interleave(views))
+    still = replace(config, crop="none", flip=False, randaugment_layers=0, autoaugment="none")
+    (single,) = take(source, still, seed, step, step + 1)
+    (several,) = take(source, replace(still, views=views), seed, step, step + 1)
+    assert torch.equal(several.images, single.images.repeat_interleave(views, 0))
+    moved = replace(still, crop="affine", views=views)
+    (several,) = take(source, moved, seed, step, step + 1)
+    first, second = several.images[::views], several.images[1::views]
+    assert all(not torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 @given(st.integers(1, 200), st.integers(1, 12), st.sampled_from([1, 2, 3]), seeds)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from samovar.config import OptimConfig
 from samovar.optim import lr_at
 
-SCHEDULES = st.sampled_from(["cosine", "linear", "constant"])
+SCHEDULES = st.sampled_from(["cosine", "linear", "constant", "exponential"])
 
 
 @st.composite
@@ -20,6 +20,7 @@ def runs(draw):
         schedule=draw(SCHEDULES),
         warmup_steps=draw(st.integers(0, total)),
         linear_end=draw(st.floats(0, 1)),
+        exponential_end=draw(st.floats(1e-12, 1)),
     )
     return config, total, draw(st.integers(0, total))
 
@@ -32,6 +33,7 @@ def by_hand(step, config, total):
         "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
         "linear": 1 - progress * (1 - config.linear_end),
         "constant": 1.0,
+        "exponential": math.exp(progress * math.log(config.exponential_end)),
     }[config.schedule]
     return config.lr * decayed * (min(1, step / warmup) if warmup else 1)
 
@@ -65,8 +67,8 @@ def test_warmup_ends_at_the_peak_and_starts_at_zero(run):
 
 @given(SCHEDULES, st.integers(1, 1000), st.floats(0, 1))
 def test_schedules_end_where_they_should(schedule, total, end):
-    config = OptimConfig(lr=2.0, schedule=schedule, linear_end=end)
-    last = {"cosine": 0.0, "linear": 2 * end, "constant": 2.0}[schedule]
+    config = OptimConfig(lr=2.0, schedule=schedule, linear_end=end, exponential_end=max(end, 1e-12))
+    last = {"cosine": 0.0, "linear": 2 * end, "constant": 2.0, "exponential": 2 * max(end, 1e-12)}[schedule]
     assert lr_at(total, config, total) == pytest.approx(last, abs=1e-12)
     assert lr_at(total + 5, config, total) == pytest.approx(last, abs=1e-12)
 

@@ -91,6 +91,19 @@ def test_a_failure_while_saving_leaves_the_older_checkpoints_and_nothing_else(tm
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
 
 
+def test_a_checkpoint_is_chosen_by_name_or_step(tmp_path) -> None:
+    with pytest.raises(ValueError, match="has no checkpoint yet"):
+        checkpoint.choose(tmp_path, "best")
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, example(step), "abc")
+    chosen = {which: checkpoint.choose(tmp_path, which).name for which in ("best", "last", "2")}
+    assert chosen == {"best": "step-00000003", "last": "step-00000003", "2": "step-00000002"}
+    (tmp_path / "best.json").write_text('{"step": 1}')
+    assert checkpoint.choose(tmp_path, "best").name == "step-00000001"
+    with pytest.raises(ValueError, match="--checkpoint 7 is not there; give best, last, init or one of 1, 2, 3"):
+        checkpoint.choose(tmp_path, "7")
+
+
 def test_pruning_keeps_the_newest_and_the_best_and_sweeps_up_after_a_crash(tmp_path) -> None:
     for step in (1, 2, 3, 4):
         checkpoint.save(tmp_path, example(step), "abc")

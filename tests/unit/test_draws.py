@@ -40,6 +40,10 @@ def test_neighbouring_words_share_no_bits():
     assert abs(flipped_bits.mean() - 32) < 5 * 4 / 4000**0.5  # 64 fair coins: mean 32, standard deviation 4
 
 
+def test_no_two_purposes_share_their_draws():
+    assert len(set(Purpose)) == len(Purpose.__members__)  # a number given twice would make one an alias of the other
+
+
 def test_any_integer_is_a_seed():
     for seed in (-1, 2**64 - 1, 2**80):
         assert uniforms(seed, Purpose.FLIP, np.arange(3), 1).shape == (3, 1)
@@ -49,6 +53,13 @@ def test_any_integer_is_a_seed():
 def test_a_cached_order_cannot_be_written():
     with pytest.raises(ValueError, match="read-only"):
         order(0, 0, 4)[0] = 1
+
+
+def test_a_view_is_a_position_and_one_view_is_the_plain_stream():
+    plain, twice = Plan(0, 10, 6, 1, 2), Plan(0, 10, 6, 1, 2, views=2)
+    assert plain.positions(3).tolist() == [21, 22, 23]
+    assert twice.positions(3).tolist() == [42, 43, 44, 45, 46, 47]
+    assert twice.images(twice.positions(3)).tolist() == np.repeat(plain.images(plain.positions(3)), 2).tolist()
 
 
 def test_a_batch_must_divide_over_the_ranks():

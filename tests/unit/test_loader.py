@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from samovar.config import DataConfig
+from samovar.data import streaming
 from samovar.data.badfiles import BadImages
 from samovar.data.loader import Batch, batches, choose_loader, eval_batches
 from samovar.data.sources import open_source
@@ -92,6 +93,25 @@ def test_loading_leaves_the_global_random_state_alone(tmp_path, workers):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_the_views_of_a_file_share_one_decoding(tmp_path, monkeypatch):
+    config, decoded = photos(tmp_path), []
+    real = streaming.decode
+    monkeypatch.setattr(streaming, "decode", lambda data: decoded.append(data) or real(data))
+    single = images_of(config)
+    count = len(decoded)
+    several = images_of(replace(config, views=2))
+    assert [len(images) for images in several] == [2 * len(images) for images in single]
+    assert len(decoded) == 2 * count
+
+
+def test_views_of_a_file_that_cannot_be_read_are_of_its_class(tmp_path):
+    config = replace(photos(tmp_path, broken=("a/0", "b/3")), views=2)
+    source = open_source(config)
+    for batch in batches(source, config, seed=0, stop=8, device=CPU):
+        assert torch.equal(batch.labels[::2], batch.labels[1::2])
+        assert not batch.images.flatten(1).var(1).eq(0).any()
+
+
 def test_any_start_costs_the_same():
     config = DataConfig(image_size=8, batch_size=4)
     started = time.perf_counter()
@@ -120,6 +140,7 @@ def test_a_gpu_streams_what_would_fill_it_and_what_randaugment_works_on(monkeypa
     assert choose_loader(arrays(20), DataConfig(), gpu) == "resident"
     assert choose_loader(arrays(21), DataConfig(), gpu) == "streaming"
     assert choose_loader(arrays(20), DataConfig(randaugment_layers=2), gpu) == "streaming"
+    assert choose_loader(arrays(20), DataConfig(autoaugment="imagenet"), gpu) == "streaming"
 
 
 def test_cores_are_shared_among_the_ranks_of_a_machine(monkeypatch):

@@ -153,6 +153,25 @@ def test_lamb_clips_only_when_asked_to():
     assert [(g["betas"], g["weight_decay"]) for g in optimizer.param_groups] == [((0.8, 0.99), 0.1), ((0.8, 0.99), 0.0)]
 
 
+def test_rmsprop_is_tensorflows_with_momentum_and_decay_within_the_gradient():
+    model = net()
+    config = OptimConfig(name="rmsproptf", lr=0.1, momentum=0.8, weight_decay=0.3)
+    optimizer = create_optimizer(model, config)
+    weights = [p.detach().clone() for p in model.parameters()]
+    squares, momenta = [torch.ones_like(p) for p in weights], [torch.zeros_like(p) for p in weights]
+    for lr in (0.1, 0.05):
+        set_lr(optimizer, lr)
+        give_gradients(model)
+        for i, p in enumerate(model.parameters()):
+            g = p.grad + (0.3 if p.ndim == 2 else 0) * weights[i]
+            squares[i] = 0.9 * squares[i] + 0.1 * g**2  # starts from 1, and the rate goes into the momentum
+            momenta[i] = 0.8 * momenta[i] + lr * g / (squares[i] + 1e-10).sqrt()
+            weights[i] = weights[i] - momenta[i]
+        optimizer.step()
+    for expected, p in zip(weights, model.parameters(), strict=True):
+        torch.testing.assert_close(p.detach(), expected, rtol=1e-12, atol=1e-12)
+
+
 # bnb* and fused* need CUDA, adahessian second derivatives; kron takes half a minute to import torch's compiler
 NOT_HERE = ("bnb", "fused", "adahessian", "kron")
 
@@ -189,7 +208,7 @@ def test_an_optimizer_of_second_order_is_refused():
 # --- steps that are skipped ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd", "lamb", "sgdw"])
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lamb", "sgdw", "rmsproptf"])
 @pytest.mark.parametrize("steps_before", [0, 2])
 def test_a_skipped_step_leaves_weights_and_state_as_if_it_had_not_been(name, steps_before):
     def train(skip):

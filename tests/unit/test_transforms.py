@@ -6,7 +6,10 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
-from samovar.data.seeded import mix, randaugment
+from samovar.config import DataConfig
+from samovar.data.draws import Purpose, hashes
+from samovar.data.pipeline import augment
+from samovar.data.seeded import autoaugment, mix, randaugment, seeded
 from samovar.data.transforms import (
     affine,
     crop_resize,
@@ -192,6 +195,36 @@ def test_randaugment_is_a_function_of_seed_and_position():
     assert torch.equal(out, backwards.flip(0))
     assert not torch.equal(out, randaugment(images, 1, np.arange(6), 2, 15))
     assert out.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("policy", ["imagenet", "cifar10"])
+def test_autoaugment_is_a_function_of_seed_and_position(policy):
+    images = noise(12, 3, 8, 8)
+    state = torch.get_rng_state()
+    out = autoaugment(images, 0, np.arange(12), policy)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert out.dtype == torch.uint8
+    assert not torch.equal(out, images)
+    backwards = autoaugment(images.flip(0), 0, np.arange(12)[::-1].copy(), policy)
+    assert torch.equal(backwards.flip(0), out)
+    for image, word, done in zip(images, hashes((0, Purpose.AUTOAUGMENT), np.arange(12), 1), out, strict=True):
+        with seeded(int(word[0])):
+            assert torch.equal(v2.AutoAugment(v2.AutoAugmentPolicy(policy))(image), done)
+    assert not torch.equal(out, autoaugment(images, 1, np.arange(12), policy))
+
+
+def test_autoaugments_policies_differ_and_take_grey_images():
+    images, positions = noise(40, 1, 8, 8), np.arange(40)
+    one, other = (autoaugment(images, 0, positions, policy) for policy in ("imagenet", "cifar10"))
+    assert one.shape == images.shape
+    assert not torch.equal(one, other)
+
+
+def test_autoaugment_comes_before_randaugment():
+    images, positions = noise(20, 3, 8, 8), np.arange(20)
+    config = DataConfig(image_size=8, autoaugment="cifar10", randaugment_layers=2)
+    both = augment(images, config, 0, positions)
+    assert torch.equal(both, randaugment(autoaugment(images, 0, positions, "cifar10"), 0, positions, 2, 15))
 
 
 def test_randaugment_takes_grey_images():

@@ -35,6 +35,8 @@ class Purpose(IntEnum):
     REPLACEMENT = 7
     HOLD_OUT = 8
     FRACTION = 9
+    TUNE = 10
+    AUTOAUGMENT = 11
 
 
 def hashes(key: tuple[int, ...], counters: Ints, k: int) -> Words:
@@ -103,6 +105,8 @@ class Plan:
 
     Position p of the stream holds image `order(seed, p // n, n)[p % n]`, so every image is seen equally often and none
     is dropped. Step t takes the positions from t * batch_size; rank r of W the r-th of W contiguous slices of them.
+    With several views the stream holds each image that many times in a row, so p above is the position over `views`;
+    what is drawn for a position is drawn for each view anew.
 
     Raises:
         ValueError: no images, or a batch that does not divide over the ranks."""
@@ -113,6 +117,8 @@ class Plan:
     """Images per step over all ranks."""
     rank: int = 0
     world_size: int = 1
+    views: int = 1
+    """Positions in a row that hold the same image."""
 
     def __post_init__(self) -> None:
         if self.num_images < 1:
@@ -123,15 +129,19 @@ class Plan:
                 f"pick a multiple of {self.world_size}"
             )
 
+    @property
+    def rows(self) -> int:
+        """Positions of a step on this rank: its images times their views."""
+        return self.batch_size * self.views // self.world_size
+
     def positions(self, step: int) -> Ints:
-        """Stream positions of this rank's slice of a step, [batch_size / world_size]."""
-        per_rank = self.batch_size // self.world_size
-        first = step * self.batch_size + self.rank * per_rank
-        return np.arange(first, first + per_rank, dtype=np.int64)
+        """Stream positions of this rank's slice of a step, [rows]."""
+        first = (step * self.world_size + self.rank) * self.rows
+        return np.arange(first, first + self.rows, dtype=np.int64)
 
     def images(self, positions: Ints) -> Ints:
         """Index of the image at each position, [n]."""
-        epochs, places = np.divmod(positions, self.num_images)
+        epochs, places = np.divmod(positions // self.views, self.num_images)
         indices = np.empty_like(places)
         for epoch in np.unique(epochs):
             here = epochs == epoch

@@ -54,7 +54,8 @@ def choose_loader(source: Source, config: DataConfig, device: torch.device) -> L
     """The loader of `--data.loader`.
 
     `auto` is resident for sources that are arrays of one size, as long as they take at most a quarter of a GPU's
-    memory and RandAugment, which works image by image and so wants the workers, is not asked for on a GPU.
+    memory and neither AutoAugment nor RandAugment, which work image by image and so want the workers, is asked for on
+    a GPU.
 
     Raises:
         ValueError: resident is asked for where images are files of varied size."""
@@ -70,7 +71,8 @@ def choose_loader(source: Source, config: DataConfig, device: torch.device) -> L
         return config.loader
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
-        if config.randaugment_layers or train.images.nbytes > RESIDENT_SHARE * memory:
+        image_by_image = config.randaugment_layers or config.autoaugment != "none"
+        if image_by_image or train.images.nbytes > RESIDENT_SHARE * memory:
             return "streaming"
     return "resident"
 
@@ -106,7 +108,7 @@ def batches(
     Raises:
         ValueError: a batch that does not divide over the ranks, a loader that does not fit the source.
         BadImages: more images are unreadable than `config.max_bad_share`."""
-    plan = Plan(seed, len(source.train), config.batch_size, rank, world_size)
+    plan = Plan(seed, len(source.train), config.batch_size, rank, world_size, config.views)
     steps = range(start, stop)
     if choose_loader(source, config, device) == "resident" and isinstance(source.train, Arrays):
         stream = _resident(source.train, config, plan, steps, device)
@@ -163,18 +165,17 @@ def _framed(images: Tensor, size: int) -> Tensor:
 def _streaming(
     split: Split, config: DataConfig, plan: Plan, steps: range, device: torch.device, bad: BadFiles
 ) -> Generator[Batch, None, None]:
-    per_rank = plan.batch_size // plan.world_size
     tasks = (
         Task(plan.images(positions), positions)
         for step in steps
         for positions in _parts(plan.positions(step), IMAGES_PER_TASK)
     )
     workers = num_workers(config)
-    stream = make_all(Maker(split, config, plan.seed), tasks, workers=workers, ahead=2 * per_rank, device=device)
+    stream = make_all(Maker(split, config, plan.seed), tasks, workers=workers, ahead=2 * plan.rows, device=device)
     try:
         for step in steps:
             labels = torch.from_numpy(split.labels[plan.images(plan.positions(step))])
-            yield Batch(_collected(stream, per_rank, bad, device), labels.to(device, non_blocking=True))
+            yield Batch(_collected(stream, plan.rows, bad, device), labels.to(device, non_blocking=True))
     finally:
         stream.close()
 
@@ -206,6 +207,7 @@ def eval_batches(
     rank: int = 0,
     world_size: int = 1,
     bad_files: Path | None = None,
+    role: str = "val",
 ) -> Generator[Batch, None, None]:
     """This rank's share of a split, each image once, in order, without chance; the last batch may be smaller.
 
@@ -220,6 +222,7 @@ def eval_batches(
         rank: this process among `world_size`.
         world_size: processes that share the split.
         bad_files: file that names unreadable images.
+        role: what the split is called there.
 
     Raises:
         BadImages: more images are unreadable than `config.max_bad_share`."""
@@ -227,7 +230,7 @@ def eval_batches(
     parts = list(_parts(rows, batch_size))
     if isinstance(split, Arrays):
         return _eval_arrays(split, config, parts, device)
-    return _eval_encoded(split, config, parts, device, BadFiles(split, "val", config.max_bad_share, bad_files))
+    return _eval_encoded(split, config, parts, device, BadFiles(split, role, config.max_bad_share, bad_files))
 
 
 def _eval_arrays(

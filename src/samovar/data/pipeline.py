@@ -1,7 +1,7 @@
 """From an image to what the model sees, in the one order that both loaders follow.
 
-Training: Inception crop, or the evaluation's framing; then pad-and-crop or affine; flip; RandAugment. All of it maps
-uint8 to uint8 and depends on (seed, position) alone; mixup and cutmix come after, on the batch."""
+Training: Inception crop, or the evaluation's framing; then pad-and-crop or affine; flip; AutoAugment; RandAugment.
+All of it maps uint8 to uint8 and depends on (seed, position) alone; mixup and cutmix come after, on the batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from samovar.config import DataConfig
 from samovar.data.draws import Ints, Purpose, uniforms
-from samovar.data.seeded import randaugment
+from samovar.data.seeded import autoaugment, randaugment
 from samovar.data.transforms import affine, crop_resize, flip, inception_boxes, pad_crop, resize, resize_central
 
 
@@ -64,6 +64,8 @@ def augment(images: Tensor, config: DataConfig, seed: int, positions: Ints) -> T
         images = affine(images, draws, config.degrees, config.translate, config.zoom)
     if config.flip:
         images = flip(images, uniforms(seed, Purpose.FLIP, positions, 1))
+    if config.autoaugment != "none":
+        images = autoaugment(images, seed, positions, config.autoaugment)
     if config.randaugment_layers:
         images = randaugment(images, seed, positions, config.randaugment_layers, config.randaugment_magnitude)
     return images

@@ -1,11 +1,11 @@
-"""torchvision's RandAugment, mixup and cutmix, made functions of a seed.
+"""torchvision's AutoAugment, RandAugment, mixup and cutmix, made functions of a seed.
 
 They draw from torch's own generator, so their draws hold for one version of torch and torchvision; those of
 `transforms` hold for good."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -13,7 +13,22 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
+from samovar.config import AutoAugment
 from samovar.data.draws import Ints, Purpose, hashes
+
+_POLICIES = {"imagenet": v2.AutoAugmentPolicy.IMAGENET, "cifar10": v2.AutoAugmentPolicy.CIFAR10}
+
+
+def autoaugment(images: Tensor, seed: int, positions: Ints, policy: AutoAugment) -> Tensor:
+    """torchvision's AutoAugment, image by image; a function of (seed, position) for one version of torchvision.
+
+    Args:
+        images: [B, C, H, W] uint8.
+        seed: the run's seed.
+        positions: [B] positions in the training stream.
+        policy: the data set it was learned on, `imagenet` or `cifar10`; its strengths are the published ones."""
+    words = hashes((seed, Purpose.AUTOAUGMENT), positions, 1)[:, 0]
+    return _each(v2.AutoAugment(_POLICIES[policy]), images, words.tolist())
 
 
 def randaugment(images: Tensor, seed: int, positions: Ints, layers: int, magnitude: int) -> Tensor:
@@ -27,8 +42,12 @@ def randaugment(images: Tensor, seed: int, positions: Ints, layers: int, magnitu
         magnitude: strength, 0 to 30."""
     operation = v2.RandAugment(num_ops=layers, magnitude=magnitude)
     words = hashes((seed, Purpose.RANDAUGMENT), positions, 1)[:, 0]
+    return _each(operation, images, words.tolist())
+
+
+def _each(operation: Callable[[Tensor], Tensor], images: Tensor, words: list[int]) -> Tensor:
     done = []
-    for image, word in zip(images, words.tolist(), strict=True):
+    for image, word in zip(images, words, strict=True):
         with seeded(word):
             done.append(operation(image))
     return torch.stack(done)

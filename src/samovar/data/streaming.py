@@ -64,7 +64,8 @@ class Maker(Dataset[Made]):
         lost: list[int] = []
         for first in range(0, len(images), DECODED_AT_ONCE):
             places = range(first, min(first + DECODED_AT_ONCE, len(images)))
-            read = {place: image for place in places if (image := self._read(task, place, bad)) is not None}
+            decoded: dict[int, Tensor | None] = {}  # once for all views of an image, which lie side by side
+            read = {p: image for p in places if (image := self._read(task, p, bad, decoded)) is not None}
             lost += [place for place in places if place not in read]
             for place, image in zip(read, self._frame(list(read.values()), list(read), task), strict=True):
                 images[place] = image
@@ -78,10 +79,14 @@ class Maker(Dataset[Made]):
         fixed = isinstance(self.split, Arrays)
         return [frame(image[None], self.config.image_size, fixed=fixed)[0] for image in images]
 
-    def _read(self, task: Task, place: int, bad: list[tuple[int, str]]) -> Tensor | None:
+    def _read(
+        self, task: Task, place: int, bad: list[tuple[int, str]], decoded: dict[int, Tensor | None]
+    ) -> Tensor | None:
         """[C, H, W] uint8 of an image or, in training, of the replacement that (seed, position) choose."""
         index = int(task.indices[place])
-        image = self._try(index, bad)
+        if index not in decoded:
+            decoded[index] = self._try(index, bad)
+        image = decoded[index]
         if image is None and task.positions is not None:
             mates = np.flatnonzero(self.split.labels == self.split.labels[index])
             words = hashes((self.seed, Purpose.REPLACEMENT), task.positions[[place]], MAX_REPLACEMENTS)[0]

@@ -24,6 +24,8 @@ _TRAINING = {
     "train/loss": "Training loss, nats",
     "val/loss": "Held-out loss, nats",
     "val/accuracy": "Held-out accuracy",
+    "train/contrastive_loss": "Contrastive training loss, nats",
+    "val/knn_accuracy": "k-NN accuracy of the features",
     "train/grad_norm": "Gradient norm",
 }
 _WATCH = {
@@ -31,6 +33,7 @@ _WATCH = {
     "watch/sam_sharpness": "Rise of the loss at SAM’s point, nats",
     "watch/grad_norm": "Gradient norm on the watched batch",
 }
+_SHARES = ("val/accuracy", "val/knn_accuracy")
 _FOLDED = {"train/lr": "Learning rate", "train/images_per_second": "Images per second"}
 _KNOWN = ("train/skipped", "watch/stability_threshold")
 
@@ -97,7 +100,7 @@ def figure(runs: Sequence[RunData], name: str, title: str, *, markers: bool = Fa
     dashed = _thresholds(runs) if name == "watch/lambda_max" else []
     values = [v for trace in (*lines, *dashed) for v in trace["y"] if v is not None]
     log = bool(values) and min(values) > 0 and max(values) > 20 * min(values)
-    axis: dict[str, Any] = {"tickformat": ".0%"} if name == "val/accuracy" else {}
+    axis: dict[str, Any] = {"tickformat": ".0%"} if name in _SHARES else {}
     return Figure(
         slug(name),
         title,

@@ -22,6 +22,9 @@ MAX_ARRAY_BYTES = 256 * 2**20
 
 Array = NDArray[Any]
 
+STEPPED = ("train/contrastive_loss", "train/loss", "val/accuracy")
+"""Records that tell how far training has come."""
+
 _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("name", "unit", "source", "arrays"), (str,)), "stderr": (float, NoneType),
     "residual": (float, NoneType), "n": (int, NoneType), "converged": (bool,),
@@ -73,7 +76,7 @@ class RunData:
     @cached_property
     def last_step(self) -> float | None:
         """Where training stands; None of a folder without training."""
-        steps = [_step(r) for name in ("train/loss", "val/accuracy") for r in self.records.get(name, [])]
+        steps = [_step(r) for name in STEPPED for r in self.records.get(name, [])]
         return max(filter(math.isfinite, steps), default=None)
 
     def latest(self, name: str) -> Record | None:
