@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from samovar.attacks import fgsm as fgsm
     from samovar.attacks import pgd as pgd
     from samovar.config import Config as Config
+    from samovar.contrastive import supcon_loss as supcon_loss
     from samovar.curvature import GaussNewton as GaussNewton
     from samovar.curvature import Hessian as Hessian
     from samovar.curvature import spectral_density as spectral_density
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from samovar.records import Record as Record
     from samovar.records import RunDir as RunDir
     from samovar.sam import SAM as SAM
+    from samovar.sam import InputAscent as InputAscent
     from samovar.sam import plain_backward as plain_backward
     from samovar.sam import sam_backward as sam_backward
 
@@ -34,6 +36,7 @@ _PUBLIC = {
     "Config": ("samovar.config", "Config"),
     "GaussNewton": ("samovar.curvature", "GaussNewton"),
     "Hessian": ("samovar.curvature", "Hessian"),
+    "InputAscent": ("samovar.sam", "InputAscent"),
     "Record": ("samovar.records", "Record"),
     "RunDir": ("samovar.records", "RunDir"),
     "SAM": ("samovar.sam", "SAM"),
@@ -50,6 +53,7 @@ _PUBLIC = {
     "sam_backward": ("samovar.sam", "sam_backward"),
     "sam_sharpness": ("samovar.measure.sharpness", "sam_sharpness"),
     "spectral_density": ("samovar.curvature", "spectral_density"),
+    "supcon_loss": ("samovar.contrastive", "supcon_loss"),
     "top_eigenvalues": ("samovar.curvature", "top_eigenvalues"),
     "trace": ("samovar.curvature", "trace"),
 }
@@ -59,6 +63,7 @@ __all__ = [
     "Config",
     "GaussNewton",
     "Hessian",
+    "InputAscent",
     "Record",
     "RunDir",
     "attention_maps",
@@ -74,6 +79,7 @@ __all__ = [
     "sam_backward",
     "sam_sharpness",
     "spectral_density",
+    "supcon_loss",
     "top_eigenvalues",
     "trace",
 ]

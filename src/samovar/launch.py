@@ -6,6 +6,8 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +23,8 @@ from samovar.fit import Progress as Event
 from samovar.records import RunDir, timestamp
 from samovar.runtime import Runtime, started
 from samovar.sinks import check_sinks
+from samovar.transfer import choose_lr, frozen_line, frozen_scores
+from samovar.weights import resolve
 
 
 class View(Protocol):
@@ -40,18 +44,25 @@ def train(config: Config, resumed: Path | None = None) -> RunDir:
     if ":" in config.model.name:  # module:function may lie in the working folder, as with python -m
         sys.path.insert(0, str(Path.cwd()))
     with started(config.run) as runtime:
-        source, state = prepare(config, runtime)
+        config = resolve(config)
+        # a run that has begun no longer needs the weights it began from
+        begun = resumed is not None and any(RunDir(resumed).checkpoints.glob("step-*"))
+        source, state = prepare(replace(config, init="") if begun else config, runtime)
         run = _open_run(config, resumed, runtime)
-        with view(config, runtime) as show:
-            try:
-                for event in fit(config, run, runtime, source, state):
+        try:
+            chosen = choose_lr(config, run, runtime, partial(_tell, runtime))
+            if chosen != config:
+                source, state = prepare(chosen, runtime)
+            with view(chosen, runtime) as show:
+                for event in fit(chosen, run, runtime, source, state):
                     show(event)
-            except (Interrupted, Diverged, OSError) as error:
-                code = 128 + error.signum if isinstance(error, Interrupted) else 1
-                _say(runtime, f"{error}\ncontinue with: samovar train --resume {run.path}")
-                raise SystemExit(code) from None
-        if runtime.is_main:
-            print(f"run: {run.path}")
+        except (Interrupted, Diverged, OSError) as error:
+            code = 128 + error.signum if isinstance(error, Interrupted) else 1
+            _say(runtime, f"{error}\ncontinue with: samovar train --resume {run.path}")
+            raise SystemExit(code) from None
+        if config.init:
+            _tell(runtime, frozen_line(frozen_scores(chosen, run, runtime)))
+        _tell(runtime, f"run: {run.path}")
     return run
 
 
@@ -71,6 +82,11 @@ def _open_run(config: Config, resumed: Path | None, runtime: Runtime) -> RunDir:
         dist.broadcast_object_list(paths, src=0)
     assert paths[0] is not None
     return RunDir(paths[0])
+
+
+def _tell(runtime: Runtime, message: str) -> None:
+    if runtime.is_main:
+        print(message, flush=True)
 
 
 def _say(runtime: Runtime, message: str) -> None:
@@ -144,7 +160,9 @@ def start_lines(config: Config, event: Event) -> list[str]:
     """What is about to be trained, and what happened on resuming."""
     sam = f"SAM rho {config.sam.rho:g}" if config.sam.rho else "plain"
     images = f"{event.values['train_images']:.0f} + {event.values['val_images']:.0f} images of {config.data.source}"
-    title = f"{config.recipe}: {config.model.name}, {config.optim.name}, {sam}, {images}, {event.total} steps"
+    parts = [configs.num_steps(stage, int(event.values["train_images"])) for stage in configs.stages(config)]
+    counted = " + ".join(map(str, parts))
+    title = f"{config.recipe}: {config.model.name}, {config.optim.name}, {sam}, {images}, {counted} steps"
     return [title, *event.notes]
 
 
@@ -152,11 +170,14 @@ def train_facts(event: Event) -> str:
     """Loss, learning rate and speed in a few words."""
     v = event.values
     skipped = f"  skipped {v['train/skipped']:.0f}" if v["train/skipped"] else ""
-    return f"loss {v['train/loss']:.4f}  lr {v['train/lr']:.2e}  {v['train/images_per_second']:.0f} images/s{skipped}"
+    loss = v["train/loss"] if "train/loss" in v else v["train/contrastive_loss"]
+    return f"loss {loss:.4f}  lr {v['train/lr']:.2e}  {v['train/images_per_second']:.0f} images/s{skipped}"
 
 
 def val_facts(event: Event) -> str:
-    """Validation loss and accuracy in a few words."""
+    """Validation loss and accuracy, or what near neighbours say of the features, in a few words."""
+    if "val/knn_accuracy" in event.values:
+        return f"val k-NN accuracy {100 * event.values['val/knn_accuracy']:.2f} %"
     return f"val loss {event.values['val/loss']:.4f}  val accuracy {100 * event.values['val/accuracy']:.2f} %"
 
 
