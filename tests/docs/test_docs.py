@@ -31,7 +31,7 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("line", commands())
 def test_commands_parse(line: str, tmp_path, monkeypatch) -> None:
-    words = shlex.split(line)
+    words = shlex.split(line, comments=True)
     verb, args = words[words.index("samovar") + 1], words[words.index("samovar") + 2 :]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "NAME").mkdir(parents=True)
