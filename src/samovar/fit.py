@@ -139,7 +139,7 @@ def fit(config: Config, run: RunDir, runtime: Runtime, source: Source, state: Tr
 
     Args:
         source: the images, and
-        state: the state before the first step, both as `prepare` returns them.
+        state: the state before the first step, both as `prepare` returns them; a second stage goes on with another.
 
     Raises:
         BadImages: too many images cannot be read.
@@ -149,7 +149,7 @@ def fit(config: Config, run: RunDir, runtime: Runtime, source: Source, state: Tr
     parts = _stages(config, len(source.train))
     total = parts[-1].stop
     keeper = _Keeper(config, run, runtime, state)
-    notes = keeper.restore(parts)
+    notes = keeper.restore(parts) or state.notes
     images = {"train_images": float(len(source.train)), "val_images": float(len(source.val))}
     yield Progress("start", keeper.state.step, total, images, notes)
     with _signals() as stop:

@@ -43,6 +43,8 @@ class TrainState:
     last: dict[str, float] = field(default_factory=dict)
     projection: nn.Module | None = None
     """The head that a contrastive loss trains the encoder through; in no file of weights."""
+    notes: tuple[str, ...] = ()
+    """For the reader: which weights it began from, and what was resized."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +63,14 @@ def build(config: Config, runtime: Runtime, *, num_classes: int, channels: int) 
     """The state before the first step; a function of the config alone."""
     seed_everything(config.seed)
     model = create(config.model, num_classes=num_classes, image_size=config.data.image_size, channels=channels)
-    if config.init:
-        load_init(model, config)
+    notes = load_init(model, config) if config.init else ()
     layout = torch.channels_last if config.run.channels_last else torch.preserve_format
     model = model.to(device=runtime.device, memory_format=layout)  # type: ignore[call-overload]
     names = ("loss", "steps", "skipped", "streak", "tripped")
     tally = {name: torch.zeros((), device=runtime.device) for name in names}
     _freeze(model, config)
     network = _projected(model, config, channels, runtime) if config.loss == "supcon" else model
-    return _start(model, network, config, runtime, tally)
+    return replace(_start(model, network, config, runtime, tally), notes=notes)
 
 
 def next_stage(state: TrainState, config: Config, runtime: Runtime) -> TrainState:

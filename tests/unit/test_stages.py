@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from samovar import checkpoint
+from samovar import checkpoint, cli
+from samovar import config as configs
 from samovar.config import (
     Config,
     ContrastiveConfig,
@@ -30,8 +31,11 @@ from samovar.fit import Interrupted, fit, prepare
 from samovar.launch import start_lines, train_facts, val_facts
 from samovar.objectives import make_objective
 from samovar.records import RunDir
+from samovar.report.curves import training
+from samovar.report.parts import Figure
 from samovar.runtime import Runtime
 from samovar.train import backward, next_stage, steps
+from tests.unit.report_runs import load
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
 BORDER, END = 6, 11
@@ -56,6 +60,7 @@ def start(folder, config=TWO_STAGES, runtime=CPU):
     run = RunDir(folder)
     if not folder.exists():
         run = RunDir.create(folder.parent, folder.name)
+        configs.save(config, run.config_path)
     return run, fit(config, run, runtime, *prepare(config, runtime))
 
 
@@ -269,6 +274,28 @@ def test_both_stages_train_compiled(tmp_path):
     compiled = replace(TWO_STAGES, run=replace(TWO_STAGES.run, compile=True))
     _, events = finish(tmp_path / "run", compiled)
     assert events[-1].values["skipped"] == 0
+
+
+def test_a_run_of_two_stages_is_trained_measured_and_reported_from_the_shell(tmp_path, capsys):
+    flags = "--steps 4 --head.steps 3 --optim.warmup-steps 1 --run.threads 1 --run.eval-every 10 --name r --output"
+    cli.main(["train", "supcon-vit-digits", *flags.split(), str(tmp_path)])
+    assert "val k-NN accuracy" in capsys.readouterr().out
+    run = str(tmp_path / "r")
+    cli.main(["measure", run, "accuracy", "landscape", "--dims", "1", "--points", "3", "--threads", "1"])
+    cli.main(["report", run])
+    (measured,) = RunDir(tmp_path / "r").records("accuracy/top1")
+    (trained,) = RunDir(tmp_path / "r").records("val/accuracy")
+    assert measured.where["step"] == 7
+    assert measured.value == pytest.approx(trained.value)
+
+
+def test_a_report_draws_the_losses_of_the_stages_apart(whole):
+    run, _ = whole
+    section = training(load(run.path))
+    steps = {part.id: part.plot["data"][0]["x"] for part in section.parts if isinstance(part, Figure)}
+    assert steps["train-contrastive-loss"] == [3, 4, 6]
+    assert steps["train-loss"] == [9, 10, 11]
+    assert steps["val-knn-accuracy"] == [4, 6]
 
 
 # --- a classifier alone ----------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Fine-tuning: the rate is chosen on held-out training images, then all of them train; nothing is done twice."""
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,6 +88,22 @@ def test_an_interrupted_choice_goes_on_where_it_was(weights: Path, tmp_path, mon
     launch.train(*cli.parse_train(["--resume", str(run)]))  # all is there: nothing is chosen, trained or scored again
     assert trained == [100.0, 0.0, 0.1]
     assert len(list(RunDir(run).records())) == before
+
+
+def test_what_was_resized_is_said(weights: Path, tmp_path, capsys) -> None:
+    config = replace(asked(weights, tmp_path), grid=GridConfig(), steps=2)
+    launch.train(replace(config, data=replace(config.data, image_size=12)))
+    out = capsys.readouterr().out
+    assert "position embeddings resized from 2 x 2 to 3 x 3" in out
+    assert "the classifier is new" in out
+
+
+def test_a_run_that_has_begun_resumes_without_the_weights_it_began_from(weights: Path, tmp_path) -> None:
+    moved = tmp_path / "weights"
+    shutil.copytree(weights, moved)
+    run = launch.train(replace(asked(moved, tmp_path / "runs"), grid=GridConfig()))
+    shutil.rmtree(moved)
+    launch.train(*cli.parse_train(["--resume", str(run.path)]))
 
 
 def test_a_grid_without_a_finite_result_is_one_line(weights: Path, tmp_path, monkeypatch) -> None:
