@@ -62,7 +62,7 @@ usage: samovar tune RECIPE --rho A,B,... [--lr A,B,...] [--weight-decay A,B,...]
   --rho, --lr, --weight-decay  values to try, with commas between them; of several lists, all combinations
   --seeds N                    runs per setting, compared by their mean; without it 1
   --full                       train every setting at full length; without it, short runs of all and longer ones of
-                               the better third, each with a complete schedule of its length
+                               the better half, each with a complete schedule of its length
   --share S                    share of each training class to compare on; without it 0.1, or, where a source has no
                                validation split of its own, the images that --data.val-share holds out
   --jobs N                     runs at a time, in processes that share the cores and take the GPUs in turn

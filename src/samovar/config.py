@@ -442,16 +442,13 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "sam.eta": (0, math.inf, "a small positive number"),
     "adversarial.eps": (0, 1, "a radius in pixels from 0 to 1, such as 0.00784 for 2/255"),
     "adversarial.num_steps": (1, math.inf, "a number of steps, 1 or more"),
-    "adversarial.step_size": (0, math.inf, "a length in pixels from 0 to 1, 0 for the usual one"),
+    "adversarial.step_size": (0, 1, "a length in pixels from 0 to 1, 0 for the usual one"),
     "adversarial.clean_share": (0, 1, "a share from 0 to 1"),
     "contrastive.temperature": (1e-6, math.inf, "a temperature above 0, such as 0.1"),
     "contrastive.hidden": (1, math.inf, "a width, 1 or more"),
     "contrastive.projection": (1, math.inf, "a number of dimensions, 1 or more"),
     "head.epochs": (0, math.inf, "passes over the data, above 0 unless --head.steps is given"),
     "head.steps": (0, math.inf, "a number of steps, 0 for what --head.epochs makes"),
-    "head.optim.lr": (0, math.inf, "a learning rate, 0 or more"),
-    "head.optim.weight_decay": (0, math.inf, "a decay, 0 for off"),
-    "head.optim.warmup_steps": (0, math.inf, "a number of steps, 0 for none"),
     "grid.share": (0.001, 0.9, "a share from 0.001 to 0.9"),
     "run.micro_batch": (0, math.inf, "a number of images, 0 for no limit"),
     "run.threads": (0, math.inf, "a number of threads, 0 for torch's choice"),
@@ -462,6 +459,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "run.keep": (1, math.inf, "a number of checkpoints, 1 or more"),
     "run.max_nonfinite": (1, math.inf, "a number of steps, 1 or more"),
 }
+_RANGES |= {f"head.{name}": _RANGES[name] for name in list(_RANGES) if name.startswith("optim.")}
 
 
 _MEASURE_RANGES: dict[str, tuple[float, float, str]] = {
@@ -564,6 +562,11 @@ def validate(config: Config) -> None:
     for lr in config.grid.lr:
         if not 0 < lr < math.inf:
             raise ValueError(f"--grid.lr {lr:g} is out of range; give learning rates above 0")
+    if config.grid.lr and config.data.tune_share:
+        raise ValueError(
+            f"--data.tune-share {config.data.tune_share:g} does not go with --grid.lr, which holds out --grid.share of "
+            "the same images; leave one of them out"
+        )
     if config.loss == "supcon":
         _validate_contrastive(config)
 
@@ -581,9 +584,10 @@ def _validate_contrastive(config: Config) -> None:
         "model.trainable", "grid.lr",
     ):  # fmt: skip
         if flat[name] != free[name]:
+            advice = "leave it out" if name == "grid.lr" else f"give --{_dashed(name)} {free[name]}"
             raise ValueError(
                 f"--{_dashed(name)} {flat[name]} does not go with --loss supcon, which compares whole images of a whole"
-                " batch by their classes; leave it out"
+                f" batch by their classes; {advice}"
             )
 
 

@@ -23,6 +23,7 @@ from samovar.curvature.borrow import bare
 from samovar.data.loader import batches
 from samovar.data.sources import open_source
 from samovar.data.splits import Source
+from samovar.measure.features import NotFinite
 from samovar.measure.watch import Watch
 from samovar.objectives import make_objective
 from samovar.records import Record, RunDir, Sink, replace_text
@@ -30,7 +31,6 @@ from samovar.runtime import Runtime, provenance
 from samovar.sinks import open_sinks
 from samovar.train import Step, TrainState, build, next_stage, steps
 from samovar.validation import validate
-from samovar.weights import resolve
 
 # Settings a resumed run may change: none alters what is computed (threads and loader at most its rounding).
 HARMLESS = (
@@ -94,7 +94,7 @@ def prepare(config: Config, runtime: Runtime) -> tuple[Source, TrainState]:
     Raises:
         ValueError: settings, data, model and layout do not fit each other."""
     validate_layout(config, runtime.world_size)
-    if resolve(config) != config:
+    if not (config.model.name and config.data.image_size):
         raise ValueError(
             "this config leaves its model or image size to --init; give what samovar.weights.resolve makes"
         )
@@ -209,7 +209,11 @@ def _validate(config: Config, source: Source, runtime: Runtime, keeper: _Keeper)
     """Evaluate, record it, and note it in the state where it is of a classifier."""
     state = keeper.state
     values: dict[str, float] = {"step": state.step}
-    for record in validate(config, source, runtime, state, keeper.run.bad_files):
+    try:
+        records = validate(config, source, runtime, state, keeper.run.bad_files)
+    except NotFinite as error:
+        raise Diverged(f"at step {state.step} {error}; lower --optim.lr or set --optim.clip-norm") from error
+    for record in records:
         keeper.record(record)
         values[record.name] = record.value
     if "val/accuracy" in values:

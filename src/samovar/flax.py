@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -30,8 +31,10 @@ def read_npz(path: Path) -> dict[str, Tensor]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read as .npz: {error}") from error
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        raise ValueError(
+            f"{path} cannot be read as .npz: it is damaged, or holds more than arrays of numbers"
+        ) from error
     try:
         return from_flax(arrays)
     except ValueError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -44,24 +45,25 @@ def train(config: Config, resumed: Path | None = None) -> RunDir:
     if ":" in config.model.name:  # module:function may lie in the working folder, as with python -m
         sys.path.insert(0, str(Path.cwd()))
     with started(config.run) as runtime:
-        config = resolve(config)
         # a run that has begun no longer needs the weights it began from
         begun = resumed is not None and any(RunDir(resumed).checkpoints.glob("step-*"))
+        config = config if begun else resolve(config)
         source, state = prepare(replace(config, init="") if begun else config, runtime)
         run = _open_run(config, resumed, runtime)
         try:
+            if config.init and config.grid.lr and not begun:
+                _tell(runtime, frozen_line(frozen_scores(config, run, runtime)))
             chosen = choose_lr(config, run, runtime, partial(_tell, runtime))
             if chosen != config:
                 source, state = prepare(chosen, runtime)
             with view(chosen, runtime) as show:
                 for event in fit(chosen, run, runtime, source, state):
                     show(event)
-        except (Interrupted, Diverged, OSError) as error:
-            code = 128 + error.signum if isinstance(error, Interrupted) else 1
-            _say(runtime, f"{error}\ncontinue with: samovar train --resume {run.path}")
+        except (Interrupted, Diverged, OSError, KeyboardInterrupt) as error:
+            signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
+            code = 128 + signum if isinstance(error, (Interrupted, KeyboardInterrupt)) else 1
+            _say(runtime, f"{str(error) or 'interrupted'}\ncontinue with: samovar train --resume {run.path}")
             raise SystemExit(code) from None
-        if config.init:
-            _tell(runtime, frozen_line(frozen_scores(chosen, run, runtime)))
         _tell(runtime, f"run: {run.path}")
     return run
 

@@ -8,6 +8,7 @@ import difflib
 import logging
 import pickle
 import re
+import struct
 import warnings
 from argparse import Namespace
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".npz")
 """Of files of weights; `.npz` is of Google's Flax code."""
 _NESTS = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Keys under which training programs save weights, averaged ones first."""
+_DAMAGED = (EOFError, LookupError, TypeError, AttributeError, UnicodeDecodeError, struct.error)
+"""What torch's reader of pickles raises, besides errors of its own, where bytes are no pickle."""
 _PREFIXES = ("module.", "_orig_mod.", "body.")
 """Put before every name by DDP, `torch.compile` and our `Classifier`."""
 
@@ -160,7 +163,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         found = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it holds more than tensors and would call {found[1]}" if found else "it is no file of tensors"
         raise ValueError(f"--init {path} is not read: {reason}; give a state_dict() saved by itself") from error
-    except (OSError, RuntimeError, EOFError, SafetensorError) as error:
+    except (OSError, RuntimeError, SafetensorError, *_DAMAGED) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"--init {path} cannot be read ({reason}); give a run folder, a timm name or a file"

@@ -32,12 +32,13 @@ def choose_lr(config: Config, run: RunDir, runtime: Runtime, say: Say) -> Config
         return config
     trials = []
     for lr in dict.fromkeys(config.grid.lr):
-        trials.append(run_trial(_trial(config, lr), run.path / "grid" / f"lr-{lr:g}", runtime))
+        trials.append(run_trial(_trial(config, lr), run.path / "grid" / f"lr-{lr!r}", runtime))
         say(_line(trials[-1]))
     best = _best(trials)
     chosen = replace(config, optim=replace(config.optim, lr=best.config.optim.lr))
     if runtime.is_main:
-        run.append(*(_record(trial) for trial in trials))
+        if not any(run.records("grid/accuracy")):  # a crash between here and the first checkpoint comes back here
+            run.append(*(_record(trial) for trial in trials))
         run.write_json(run.config_path.name, configs.to_dict(chosen))
     say(f"lr {chosen.optim.lr:g} it is; training on all images")
     return chosen

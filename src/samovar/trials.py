@@ -112,7 +112,7 @@ def _by_main(look: Callable[[], T], runtime: Runtime) -> T:
 def _train(config: Config, folder: Path, runtime: Runtime) -> Trial:
     source, state = prepare(config, runtime)
     total = sum(configs.num_steps(stage, len(source.train)) for stage in configs.stages(config))
-    sparing = replace(config.run, keep=1, eval_every=eval_every(config, source, total))
+    sparing = replace(config.run, keep=1, loggers=(), watch_every=0, eval_every=eval_every(config, source, total))
     config, run = replace(config, run=sparing), RunDir(folder)
     _by_main(lambda: _make(run, config), runtime)
     before, since = _read(run).get("seconds", 0.0), time.process_time()

@@ -32,15 +32,12 @@ def resolve(config: Config) -> Config:
 
     Raises:
         ValueError: weights that do not say, or no weights."""
-    name, size = config.model.name, config.data.image_size
-    if name and size:
-        return config
     model, image_size = facts(config.init) if config.init else (None, 0)
-    if not name:
-        if model is None:
-            raise ValueError(f"--model.name is not given, {_silent(config.init)}; give it")
+    if not config.model.name and model is None:
+        raise ValueError(f"--model.name is not given, {_silent(config.init)}; give it")
+    if model is not None:
         config = replace(config, model=_taken(config.model, model))
-    if not size:
+    if not config.data.image_size:
         if not image_size:
             raise ValueError(f"--data.image-size is 0, {_silent(config.init)}; give a side in pixels")
         config = replace(config, data=replace(config.data, image_size=image_size))
@@ -54,7 +51,7 @@ def _silent(what: str) -> str:
 def _taken(own: ModelConfig, theirs: ModelConfig) -> ModelConfig:
     free = ModelConfig()
     pixels = {key: getattr(theirs, key) for key in ("mean", "std") if getattr(own, key) == getattr(free, key)}
-    return replace(own, name=theirs.name, **pixels)
+    return replace(own, name=own.name or theirs.name, **pixels)
 
 
 def load_init(model: Classifier, config: Config) -> tuple[str, ...]:

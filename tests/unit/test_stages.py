@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from samovar import checkpoint, cli
+from samovar import checkpoint, cli, recipes
 from samovar import config as configs
 from samovar.config import (
     Config,
@@ -27,7 +27,7 @@ from samovar.config import (
 )
 from samovar.data.loader import batches
 from samovar.data.sources import open_source
-from samovar.fit import Interrupted, fit, prepare
+from samovar.fit import Diverged, Interrupted, fit, prepare
 from samovar.launch import start_lines, train_facts, val_facts
 from samovar.objectives import make_objective
 from samovar.records import RunDir
@@ -376,3 +376,12 @@ def test_a_network_that_does_not_part_its_head_is_refused_under_supcon():
     config = replace(TWO_STAGES, model=ModelConfig(name="tests.unit.test_stages:hidden"))
     with pytest.raises(ValueError, match=r"^Sequential [^\n]*$"):
         prepare(config, CPU)
+
+
+def test_an_encoder_that_diverges_ends_the_run_as_diverged(tmp_path) -> None:
+    config = recipes.get("supcon-vit-digits").config()
+    optimizer = OptimConfig(name="sgd", lr=1e4)
+    config = replace(config, steps=8, optim=optimizer, head=HeadConfig(steps=4), run=RunConfig(eval_every=4, threads=1))
+    run = RunDir.create(tmp_path, "run")
+    with pytest.raises(Diverged, match=r"at step 4 features of .* are not finite.*lower --optim.lr"):
+        list(fit(config, run, CPU, *prepare(config, CPU)))

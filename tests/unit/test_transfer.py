@@ -13,10 +13,11 @@ from samovar.config import Config, GridConfig
 from samovar.data.sources import open_source
 from samovar.fit import Interrupted
 from samovar.records import RunDir
+from samovar.weights import resolve
 from tests.unit.short_run import short_run
 
 FLAGS = "--data.source digits --data.val-share 0.5 --data.crop none --data.no-flip --steps 12 --optim.warmup-steps 2"
-FLAGS += " --data.batch-size 32 --grid.lr 100 0.1 --grid.share 0.2 --run.threads 1"
+FLAGS += " --data.batch-size 32 --grid.lr 100 0.1 --grid.share 0.2 --run.threads 1 --run.eval-every 6"
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +91,17 @@ def test_an_interrupted_choice_goes_on_where_it_was(weights: Path, tmp_path, mon
     assert len(list(RunDir(run).records())) == before
 
 
+@pytest.mark.parametrize("mean", [(0.5,), (0.1,)])
+def test_the_weights_normalization_is_taken_over_where_none_is_given(weights: Path, tmp_path, mean) -> None:
+    moved = tmp_path / "weights"
+    shutil.copytree(weights, moved)
+    theirs = configs.load(moved / "config.json")
+    configs.save(replace(theirs, model=replace(theirs.model, mean=(0.3,))), moved / "config.json")
+    base = asked(moved, tmp_path)
+    found = resolve(replace(base, model=replace(base.model, name="vit-digits", mean=mean)))
+    assert found.model.mean == ((0.3,) if mean == (0.5,) else mean)
+
+
 def test_what_was_resized_is_said(weights: Path, tmp_path, capsys) -> None:
     config = replace(asked(weights, tmp_path), grid=GridConfig(), steps=2)
     launch.train(replace(config, data=replace(config.data, image_size=12)))
@@ -103,7 +115,14 @@ def test_a_run_that_has_begun_resumes_without_the_weights_it_began_from(weights:
     shutil.copytree(weights, moved)
     run = launch.train(replace(asked(moved, tmp_path / "runs"), grid=GridConfig()))
     shutil.rmtree(moved)
+    shutil.rmtree(RunDir(run.path).checkpoints / "step-00000012")
     launch.train(*cli.parse_train(["--resume", str(run.path)]))
+
+
+def test_a_grid_beside_another_held_out_share_is_refused(weights: Path, tmp_path) -> None:
+    config = asked(weights, tmp_path)
+    with pytest.raises(ValueError, match=r"--data.tune-share 0.1 does not go with --grid.lr"):
+        configs.validate(replace(config, data=replace(config.data, tune_share=0.1)))
 
 
 def test_a_grid_without_a_finite_result_is_one_line(weights: Path, tmp_path, monkeypatch) -> None:

@@ -31,6 +31,10 @@ _SIMILARITIES = 1 << 24
 """Cosines held at a time, 64 MiB of them."""
 
 
+class NotFinite(ValueError):
+    """Features that are not finite: the network has diverged."""
+
+
 def features(model: Classifier, stream: Iterable[Batch]) -> tuple[Tensor, Tensor]:
     """What the classifier layer sees of all batches, [n, D] float32, and labels [n], on the host; one forward pass.
 
@@ -48,7 +52,7 @@ def features(model: Classifier, stream: Iterable[Batch]) -> tuple[Tensor, Tensor
     found = torch.cat(rows)
     bad = int((~found.isfinite().all(1)).sum())
     if bad:
-        raise ValueError(f"features of {bad} of {len(found)} images are not finite; look at the model's weights")
+        raise NotFinite(f"features of {bad} of {len(found)} images are not finite; look at the model's weights")
     return found, torch.cat(labels)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from samovar.config import Config, DataConfig, GridConfig, ModelConfig, OptimConfig, SamConfig
+from samovar.config import Config, DataConfig, GridConfig, ModelConfig, OptimConfig, RunConfig, SamConfig
 from samovar.recipes.recipe import Recipe
 
 
@@ -44,7 +44,8 @@ def transfer(num_images: int = 2000) -> Config:
     """Fine-tuning by the paper's Table 11: momentum SGD without decay, clip 1, cosine, batch 512, a new zero head.
 
     From 10 thousand training images up its row for CIFAR, 10,000 steps and a choice of the learning rate on 2 % of
-    them; else the row for Flowers and Pets, 500 steps and 10 %. Model and image size are those of `--init`.
+    them; else, and where the number is not known beforehand, the row for Flowers and Pets, 500 steps and 10 %. The
+    model and image size are those of `--init`.
 
     Source: Table 11 and appendix E.6 of arXiv:2106.01548."""
     many = num_images >= 10_000
@@ -53,6 +54,7 @@ def transfer(num_images: int = 2000) -> Config:
         model=ModelConfig(name=""),
         data=DataConfig(source="folder:data/photos", image_size=0, batch_size=512, crop="inception", flip=True),
         optim=OptimConfig(name="sgd", lr=0.01, warmup_steps=500 if many else 100, clip_norm=1.0),
+        run=RunConfig(eval_every=10_000 if many else 500),  # one look at the test images
         grid=GridConfig(lr=(0.001, 0.003, 0.01, 0.03), share=0.02 if many else 0.1),
     )
 

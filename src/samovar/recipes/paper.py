@@ -77,7 +77,7 @@ def contrastive(config: Config) -> Config:
         optim=OptimConfig(name="lamb", lr=0.008, weight_decay=0.3, warmup_steps=10_000),
         contrastive=ContrastiveConfig(temperature=0.1),
         head=HeadConfig(epochs=90),
-        sam=replace(config.sam, m=0),  # the loss compares all images of a batch
+        sam=replace(config.sam, m=0, shared_ascent=True),  # the loss compares all images of a batch
     )
 
 

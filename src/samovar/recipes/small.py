@@ -78,7 +78,8 @@ def contrastive(config: Config) -> Config:
     head = HeadConfig(epochs=config.epochs / 4, optim=OptimConfig(name="adamw", lr=1e-2, weight_decay=1e-6))
     model = replace(config.model, head_bias=0.0)
     compared = ContrastiveConfig(hidden=512)
-    return replace(config, loss="supcon", data=data, head=head, model=model, contrastive=compared)
+    sam = replace(config.sam, shared_ascent=True)  # the loss compares all images of a batch
+    return replace(config, loss="supcon", data=data, head=head, model=model, contrastive=compared, sam=sam)
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
