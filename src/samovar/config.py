@@ -172,7 +172,7 @@ class ContrastiveConfig:
 
 
 def _head_optim() -> OptimConfig:
-    return OptimConfig(name="rmsproptf", lr=0.05, weight_decay=1e-6, schedule="exponential")
+    return OptimConfig(name="rmsproptf", lr=0.05, momentum=0.0, weight_decay=1e-6, schedule="exponential")
 
 
 @dataclass(frozen=True)

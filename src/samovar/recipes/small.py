@@ -75,7 +75,7 @@ def cifar(model: str, classes: int, *, rho: float = 0.0) -> Config:
 def contrastive(config: Config) -> Config:
     """Two views of each image, AdamW, compared by class at temperature 0.1; then a linear classifier."""
     data = replace(config.data, views=2)
-    head = HeadConfig(epochs=config.epochs / 4, optim=OptimConfig(name="adamw", lr=1e-2, weight_decay=1e-6))
+    head = HeadConfig(epochs=config.epochs / 4, optim=OptimConfig(name="sgd", lr=0.1))
     model = replace(config.model, head_bias=0.0)
     compared = ContrastiveConfig(hidden=512)
     sam = replace(config.sam, shared_ascent=True)  # the loss compares all images of a batch
