@@ -117,6 +117,7 @@ def test_a_run_that_has_begun_resumes_without_the_weights_it_began_from(weights:
     shutil.rmtree(moved)
     shutil.rmtree(RunDir(run.path).checkpoints / "step-00000012")
     launch.train(*cli.parse_train(["--resume", str(run.path)]))
+    assert (RunDir(run.path).checkpoints / "step-00000012" / "model.safetensors").is_file()
 
 
 def test_a_grid_beside_another_held_out_share_is_refused(weights: Path, tmp_path) -> None:
