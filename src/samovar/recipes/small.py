@@ -88,6 +88,10 @@ _FAMILIES = {"vit": "ViT", "mixer": "MLP-Mixer", "resnet": "ResNet"}
 _CIFAR_RHO = {"vit": 0.1, "mixer": 0.2, "resnet": 0.05}
 _AUG_RHO = {"vit": 0.03, "mixer": 0.07, "resnet": 0.05}
 _ADVERSARIAL_RHO = {"vit": 0.05, "mixer": 0.1, "resnet": 0.05}
+_CONTRASTIVE_EXPECT = (
+    "96.4 % held-out (seed 0, a minute on one core)",
+    "95.6 % held-out (seed 0, a minute and a half on one core)",
+)
 _NOT_MEASURED = ("accuracy not yet measured at this length", "accuracy not yet measured at this length")
 
 # What the digits twins reach on the held-out 1528 images; LOG.md has the tables.
@@ -146,7 +150,7 @@ def _contrastive() -> list[Recipe]:
     title = "ViT, supervised contrastive, then a linear classifier"
     return [
         *twins(
-            "supcon-vit-digits", f"small {title}, on digits", _NOT_MEASURED, 0.02,
+            "supcon-vit-digits", f"small {title}, on digits", _CONTRASTIVE_EXPECT, 0.02,
             lambda rho: contrastive(digits("vit", rho=rho)),
         ),
         *twins(
