@@ -80,12 +80,6 @@ def frozen_scores(config: Config, run: RunDir, runtime: Runtime) -> dict[str, Re
     """Validation accuracy of nearest neighbours and of a linear probe on the features that the run started from.
 
     Recorded in the run, and not computed again when they are there."""
-    scored = {record.name: record for record in run.records() if record.where.get("step") == 0}
-    if all(f"features/{name}_accuracy" in scored for name in FROZEN):
-        return {name: scored[f"features/{name}_accuracy"] for name in FROZEN}
     asked = MeasureConfig(checkpoint="init", workers=config.data.workers)
-    found = {}
-    for name, subject in open_subjects(str(run.path), FROZEN, asked, runtime).items():
-        records = measure_once(name, subject, asked, run)
-        found[name] = records[0]
-    return found
+    subjects = open_subjects(str(run.path), FROZEN, asked, runtime)
+    return {name: measure_once(name, subject, asked, run)[0] for name, subject in subjects.items()}
