@@ -266,7 +266,9 @@ class MeasureConfig:
     """How `samovar measure` measures; all of it is stated in the records."""
 
     checkpoint: str = "best"
-    """`best`, `last`, `init` or a step number of the run; averaged weights where the run keeps them."""
+    """`best`, `last`, `init` or a step of the run, averaged where it keeps that; `pretrained` of a timm name."""
+    model: str = ""
+    """The network that a file of weights is of; a Flax `.npz` tells it."""
     source: str = ""
     """Images to take the loss over; empty is what the run was trained on (digits for a model by name)."""
     root: Path | None = None
@@ -405,6 +407,19 @@ def stages(config: Config) -> tuple[Config, ...]:
         sam=SamConfig(),
     )
     return config, head
+
+
+def image_gradients(config: Config, num_train: int) -> float:
+    """Gradients of images that a whole training on `num_train` of them takes; evaluation is left out.
+
+    A step with SAM takes two of each image, one with an adversary of k steps k + 1, with SAM or without; each view is
+    an image."""
+    total = 0.0
+    for stage in stages(config):
+        attack = stage.adversarial.num_steps if stage.adversarial.eps else 0
+        passes = 1 + max(attack, 1 if stage.sam.rho else 0)
+        total += passes * stage.data.views * stage.data.batch_size * num_steps(stage, num_train)
+    return total
 
 
 # --- checks at the border, in the words of the flag ------------------------------------------------------------------

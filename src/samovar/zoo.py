@@ -32,6 +32,8 @@ class Variant:
     """Attention heads H."""
     stages: tuple[int, ...] = ()
     """Residual blocks in each stage of a ResNet."""
+    pool: Literal["token", "mean"] = "token"
+    """What the head of a ViT sees: the class token, or the mean of the patches in a network without one."""
     groups: int = 0
     """Groups of a ResNet's GroupNorm, which come with standardized kernels; 0 is BatchNorm."""
     image_size: int = 224
@@ -65,6 +67,13 @@ MODELS: dict[str, Variant] = {
     "vit-s8": Variant("vit", 22_055_272, 384, 12, patch=8, heads=6),
     "vit-b32": Variant("vit", 88_224_232, 768, 12, patch=32, heads=12),
     "vit-b16": Variant("vit", 86_567_656, 768, 12, patch=16, heads=12),
+    "vit-l32": Variant("vit", 306_535_400, 1024, 24, patch=32, heads=16),
+    "vit-l16": Variant("vit", 304_326_632, 1024, 24, patch=16, heads=16),
+    # Without a class token, as the GSAM checkpoints of vision_transformer.
+    "vit-s32-gap": Variant("vit", 22_878_184, 384, 12, patch=32, heads=6, pool="mean"),
+    "vit-s16-gap": Variant("vit", 22_049_896, 384, 12, patch=16, heads=6, pool="mean"),
+    "vit-b32-gap": Variant("vit", 88_222_696, 768, 12, patch=32, heads=12, pool="mean"),
+    "vit-b16-gap": Variant("vit", 86_566_120, 768, 12, patch=16, heads=12, pool="mean"),
     "mixer-s32": Variant("mixer", 19_104_624, 512, 8, patch=32),
     "mixer-s16": Variant("mixer", 18_528_264, 512, 8, patch=16),
     "mixer-s8": Variant("mixer", 20_646_504, 512, 8, patch=8),
@@ -93,6 +102,9 @@ MODELS: dict[str, Variant] = {
     "mixer-cifar-s": Variant("mixer", 1_132_170, 128, 8, patch=4, **_CIFAR),
     "resnet-cifar-s": Variant("resnet", 1_228_970, 32, 10, stages=(1, 1, 1, 1), groups=8, **_CIFAR),
     "resnet-cifar-s-bn": Variant("resnet", 1_228_970, 32, 10, stages=(1, 1, 1, 1), **_CIFAR),
+    "vit-cifar-t8": Variant("vit", 468_778, 96, 4, patch=8, heads=3, **_CIFAR),
+    "mixer-cifar-t8": Variant("mixer", 476_842, 96, 6, patch=8, **_CIFAR),
+    "resnet-cifar-t": Variant("resnet", 308_826, 16, 10, stages=(1, 1, 1, 1), groups=8, **_CIFAR),
     "vit-digits": Variant("vit", 202_186, 64, 4, patch=4, heads=4, **_DIGITS),
     "mixer-digits": Variant("mixer", 203_682, 64, 6, patch=4, **_DIGITS),
     "resnet-digits": Variant("resnet", 308_538, 16, 10, stages=(1, 1, 1, 1), groups=8, **_DIGITS),
@@ -129,6 +141,8 @@ def summary(name: str) -> str:
         facts.append(f"{(row.image_size // row.patch) ** 2} patches")
     if row.heads:
         facts.append(f"{row.heads} heads")
+    if row.pool == "mean":
+        facts.append("mean of the patches, no class token")
     if row.stages:
         facts.append(f"blocks {'-'.join(map(str, row.stages))}")
     return f"{first}\n{', '.join(facts)}; other sizes can be asked for"

@@ -6,7 +6,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from samovar.config import Config, ContrastiveConfig, DataConfig, HeadConfig, ModelConfig, OptimConfig, SamConfig
+from samovar import published
+from samovar.config import (
+    Config,
+    ContrastiveConfig,
+    DataConfig,
+    HeadConfig,
+    ModelConfig,
+    OptimConfig,
+    SamConfig,
+    image_gradients,
+)
 from samovar.recipes.recipe import Recipe, twins
 from samovar.recipes.regimes import FRACTIONS, adversarial, momentum, strong, subset
 
@@ -20,21 +30,11 @@ PAPER_RHO = {
     "mixer-s32": 0.1, "mixer-s16": 0.15, "mixer-s8": 0.2, "mixer-b32": 0.35, "mixer-b16": 0.6, "mixer-b8": 0.6,
 }  # fmt: skip
 PAPER_RHO_AUG = {"vit-b16": 0.05, "mixer-b16": 0.2}
-# ImageNet top-1 in percent, without and with SAM: Table 2 and its deltas.
-PAPER_TOP1 = {
-    "resnet50": (76.0, 76.7), "resnet101": (77.8, 78.6), "resnet152": (78.5, 79.3),
-    "resnet50x2": (78.1, 79.6), "resnet101x2": (78.5, 80.9), "resnet152x2": (79.3, 81.1),
-    "vit-s32": (68.4, 70.5), "vit-s16": (74.4, 78.1), "vit-s14": (74.8, 78.8), "vit-s8": (76.0, 81.3),
-    "vit-b32": (69.5, 73.6), "vit-b16": (74.6, 79.9),
-    "mixer-s32": (63.9, 66.7), "mixer-s16": (68.8, 72.9), "mixer-s8": (70.2, 75.9),
-    "mixer-b32": (62.5, 72.4), "mixer-b16": (66.4, 77.4), "mixer-b8": (68.6, 79.0),
-}  # fmt: skip
 PAPER_RHO_ADVERSARIAL = {
     "resnet50": 0.05, "resnet101": 0.05, "resnet152": 0.05,
     "vit-s16": 0.1, "vit-b32": 0.1, "vit-b16": 0.1,
     "mixer-s16": 0.05, "mixer-b32": 0.25, "mixer-b16": 0.25,
 }  # fmt: skip
-PAPER_TOP1_AUG = {"vit-b16": (79.6, 81.5), "mixer-b16": (76.5, 78.1)}
 
 
 def imagenet(model: str, *, rho: float = 0.0) -> Config:
@@ -81,47 +81,72 @@ def contrastive(config: Config) -> Config:
     )
 
 
+# --- what to expect: cost, derived -----------------------------------------------------------------------------------
+
+FORWARD_GFLOPS = {
+    "resnet50": 8.18, "resnet101": 15.60, "resnet152": 23.03,
+    "resnet50x2": 32.23, "resnet101x2": 61.93, "resnet152x2": 91.63,
+    "vit-s32": 2.29, "vit-s16": 9.20, "vit-s14": 12.25, "vit-s8": 44.81, "vit-b32": 8.82, "vit-b16": 35.13,
+    "mixer-s32": 2.00, "mixer-s16": 7.55, "mixer-s8": 29.75, "mixer-b32": 6.48, "mixer-b16": 25.20, "mixer-b8": 100.12,
+}  # fmt: skip
+"""Of one image of 224 pixels, a multiply-add counted as two; by torch's counter."""
+
+SUSTAINED_TFLOPS = 100
+"""Of one GPU in the hours that recipes state: about a third of what an A100 does at most in bfloat16."""
+
+
+def gpu_hours(config: Config) -> float:
+    """Hours of one GPU of `SUSTAINED_TFLOPS` that a recipe takes: a gradient costs three forward passes."""
+    flops = (
+        3e9 * FORWARD_GFLOPS[config.model.name] * image_gradients(config, round(IMAGENET_TRAIN * config.data.fraction))
+    )
+    return flops / (SUSTAINED_TFLOPS * 1e12) / 3600
+
+
+def _with_cost(recipe: Recipe) -> Recipe:
+    hours = gpu_hours(recipe.config())
+    cost = f"about {hours:,.0f} GPU hours at {SUSTAINED_TFLOPS} TFLOP/s (derived)"
+    return replace(recipe, expect=f"{recipe.expect}; {cost}")
+
+
 # --- what to expect: the paper's numbers, in percent -----------------------------------------------------------------
 
-# Table 5, ImageNet top-1 and accuracy under PGD-10 with SAM, each with its gain over adversarial training alone.
-PAPER_ADVERSARIAL = {
-    "resnet50": (70.1, -0.7, 54.1, 0.9), "resnet101": (73.6, -0.4, 58.8, 1.4), "resnet152": (75.1, -0.4, 61.0, 1.8),
-    "vit-s16": (73.2, 1.2, 58.0, 5.2), "vit-b32": (69.9, 3.0, 54.0, 6.4), "vit-b16": (76.7, 3.9, 62.0, 7.7),
-    "mixer-s16": (67.1, 2.2, 50.1, 4.1), "mixer-b32": (69.3, 9.1, 54.5, 13.9), "mixer-b16": (73.9, 11.1, 59.8, 17.3),
-}  # fmt: skip
-# Table 4, top-1 on subsets, without and with SAM; then the same with strong augmentation.
-PAPER_SUBSETS = {
-    "resnet152": {"half": (74.2, 75.6), "quarter": (68.0, 70.3), "tenth": (54.6, 57.1)},
-    "vit-b16": {"half": (64.9, 75.4), "quarter": (52.4, 66.8), "tenth": (32.8, 46.1)},
-    "mixer-b16": {"half": (53.9, 71.0), "quarter": (37.2, 62.8), "tenth": (21.0, 43.5)},
-}
-PAPER_SUBSETS_AUG = {
-    "vit-b16": {"half": (73.1, 75.8), "quarter": (63.2, 65.6), "tenth": (38.5, 45.7)},
-    "mixer-b16": {"half": (70.4, 73.1), "quarter": (61.0, 65.8), "tenth": (43.0, 51.0)},
-}
-# Section 5.3, without and with SAM.
-PAPER_CONTRASTIVE = {"vit-s16": (77.0, 78.1), "vit-b16": (77.4, 80.0)}
+_TABLE_5 = published.ADVERSARIAL_BENCHMARKS.index("top1"), published.ADVERSARIAL_BENCHMARKS.index("pgd")
+
+
+def _of_table_4(model: str, share: str, aug: str = "") -> tuple[float, float]:
+    """Top-1 without and with SAM."""
+    found = published.TABLE_4[share]
+    return found[f"{model}{aug}"], found[f"{model}{aug}-sam"]
 
 
 def paper() -> list[Recipe]:
     """Tables 2, 4 and 5 of the paper, its contrastive training, and SGD for a ViT."""
     rows = []
     for model, rho in PAPER_RHO.items():
-        rows += _rows(model, "", "Table 8 of the paper", _top1(PAPER_TOP1[model], "Table 2"), rho)
+        rows += _rows(
+            model,
+            "",
+            "Table 8 of the paper",
+            _top1(published.plain_and_sam(published.TABLE_2[model][0]), "Table 2"),
+            rho,
+        )
     for model, rho in PAPER_RHO_AUG.items():
-        expect = _top1(PAPER_TOP1_AUG[model], "Table 4")
+        expect = _top1(_of_table_4(model, "all", "-aug"), "Table 4")
         rows += _rows(model, "-aug", "RandAugment and mixup", expect, rho, strong)
     for word, parts in FRACTIONS.items():
         rows += _subsets(word, parts)
     for model, rho in PAPER_RHO_ADVERSARIAL.items():
         summary = "fast adversarial training within 2/255"
-        rows += _rows(model, "-adversarial", summary, _robust(*PAPER_ADVERSARIAL[model]), rho, adversarial)
+        rows += _rows(
+            model, "-adversarial", summary, _robust(*(published.TABLE_5[model][k] for k in _TABLE_5)), rho, adversarial
+        )
     rows += _rows("vit-b16", "-sgd", "SGD with momentum, settings of ours", _UNPUBLISHED, 0.2, _sgd)
-    for model, numbers in PAPER_CONTRASTIVE.items():
+    for model, numbers in published.CONTRASTIVE.items():
         make = partial(_make, model, contrastive)
         summary = f"{model} on ImageNet, supervised contrastive, then a linear classifier"
         rows += twins(f"supcon-{model}-imagenet", summary, _top1(numbers, "section 5.3"), 0.02, make)
-    return rows
+    return [_with_cost(recipe) for recipe in rows]
 
 
 _UNPUBLISHED = ("the paper publishes no number; not measured here", "the paper publishes no number; not measured here")
@@ -154,10 +179,11 @@ def _rows(
 def _subsets(word: str, parts: int) -> list[Recipe]:
     """A share of ImageNet; the radii for it are not published, so they are those for all of it."""
     rows, share = [], partial(subset, parts=parts)
-    for model, numbers in PAPER_SUBSETS.items():
-        rows += _rows(model, f"-{word}", f"1/{parts} of it", _top1(numbers[word], "Table 4"), PAPER_RHO[model], share)
-    for model, numbers in PAPER_SUBSETS_AUG.items():
-        expect, rho = _top1(numbers[word], "Table 4"), PAPER_RHO_AUG[model]
+    for model in ("resnet152", "vit-b16", "mixer-b16"):
+        expect = _top1(_of_table_4(model, word), "Table 4")
+        rows += _rows(model, f"-{word}", f"1/{parts} of it", expect, PAPER_RHO[model], share)
+    for model, rho in PAPER_RHO_AUG.items():
+        expect = _top1(_of_table_4(model, word, "-aug"), "Table 4")
         both = lambda config: share(strong(config))  # noqa: E731
         rows += _rows(model, f"-{word}-aug", f"1/{parts} of it, RandAugment and mixup", expect, rho, both)
     return rows
@@ -168,6 +194,8 @@ def _top1(numbers: tuple[float, float], table: str) -> tuple[str, str]:
     return plain, sam
 
 
-def _robust(top1: float, gain: float, pgd: float, pgd_gain: float) -> tuple[str, str]:
+def _robust(top1: tuple[float, float], pgd: tuple[float, float]) -> tuple[str, str]:
     text = "{:.1f} % top-1, {:.1f} % under PGD-10 in the paper (Table 5, one run); not measured here"
-    return text.format(top1 - gain, pgd - pgd_gain), text.format(top1, pgd)
+    pairs = zip(published.plain_and_sam(top1), published.plain_and_sam(pgd), strict=True)
+    plain, sam = (text.format(*pair) for pair in pairs)
+    return plain, sam
