@@ -13,6 +13,7 @@ from samovar.report.inside import activations, blocks
 from samovar.report.parts import Section, labels_of
 from samovar.report.predictions import predictions
 from samovar.report.read import RunData
+from samovar.report.reproduction import NUMBER, is_study, reproduction
 from samovar.report.robust import robustness
 from samovar.report.spectra import spectrum
 from samovar.report.surfaces import landscape
@@ -40,17 +41,21 @@ ABOUT_FOLDERS = ("settings", "provenance")
 
 
 def chapters(runs: Sequence[RunData]) -> list[Section]:
-    """The chapters of a report; a search has one of its own, first, and no place in those on trained networks."""
+    """The chapters of a report; a search or a study has its own, first, and no place in those on trained networks."""
+    studies = [run for run in runs if is_study(run)]
     searches = [run for run in runs if is_search(run)]
-    others = [run for run in runs if not is_search(run)]
-    first = [tuning(searches)] if searches else []
+    others = [run for run in runs if run not in (*studies, *searches)]
+    first = ([reproduction(studies)] if studies else []) + ([tuning(searches)] if searches else [])
     if not others:
         return first + [SECTIONS[name](runs) for name in ABOUT_FOLDERS]
-    return first + [build(runs if name in ABOUT_FOLDERS else others) for name, build in SECTIONS.items()]
+    return first + [build(others if studies or name not in ABOUT_FOLDERS else runs) for name, build in SECTIONS.items()]
 
 
 def title(runs: Sequence[RunData]) -> str:
     """What the report is about, in a line."""
+    for run in runs:
+        if is_study(run):
+            return f"{run.path.name} of the paper, at {run.records[NUMBER][0].settings.get('scale', 'unknown')} scale"
     tasks = list(dict.fromkeys(run.task for run in runs if run.task))
     about = ", ".join(tasks[:3]) + (" and others" if len(tasks) > 3 else "")
     what = " and ".join(labels_of(runs)) if len(runs) <= 2 else count(len(runs), "run")

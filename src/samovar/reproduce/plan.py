@@ -1,0 +1,209 @@
+"""What a study takes: its runs, what is measured of each, and what that costs. Nothing in this file needs torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from samovar import config as configs
+from samovar import recipes
+from samovar.config import Config, MeasureConfig
+from samovar.reproduce.columns import COLUMNS
+from samovar.reproduce.rows import Row, config_of, name_of
+from samovar.reproduce.scales import SCALES, Scale
+from samovar.reproduce.studies import STUDIES, Study, title_of
+
+OWN = ("name", "output", "seed", "init", "model.name", "sam.rho", "data.fraction")
+"""Settings that make a run what it is in its table; no flag changes them."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a command line asks for."""
+
+    names: tuple[str, ...]
+    """Of `STUDIES`."""
+    scale: str
+    seeds: int
+    output: Path
+    changes: Mapping[str, Any]
+    """Settings of every run by dotted name, as flags give them."""
+    measure: Mapping[str, Any]
+    """Of every measurement, likewise."""
+    testsets: tuple[str, ...] = ()
+    """NAME:PATH of published test sets, at a scale whose classes they have."""
+    jobs: int = 1
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A measurement of a run."""
+
+    name: str
+    config: MeasureConfig
+
+
+@dataclass(frozen=True)
+class Task:
+    """A run and what is measured of it."""
+
+    row: Row
+    seed: int
+    config: Config
+    measurements: tuple[Measured, ...]
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.config.output / self.config.name
+
+
+def check(asked: Asked) -> None:
+    """Refuse studies that a scale has nothing for, and settings that a study chooses itself.
+
+    Raises:
+        ValueError: names them."""
+    for name in asked.names:
+        if not STUDIES[name].rows(SCALES[asked.scale]):
+            able = [title for title, scale in SCALES.items() if STUDIES[name].rows(scale)]
+            raise ValueError(f"{name} has nothing to train at --scale {asked.scale}; give --scale {' or '.join(able)}")
+    for name in asked.changes:
+        if name in OWN:
+            raise ValueError(
+                f"--{name.replace('_', '-')} is what reproduce chooses; train the recipe by itself instead"
+            )
+    if asked.testsets and not SCALES[asked.scale].testsets:
+        raise ValueError(f"--testset is of ImageNet's classes, which --scale {asked.scale} has not; leave it out")
+
+
+def tasks_of(asked: Asked) -> list[Task]:
+    """The runs of all studies, each once with all that any of them measures; those that others start from come first.
+
+    Seeds take turns, so that what there is when one stops is of all rows."""
+    scale = SCALES[asked.scale]
+    wanted: dict[Row, dict[str, None]] = {}
+    for name in asked.names:
+        study = STUDIES[name]
+        for row in study.rows(scale):
+            if row.transfer:
+                wanted.setdefault(row.origin, {})
+            wanted.setdefault(row, {}).update(dict.fromkeys(needs(study, scale)))
+    tasks = [_task(row, seed, wanted[row], asked) for seed in range(asked.seeds) for row in wanted]
+    return sorted(tasks, key=lambda task: bool(task.row.transfer))
+
+
+def needs(study: Study, scale: Scale) -> list[str]:
+    """Measurements that a study takes of every run."""
+    found = [COLUMNS[column].measurement for column in study.columns(scale)]
+    return [name for name in dict.fromkeys([*found, *study.pictures]) if name]
+
+
+def _task(row: Row, seed: int, measurements: Iterable[str], asked: Asked) -> Task:
+    scale = SCALES[asked.scale]
+    config = _transfer(row, scale, seed, asked) if row.transfer else _shorter(config_of(row, scale), asked.changes)
+    config = replace(config, seed=seed, output=asked.output, name=f"{name_of(row, scale)}-seed{seed}")
+    configs.validate(config)
+    measured = [found for name in measurements for found in _measured(name, config, asked)]
+    return Task(row, seed, config, tuple(measured))
+
+
+def _transfer(row: Row, scale: Scale, seed: int, asked: Asked) -> Config:
+    """Fine-tuning as in Table 11, from the run of the same seed; as many images of the new source as of the old."""
+    config = recipes.transfer(10_000 if row.transfer.startswith("cifar") else 2_000)
+    first = _with(config_of(row.origin, scale), asked.changes)
+    origin = asked.output / f"{name_of(row.origin, scale)}-seed{seed}"
+    data = replace(config.data, source=row.transfer, image_size=first.data.image_size, fraction=first.data.fraction,
+                   root=first.data.root)  # fmt: skip
+    if not scale.testsets:
+        data = replace(data, batch_size=first.data.batch_size, crop="pad", flip=True)
+        config = replace(config, steps=_TRANSFER_STEPS, optim=replace(config.optim, warmup_steps=_TRANSFER_STEPS // 20))
+    changes = {k: v for k, v in asked.changes.items() if k.split(".")[0] in ("run", "epochs", "steps")}
+    config = replace(config, recipe="transfer", init=str(origin), model=first.model, data=data)
+    return _with(config, changes)
+
+
+_TRANSFER_STEPS = 1000
+"""Of fine-tuning at the small scales."""
+
+
+def _measured(name: str, config: Config, asked: Asked) -> list[Measured]:
+    """The settings of a measurement; one for each test set that is there."""
+    base: MeasureConfig = _changed(SCALES[asked.scale].measure, asked.measure)
+    base = replace(base, device=config.run.device)
+    if "data.workers" in asked.changes:
+        base = replace(base, workers=config.data.workers)
+    if name == "ntk":
+        return [Measured(name, replace(base, checkpoint="init", images=0, ntk_relu=True, ntk_head="random"))]
+    if name == "testset":
+        return [Measured(name, replace(base, testset=testset)) for testset in asked.testsets]
+    if name in ("robustness", "attack"):
+        return [Measured(name, replace(base, images=0))]
+    return [Measured(name, base)]
+
+
+def _shorter(config: Config, changes: Mapping[str, Any]) -> Config:
+    """The changed config; where it has fewer epochs, warm-up shrinks with them unless that is changed too."""
+    changed = _with(config, changes)
+    share = changed.epochs / config.epochs
+    if share < 1 and "optim.warmup_steps" not in changes:
+        warmup = int(changed.optim.warmup_steps * share)
+        changed = replace(changed, optim=replace(changed.optim, warmup_steps=warmup))
+    return changed
+
+
+def _with(config: Config, changes: Mapping[str, Any]) -> Config:
+    changed: Config = _changed(config, changes)
+    return changed
+
+
+def _changed(config: Any, changes: Mapping[str, Any]) -> Any:
+    """A config with some of its settings replaced, by dotted name."""
+    for name, value in changes.items():
+        head, _, rest = name.partition(".")
+        config = replace(config, **{head: _changed(getattr(config, head), {rest: value}) if rest else value})
+    return config
+
+
+# --- cost ------------------------------------------------------------------------------------------------------------
+
+_LANCZOS = 13
+"""Products that an eigenvalue takes, in the middle."""
+_PRODUCT = 2.5
+"""Gradients that a Hessian product takes, in time."""
+
+
+def training_gradients(config: Config, num_train: int) -> float:
+    """Images times gradients that training takes; evaluation, a few percent, is left out."""
+    return configs.image_gradients(config, num_train) * (1 + 0.98 * len(config.grid.lr))
+
+
+def measuring_gradients(measured: Measured, num_train: int, num_val: int) -> float:
+    """Images times gradients that a measurement takes, about; a forward pass is a third of a gradient."""
+    config = measured.config
+    images = min(config.images or num_train, num_train)
+    corrupted = min(config.corruption_images or num_val, num_val)
+    attacked = min(config.attack_images or num_val, num_val)
+    work: dict[str, float] = {
+        "hessian": _LANCZOS * _PRODUCT * images * config.k,
+        "blocks": 7 * _LANCZOS * _PRODUCT * images,
+        "flatness": (config.draws + 1) / 3 * images,
+        "ntk": 2.0 * config.ntk_batch * config.ntk_batches,
+        "robustness": 19 * len(config.severities) / 3 * corrupted,
+        "attack": 6.0 * config.attack_steps * attacked,
+        "landscape": config.points**config.dims / 3 * min(config.landscape_images or images, images),
+        "testset": 50_000 / 3,
+    }
+    return work.get(measured.name, images / 3)
+
+
+def command_of(task: Task) -> Sequence[str]:
+    """The words that train a task's run by themselves, where `reproduce` finds it."""
+    base = recipes.get(task.config.recipe).config()
+    return ["samovar", "train", task.config.recipe, *configs.to_flags(task.config, base)]
+
+
+def describe(task: Task) -> str:
+    """A run in a few words."""
+    return f"{title_of(task.row)}, seed {task.seed}"

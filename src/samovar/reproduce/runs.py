@@ -1,0 +1,186 @@
+"""The runs of a study: each trained to its end, measured, and never done again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from samovar import config as configs
+from samovar.config import Config, RunConfig
+from samovar.fit import HARMLESS, Diverged, Interrupted, fit, prepare
+from samovar.measure.command import measure_once
+from samovar.measure.subject import open_subject
+from samovar.measure.table import default_split
+from samovar.records import RunDir
+from samovar.reproduce.plan import Measured, Task
+from samovar.runtime import Runtime, started
+from samovar.transfer import choose_lr
+from samovar.workers import Stopped, cores, share, signals_raise
+
+MARK = "reproduced.json"
+"""The file in a run's folder that says what is done."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a task came to."""
+
+    task: Task
+    seconds: float
+    """Processor time of this process, now; 0 of a task that was done before."""
+    diverged: str = ""
+    fresh: bool = True
+    """False where all of it was done before."""
+
+
+def is_done(task: Task) -> bool:
+    """Whether a task's run has ended and all that is asked of it is measured.
+
+    Raises:
+        ValueError: its folder holds a run of other settings."""
+    run = RunDir(task.folder)
+    if not run.config_path.is_file():
+        return False
+    _check_same(run, task.config)
+    mark = _read(run)
+    return bool(mark.get("diverged")) or (
+        "steps" in mark and {_words(measured) for measured in task.measurements} <= set(mark.get("measured", ()))
+    )
+
+
+def _check_same(run: RunDir, config: Config) -> None:
+    ignored = (*HARMLESS, "recipe") + (("optim.lr",) if config.grid.lr else ())
+    for name, (before, now) in configs.differences(configs.load(run.config_path), config).items():
+        if name not in ignored and not (name == "init" and Path(before).name == Path(now).name):
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{run.path} holds a run with {flag} {before}, not {now}; give another --output")
+
+
+def _read(run: RunDir) -> dict[str, Any]:
+    path = run.path / MARK
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def _words(measured: Measured) -> str:
+    """A measurement with all of its settings that a flag can change."""
+    free = configs.MeasureConfig()
+    changed = {k: v for k, v in configs.to_dict(measured.config).items() if v != configs.to_dict(free)[k]}
+    aside = ("device", "threads", "workers", "processes", "output", "name")
+    return " ".join([measured.name, *(f"{key}={value}" for key, value in sorted(changed.items()) if key not in aside)])
+
+
+def run_task(task: Task) -> Done:
+    """Train a task's run from wherever it stands, then measure what was not; what is done stays done.
+
+    Raises:
+        ValueError: as `fit.prepare`; a folder that holds a run of other settings.
+        Interrupted: a signal came while it trained; the state is saved.
+        OSError: the disk is full; the last checkpoint is intact."""
+    since = time.process_time()
+    if is_done(task):
+        return Done(task, 0.0, _read(RunDir(task.folder)).get("diverged", ""), fresh=False)
+    run = _open(task)
+    mark = _read(run)
+    if "steps" not in mark:
+        with started(task.config.run) as runtime:
+            try:
+                mark["steps"] = _train(task.config, run, runtime)
+            except Diverged as error:
+                mark["diverged"] = str(error)
+        run.write_json(MARK, mark)
+    for measured in () if "diverged" in mark else task.measurements:
+        if _words(measured) not in mark.get("measured", ()):
+            _measure(measured, run)
+            mark["measured"] = [*mark.get("measured", ()), _words(measured)]
+            run.write_json(MARK, mark)
+    return Done(task, time.process_time() - since, mark.get("diverged", ""))
+
+
+def _open(task: Task) -> RunDir:
+    run = RunDir(task.folder)
+    try:
+        run.checkpoints.mkdir(parents=True, exist_ok=True)
+        run.arrays.mkdir(exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot write to --output {task.config.output}: {error.strerror}; give another") from error
+    if not run.config_path.is_file():
+        run.write_json(run.config_path.name, configs.to_dict(task.config))
+    return run
+
+
+def _train(config: Config, run: RunDir, runtime: Runtime) -> int:
+    """Train to the end; returns the number of steps."""
+    config = replace(config, run=replace(config.run, keep=1))
+    chosen = choose_lr(config, run, runtime, lambda message: None)
+    saved = configs.load(run.config_path)
+    chosen = replace(chosen, optim=saved.optim)  # a rate that was chosen before an interruption
+    source, state = prepare(chosen, runtime)
+    step = 0
+    for event in fit(chosen, run, runtime, source, state):
+        step = event.step
+    return step
+
+
+def _measure(measured: Measured, run: RunDir) -> None:
+    config = measured.config
+    asked = RunConfig(device=config.device, threads=config.threads, precision="fp32")
+    with started(asked) as runtime:
+        split = config.split or default_split(measured.name)
+        subject = open_subject(str(run.path), replace(config, split=split), runtime)
+        measure_once(measured.name, subject, config, run)
+
+
+# --- several at a time -----------------------------------------------------------------------------------------------
+
+
+def run_all(tasks: Sequence[Task], *, jobs: int, on_done: Callable[[Done], None]) -> list[Done]:
+    """Do the tasks in order, `jobs` at a time; fine-tuning waits for the runs it starts from.
+
+    Raises:
+        Stopped: SIGINT or SIGTERM came; what ran is saved.
+        ChildProcessError: a process ended by itself.
+        ValueError, OSError: as `run_task`."""
+    found: list[Done] = []
+
+    def keep(task: Task, done: Done) -> None:
+        found.append(done)
+        on_done(done)
+
+    with signals_raise():
+        for wave in _waves(tasks):
+            left = []
+            for task in wave:
+                if is_done(task):
+                    keep(task, run_task(task))
+                else:
+                    left.append(task)
+            count = min(jobs, len(left))
+            if count > 1:
+                share([_with_threads(task, cores() // count) for task in left], _work, count, keep)
+            for task in left if count == 1 else ():
+                keep(task, _work(task))
+    return found
+
+
+def _waves(tasks: Sequence[Task]) -> Iterator[list[Task]]:
+    yield [task for task in tasks if not task.config.init]
+    yield [task for task in tasks if task.config.init]
+
+
+def _with_threads(task: Task, threads: int) -> Task:
+    run = task.config.run
+    return replace(task, config=replace(task.config, run=replace(run, threads=run.threads or max(1, threads))))
+
+
+def _work(task: Task) -> Done:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(signals_raise())
+        try:
+            return run_task(task)
+        except Interrupted as error:
+            raise Stopped(error.signum) from None

@@ -1,0 +1,113 @@
+"""What `samovar reproduce` tells: the plan with its cost, how runs end, numbers beside the paper's, verdicts."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from samovar.records import RunDir
+from samovar.reproduce.claims import Outcome
+from samovar.reproduce.columns import COLUMNS
+from samovar.reproduce.plan import Asked, Task, command_of, describe
+from samovar.reproduce.results import Number, Results
+from samovar.reproduce.runs import Done
+from samovar.reproduce.scales import SCALES
+from samovar.reproduce.studies import STUDIES, title_of
+
+
+def plan_lines(
+    asked: Asked, tasks: Sequence[Task], left: Sequence[Task], seconds: float, all_commands: bool
+) -> list[str]:
+    """What is about to be trained and measured, and how long that takes here.
+
+    Args:
+        left: tasks that are not done.
+        seconds: of processor time, for those.
+        all_commands: whether to name the command of each run."""
+    names = ", ".join(f"{name} ({STUDIES[name].where})" for name in asked.names)
+    lines = [f"{names} at scale {asked.scale}: {SCALES[asked.scale].summary}"]
+    done = len(tasks) - len(left)
+    lines.append(
+        f"{len(tasks)} runs, {asked.seeds} of each setting"
+        + (f"; {done} are there already" if done else "")
+        + (f"; about {duration(seconds)} of one core or GPU, {asked.jobs} at a time" if left else "")
+    )
+    if all_commands:
+        lines += [shlex.join(command_of(task)) for task in left]
+    return lines
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `40 s`, `12 min`, `3.5 h`, `12 days`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 360_000 else f"{seconds / 86_400:,.0f} days"
+
+
+@contextmanager
+def progress(total: int) -> Iterator[Callable[[Done], None]]:
+    """A line per run as it ends, and on a terminal a bar below them."""
+    console = Console()
+    columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("runs", total=total)
+
+        def show(done: Done) -> None:
+            if done.fresh:
+                console.print(_line(done), highlight=False, soft_wrap=True)
+            bar.advance(task)
+
+        yield show
+
+
+def _line(done: Done) -> str:
+    if done.diverged:
+        return f"{describe(done.task)}: {done.diverged}"
+    records = list(RunDir(done.task.folder).records())
+    found = [(column, COLUMNS[column].value(records)) for column in ("top1", "lambda_max", "corruption", "pgd")]
+    said = [f"{COLUMNS[column].title} {_short(value)}" for column, value in found if math.isfinite(value)]
+    return f"{describe(done.task)}: {', '.join(said)}; {duration(done.seconds)}"
+
+
+def _short(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def numbers_table(found: Results, seeds: int) -> Table:
+    """Our means with their standard errors, the paper's numbers below them in brackets."""
+    columns = list(dict.fromkeys(number.column for number in found.numbers))
+    study = STUDIES[found.name]
+    title = f"{study.where}: {study.title}; mean of {seeds} seeds ± standard error [paper]"
+    table = Table("", *(COLUMNS[column].title for column in columns), title=title)
+    rows: dict[str, list[str]] = {}
+    for number in found.numbers:
+        rows.setdefault(title_of(number.row), []).append(_cell(number))
+    for head, cells in rows.items():
+        table.add_row(head, *cells)
+    return table
+
+
+def _cell(number: Number) -> str:
+    error = "" if number.stderr is None else f" ± {number.stderr:.2g}"
+    ours = f"{_short(number.mean)}{error}" if number.values else "–"
+    return ours + (f"\n\\[{number.paper:g}]" if math.isfinite(number.paper) else "")
+
+
+def claims_table(outcomes: Sequence[Outcome]) -> Table:
+    """Every claim with its verdict, strength and interval."""
+    table = Table("claim", "verdict", "here", "90 % interval", "seeds", "paper", title="Claims")
+    for o in outcomes:
+        unit = f" {o.claim.unit}" if o.claim.unit else ""
+        ends = f"{_short(o.low)} to {_short(o.high)}" if o.seeds > 1 else ""
+        here = f"{_short(o.value)}{unit}" if o.seeds else "–"
+        paper = f"{_short(o.paper)}{unit}" if math.isfinite(o.paper) else ""
+        table.add_row(o.claim.text, o.verdict, here, ends, str(o.seeds), paper)
+    return table
