@@ -13,10 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from samovar import cli_models, recipes, zoo
 from samovar import config as configs
-from samovar import recipes, zoo
 from samovar.config import Config, CorruptConfig, MeasureConfig
 from samovar.data.folders import SOURCE_NAMES, can_count, count_images
+from samovar.reproduce import interface as interface_of_reproduce
+from samovar.reproduce.plan import Asked
 from samovar.search import AXES, Search, make, parse_values
 
 Settings = TypeVar("Settings", Config, MeasureConfig, CorruptConfig)
@@ -32,6 +34,9 @@ usage: samovar VERB ...
   measure RUN|MODEL [NAMES] curvature, flatness, landscapes, robustness and more, with error bars
   corrupt DATA OUT         write corrupted copies of a folder of images
   report RUN...            one HTML page that works offline, or figures for a paper
+  reproduce WHAT           a table or figure of the paper: runs, numbers beside the paper's, verdicts
+  export RUN --format F    a copy for timm, ONNX or plain torch, checked before it is kept
+  predict RUN IMAGES...    classes of image files, as a table, JSON or CSV
   list [recipes|models|sources]
   show RECIPE|RUN|MODEL    settings of a recipe or run, facts of a model
 
@@ -44,6 +49,7 @@ examples:
   samovar tune vit-digits-sam --rho 0.02,0.05,0.1,0.2,0.35
   samovar measure runs/NAME hessian flatness
   samovar report runs/* -o report.html
+  samovar reproduce table1 --scale digits
   torchrun --nproc-per-node 8 -m samovar train vit-b16-imagenet-sam --data.source imagenet:/data/imagenet
 """
 
@@ -51,6 +57,7 @@ TRAIN_HELP = """\
 usage: samovar train RECIPE [--flags]
        samovar train --config RUN/config.json [--flags]   replay a run's settings, changed by the flags
        samovar train --resume RUN [--flags]               continue a run bit for bit
+       samovar train RECIPE --dry-run [--ranks N]         schedule, ascent groups, memory, FLOPs, 3 steps on made data
 
 RECIPE is a name of `samovar list recipes`; `samovar train RECIPE --help` shows every flag with its value there.
 """
@@ -358,7 +365,14 @@ def _train(args: list[str]) -> None:
     if args in (["-h"], ["--help"]):
         print(TRAIN_HELP, end="")
         return
+    dry, ranks = "--dry-run" in args, _count(args, "--ranks")
+    args[:] = [arg for arg in args if arg != "--dry-run"]
     config, resumed = parse_train(args)
+    if dry:
+        from samovar.rehearse import dry_run
+
+        print("\n".join(dry_run(config, ranks)))
+        return
     from samovar.launch import train
 
     train(config, resumed)
@@ -522,6 +536,26 @@ def _report(args: list[str]) -> None:
         print(f"figures: {folder} ({len(report.figures(runs, folder, formats))} files)")
 
 
+def parse_reproduce(args: list[str]) -> tuple[Asked, bool]:
+    """What a `reproduce` command line asks for, and whether only its plan.
+
+    Raises:
+        ValueError: as `samovar.reproduce.interface.parse`."""
+    return interface_of_reproduce.parse(args, parse_flags, _take)
+
+
+def _reproduce(args: list[str]) -> None:
+    """Reproduce tables and figures of the paper."""
+    if args in ([], ["-h"], ["--help"]):
+        print(interface_of_reproduce.HELP, end="")
+        raise SystemExit(0 if args else 2)
+    words = ["samovar", "reproduce", *args]
+    asked, only_plan = parse_reproduce(args)
+    from samovar.reproduce.command import reproduce
+
+    reproduce(asked, words, only_plan=only_plan)
+
+
 def _demo(args: list[str]) -> None:
     """Train the twins."""
     if args in (["-h"], ["--help"]):
@@ -543,7 +577,10 @@ _VERBS: dict[str, Callable[[list[str]], None]] = {
     "tune": _tune,
     "measure": _measure,
     "report": _report,
+    "reproduce": _reproduce,
     "corrupt": _corrupt,
+    "export": cli_models.export,
+    "predict": cli_models.predict,
     "list": _list,
     "show": _show,
 }

@@ -1,0 +1,40 @@
+"""Copies of a trained network that work without this package: timm's folder, ONNX, a program of `torch.export`.
+
+A copy is written aside, loaded as its reader would load it, compared with the original on random images, and kept only
+if its logits are the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["FORMATS", "export"]
+
+FORMATS = {
+    "timm": "a folder that timm.create_model opens, as the Hugging Face hub expects it",
+    "onnx": "one file for onnxruntime and others; needs samovar[onnx]",
+    "torch": "a program of torch.export, which needs torch alone",
+}
+
+
+def export(
+    what: str, kind: str, *, output: Path | None = None, checkpoint: str = "best", name: str = "", title: str = ""
+) -> Path:
+    """Write a copy of a model as a folder; returns its path.
+
+    Args:
+        what: a run, or any model that `samovar.opened.open_model` opens.
+        kind: one of `FORMATS`.
+        output: the folder, which may hold an earlier copy; None is `export-KIND` in the run, or beside the caller.
+        checkpoint: of a run: `best`, `last` or a step.
+        name: the network of a bare file of weights.
+        title: of the model card; empty is the run's name.
+
+    Raises:
+        ValueError: an unknown format, a model or folder that does not fit it, logits that differ."""
+    from samovar.export.folder import write
+    from samovar.export.original import open_original
+
+    if kind not in FORMATS:
+        raise ValueError(f"--format {kind} is unknown; give one of {', '.join(FORMATS)}")
+    original = open_original(what, checkpoint=checkpoint, name=name, title=title)
+    return write(original, kind, output or original.home / f"export-{kind}")

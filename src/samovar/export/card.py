@@ -1,0 +1,152 @@
+"""The model card of a copy: what it is, how good, how flat, how it was trained and how to load it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Any
+
+from samovar import config as configs
+from samovar import recipes
+from samovar.config import Config
+from samovar.export.original import Original
+from samovar.measure.accuracy import wilson
+from samovar.records import Record, RunDir
+
+
+def card(original: Original, kind: str, difference: float) -> str:
+    """The text of `README.md`.
+
+    Args:
+        original: what was copied.
+        kind: the format.
+        difference: the largest of a logit from the original's."""
+    interface = original.interface
+    head = ["---", "tags:", "- image-classification", "- samovar", *_HEADS.get(kind, ()), "---", ""]
+    size = f"{interface.channels} x {interface.image_size} x {interface.image_size}"
+    num_params = sum(p.numel() for p in original.opened.model.parameters())
+    facts = [
+        f"- network: {original.opened.config.name}, {num_params:,} parameters",
+        f"- weights: {original.weights}",
+        f"- input: images of {size} in [0, 1]; {_prepared(original)}",
+        f"- output: logits of {len(interface.classes)} classes, trained by {interface.loss} cross-entropy",
+    ]
+    if original.run:
+        facts += [*_measured(original, original.run), *_trained(original.run)]
+    checked = f"Its logits agree with the original's to {difference:.1e} on random images."
+    loading = ["## Loading", "", *_LOADING[kind], "", checked]
+    made = f"Written by samovar {version('samovar')} in the format `{kind}`."
+    return "\n".join([*head, f"# {original.title}", "", *facts, "", *loading, "", made, ""])
+
+
+_HEADS = {"timm": ("- timm", "library_name: timm"), "onnx": ("- onnx", "library_name: onnx")}
+_LOADING: dict[str, tuple[str, ...]] = {
+    "timm": (
+        "```python",
+        "import timm",
+        "",
+        'model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()',
+        "config = timm.data.resolve_model_data_config(model)",
+        "transform = timm.data.create_transform(**config, is_training=False)",
+        "```",
+        "",
+        "From a hub its name is `hf-hub:OWNER/NAME`. The network takes normalized images, as `transform` makes them.",
+    ),
+    "onnx": (
+        "```python",
+        "import onnxruntime",
+        "",
+        'session = onnxruntime.InferenceSession("model.onnx")',
+        'logits = session.run(["logits"], {"images": images})[0]  # [B, C, H, W] float32 in [0, 1]',
+        'names = session.get_modelmeta().custom_metadata_map["classes"]  # a JSON list',
+        "```",
+    ),
+    "torch": (
+        "```python",
+        "import torch",
+        "",
+        'model = torch.export.load("model.pt2").module()',
+        "logits = model(images)  # [B, C, H, W] float32 in [0, 1]; names of the classes are in model.json",
+        "```",
+        "",
+        "`torch.export.load` can run code that is in a file: load programs only of people you trust.",
+    ),
+}
+
+
+def _prepared(original: Original) -> str:
+    if original.interface.whole:
+        return "an image is scaled whole (bilinear, antialias)"
+    return "the shorter side is scaled to size * 256 / 224 (bilinear, antialias), the central square is cut out"
+
+
+# --- from the run's records ------------------------------------------------------------------------------------------
+
+
+def _measured(original: Original, run: RunDir) -> list[str]:
+    """Lines on accuracy and sharpness of these weights; what was not measured is said to be so."""
+    source = configs.load(run.config_path).data.source
+    at_step = (record for record in run.records() if record.where.get("step") == original.step)
+    own = [record for record in at_step if record.settings.get("source", source) == source]
+    lines = [f"- {_accuracy(own)}"]
+    sharp = [record for record in own if record.name == "hessian/lambda_max" and "block" not in record.where]
+    if sharp:
+        last = sharp[-1]
+        error = f" (residual {last.residual:.2g})" if last.residual is not None else ""
+        s = last.settings
+        on = f"{s.get('loss', '')} loss on {s.get('images', '?')} {last.where.get('split', '')} images"
+        state = "" if last.converged else ", not converged"
+        lines.append(f"- lambda_max, the largest Hessian eigenvalue: {last.value:.4g}{error}{state}; {on}")
+    else:
+        lines.append("- lambda_max, the largest Hessian eigenvalue: not measured (`samovar measure RUN hessian`)")
+    return lines
+
+
+def _accuracy(records: Sequence[Record]) -> str:
+    measured = [record for record in records if record.name == "accuracy/top1" and record.where.get("split") == "val"]
+    validated = [record for record in records if record.name == "val/accuracy"]
+    found = (measured or validated)[-1:]
+    if not found or not found[0].n:
+        return "accuracy: not measured"
+    last, n = found[0], found[0].n
+    low, high = last.interval or wilson(round(last.value * n), n)
+    of = f"{n:,} {last.where.get('split', 'val')} images"
+    return f"accuracy: {last.value:.2%} (95 % interval {low:.2%} to {high:.2%}) on {of}"
+
+
+def _trained(run: RunDir) -> list[str]:
+    config = configs.load(run.config_path)
+    found = read_provenance(run)
+    versions = ", ".join(f"{name} {value}" for name, value in found.get("versions", {}).items())
+    sam = f"SAM with rho {config.sam.rho:g}, m {config.sam.m or 'all'}" if config.sam.rho else "without SAM"
+    lines = [
+        f"- data: {_last_part(config.data.source)}",
+        f"- training: {config.optim.name}, {sam}; `{replay(config)}`",
+    ]
+    return [*lines, f"- versions: {versions}"] if versions else lines
+
+
+def read_provenance(run: RunDir) -> dict[str, Any]:
+    """What produced the run; empty where it is not said."""
+    path = run.path / "provenance.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found if isinstance(found, dict) else {}
+
+
+def replay(config: Config) -> str:
+    """The command that trains this again, without paths of one machine."""
+    free = Config()
+    data = replace(config.data, root=free.data.root, source=_last_part(config.data.source))
+    public = replace(config, output=free.output, name=free.name, data=data, init=_last_part(config.init))
+    known = config.recipe in recipes.RECIPES
+    base = recipes.get(config.recipe).config() if known else Config(recipe=config.recipe)
+    return " ".join(["samovar train", config.recipe, *configs.to_flags(public, base)])
+
+
+def _last_part(source: str) -> str:
+    """A source or path without the folders that lead to it, which are nobody else's business."""
+    on_hub = source.startswith("hf:") and not source.startswith("hf:/")  # OWNER/NAME
+    return source if on_hub else re.sub(r"[^:]*/", "", source.rstrip("/"))
