@@ -31,6 +31,8 @@ def read_npz(path: Path) -> dict[str, Tensor]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such file") from error
     except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise ValueError(
             f"{path} cannot be read as .npz: it is damaged, or holds more than arrays of numbers"
@@ -41,17 +43,27 @@ def read_npz(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path}: {error}") from None
 
 
+def num_heads(path: Path) -> int:
+    """Attention heads in a Flax `.npz` file that `read_npz` reads, which timm's names do not tell; 0 without any."""
+    with np.load(path, allow_pickle=False) as file:
+        name = next(
+            (name for name in file.files if re.search(r"MultiHeadDotProductAttention_\d/query/bias$", name)), ""
+        )
+        return int(file[name].shape[-2]) if name else 0
+
+
 def from_flax(arrays: Mapping[str, Array]) -> dict[str, Tensor]:
     """Flax parameters by path, as timm's state dict.
 
     Raises:
         ValueError: they are of no layout known here, or one of them has no place in it."""
-    found = _without_prefix(arrays)
-    family = next((name for name, (sign, _) in LAYOUTS.items() if any(re.match(sign, key) for key in found)), None)
+    found = _unstacked(_without_prefix(arrays))
+    family = next((name for name, (sign, *_) in LAYOUTS.items() if any(re.match(sign, key) for key in found)), None)
     if family is None:
+        names = f"{', '.join(sorted(found)[:3]) or 'none'}{', ...' if len(found) > 3 else ''}"
         raise ValueError(
-            f"its names, such as {', '.join(sorted(found)[:3]) or '(none)'}, are of no ViT, Mixer or BiT ResNet of "
-            "vision_transformer or big_vision"
+            f"its {len(found)} names ({names}) are of no ViT, Mixer or BiT ResNet of vision_transformer or big_vision, "
+            f"which have {', '.join(example for _, _, example in LAYOUTS.values())}"
         )
     state: dict[str, Tensor] = {}
     for name, value in found.items():
@@ -74,11 +86,28 @@ def _from_zero(name: str) -> str:
     return re.sub(r"/unit(\d+)/", lambda match: f"/unit{int(match[1]) - 1}/", name)
 
 
+def _unstacked(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Blocks that were scanned over lie in one array with a first axis of depth."""
+    one_by_one: dict[str, Array] = {}
+    for name, value in arrays.items():
+        block, stacked, layer = name.partition("Transformer/encoderblock/")
+        if stacked:
+            one_by_one |= {f"{block}Transformer/encoderblock_{i}/{layer}": part for i, part in enumerate(value)}
+        else:
+            one_by_one[name] = value
+    return one_by_one
+
+
 def _placed(name: str, value: Array, rules: Iterable[Rule], family: str) -> tuple[str, Array]:
     for pattern, target, change in rules:
         match = re.fullmatch(pattern, name)
         if match:
             return match.expand(target), change(value)
+    if name.startswith("pre_logits/"):
+        raise ValueError(
+            "it has pre_logits, a layer between encoder and head that ImageNet-21k checkpoints have and networks here "
+            "have not; give one that was fine-tuned or trained without"
+        )
     raise ValueError(f"{name} {list(value.shape)} has no place in timm's {family}; such weights are not supported")
 
 
@@ -182,9 +211,11 @@ _BIT: list[Rule] = [
     *_layer("head", "fc", _dense),
 ]
 
-LAYOUTS: dict[str, tuple[str, list[Rule]]] = {
-    "ViT": (r"Transformer/encoderblock_", _VIT),
-    "Mixer": (_BLOCK, _MIXER),
-    "BiT ResNet": (r"conv_root/", _BIT),
+LAYOUTS: dict[str, tuple[str, list[Rule], str]] = {
+    "ViT": (r"Transformer/encoderblock_", _VIT, "Transformer/encoderblock_0/..."),
+    "Mixer": (_BLOCK, _MIXER, "MixerBlock_0/..."),
+    "BiT ResNet": (r"conv_root/", _BIT, "conv_root/kernel"),
 }
-"""A pattern that tells a layout, and where its parameters go: (pattern of a path, timm's name, change of the array)."""
+"""A pattern that tells a layout, where its parameters go, and an example of a name.
+
+Where they go is (pattern of a path, timm's name, change of the array)."""

@@ -1,4 +1,4 @@
-"""What `--init` names: a run, a timm model with pretrained weights, or a file of tensors.
+"""Weights by name: of a run, a timm model with pretrained weights, a folder in timm's layout, or a file of tensors.
 
 torch and timm are imported where tensors are read, so that what a run's settings say is known without them."""
 
@@ -13,11 +13,12 @@ import warnings
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from samovar import config as configs
+from samovar import timm_folder
 from samovar.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ _DAMAGED = (EOFError, LookupError, TypeError, AttributeError, UnicodeDecodeError
 """What torch's reader of pickles raises, besides errors of its own, where bytes are no pickle."""
 _PREFIXES = ("module.", "_orig_mod.", "body.")
 """Put before every name by DDP, `torch.compile` and our `Classifier`."""
+
+
+Kind = Literal["run", "folder", "file", "timm"]
 
 
 @dataclass(frozen=True)
@@ -50,24 +54,41 @@ def read_init(what: str) -> Weights:
     """The weights that `--init` names, on the CPU: of a run its best checkpoint, averaged where it keeps an average.
 
     Raises:
+        ValueError: as `read`."""
+    with _in_words_of("--init"):
+        return read(what)
+
+
+def read(what: str) -> Weights:
+    """The weights of this name, on the CPU: of a run its best checkpoint, averaged where it keeps an average.
+
+    Raises:
         ValueError: an unknown name (with the nearest), weights that cannot be downloaded, a file that is damaged or
             holds more than tensors."""
-    kind = _kind(what)
-    model, image_size = facts(what)
-    if kind == "run":
+    found = kind(what)
+    model, image_size = _facts(what)
+    if found == "run":
         name, tensors = _read_run(Path(what))
+    elif found == "folder":
+        name, tensors = what, _read_file(Path(what) / timm_folder.WEIGHTS)
     else:
-        name, tensors = what, _read_file(Path(what)) if kind == "file" else _read_timm(what)
+        name, tensors = what, _read_file(Path(what)) if found == "file" else _read_timm(what)
     return Weights(name, tensors, model, image_size)
 
 
-def _kind(what: str) -> Literal["run", "file", "timm"]:
+def kind(what: str) -> Kind:
+    """What a name is of: a `run`, a `folder` in timm's layout, a `file`, else a `timm` model.
+
+    Raises:
+        ValueError: a folder that is neither of the two."""
     path = Path(what)
+    if timm_folder.is_one(path):
+        return "folder"
     if (path / "config.json").is_file():
         return "run"
     if path.is_dir():
         raise ValueError(
-            f"--init {what} is no run: it has no config.json; give a run folder, a timm name or a file of weights"
+            f"{what} is no run: it has no config.json; give a run folder, a timm name or a file of weights"
         )
     return "file" if path.is_file() or path.suffix in SUFFIXES else "timm"
 
@@ -79,15 +100,33 @@ def facts(what: str) -> tuple[ModelConfig | None, int]:
 
     Raises:
         ValueError: an unknown name (with the nearest)."""
-    kind = _kind(what)
-    if kind == "run":
+    with _in_words_of("--init"):
+        return _facts(what)
+
+
+def _facts(what: str) -> tuple[ModelConfig | None, int]:
+    found = kind(what)
+    if found == "run":
         config = configs.load(Path(what) / "config.json")
         return config.model, config.data.image_size
-    if kind == "file":
+    if found == "file":
         return None, 0
+    if found == "folder":
+        described = timm_folder.describe(Path(what))
+        name = described.architecture
+        pixels = ModelConfig(mean=described.mean, std=described.std)
+        return replace(pixels, name=_tagged(name)), described.image_size
     known = _pretrained(what)
     name = what.partition(".")[0] + (f".{known.tag}" if known.tag else "")  # with its tag no name hides timm's
     return ModelConfig(name=name, mean=tuple(known.mean), std=tuple(known.std)), known.input_size[-1]
+
+
+@contextmanager
+def _in_words_of(flag: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{flag} {error}") from error
 
 
 def _read_run(folder: Path) -> tuple[str, dict[str, Tensor]]:
@@ -106,9 +145,17 @@ def _pretrained(name: str) -> Any:
         near = difflib.get_close_matches(name, timm.list_pretrained(), n=3, cutoff=0.5)
         hint = f"; nearest names: {', '.join(near)}" if near else ""
         raise ValueError(
-            f"--init {name} is no run folder, no file and no timm model with pretrained weights of that name{hint}"
+            f"{name} is no run folder, no file and no timm model with pretrained weights of that name{hint}"
         )
     return timm.get_pretrained_cfg(name)
+
+
+def _tagged(name: str) -> str:
+    """timm's name of a network with a tag it knows, if there is one: with it no name of ours hides it."""
+    import timm
+
+    known = timm.get_pretrained_cfg(name)
+    return f"{name}.{known.tag}" if known and known.tag and "." not in name else name
 
 
 def _read_timm(name: str) -> dict[str, Tensor]:
@@ -123,7 +170,7 @@ def _read_timm(name: str) -> dict[str, Tensor]:
             root = root.__cause__ or root.__context__ or root
         reason = (str(root).strip() or type(root).__name__).splitlines()[0]
         raise ValueError(
-            f"--init {name}: its weights are not in the cache and cannot be downloaded ({reason}); connect once, or "
+            f"{name}: its weights are not in the cache and cannot be downloaded ({reason}); connect once, or "
             "give a file"
         ) from error
     return body.state_dict()
@@ -149,9 +196,11 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     if path.suffix not in SUFFIXES:
-        raise ValueError(f"--init {path} is a file of another kind; give one of {', '.join(SUFFIXES)}")
+        raise ValueError(f"{path} is a file of another kind; give one of {', '.join(SUFFIXES)}")
     if path.suffix == ".npz":
-        return _read_flax(path)
+        from samovar.flax import read_npz
+
+        return read_npz(path)
     try:
         if path.suffix == ".safetensors":
             return _named(load_file(path), path)
@@ -162,21 +211,10 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it holds more than tensors and would call {found[1]}" if found else "it is no file of tensors"
-        raise ValueError(f"--init {path} is not read: {reason}; give a state_dict() saved by itself") from error
+        raise ValueError(f"{path} is not read: {reason}; give a state_dict() saved by itself") from error
     except (OSError, RuntimeError, SafetensorError, *_DAMAGED) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"--init {path} cannot be read ({reason}); give a run folder, a timm name or a file"
-        ) from error
-
-
-def _read_flax(path: Path) -> dict[str, Tensor]:
-    from samovar.flax import read_npz
-
-    try:
-        return read_npz(path)
-    except ValueError as error:
-        raise ValueError(f"--init {error}") from error
+        raise ValueError(f"{path} cannot be read ({reason}); give a run folder, a timm name or a file") from error
 
 
 def _named(found: Any, path: Path) -> dict[str, Tensor]:
@@ -190,7 +228,7 @@ def _named(found: Any, path: Path) -> dict[str, Tensor]:
     )
     tensors.pop("n_averaged", None)  # the one name that torch's AveragedModel leaves without its prefix
     if not tensors:
-        raise ValueError(f"--init {path} holds no tensors by name; give a state_dict() saved by itself")
+        raise ValueError(f"{path} holds no tensors by name; give a state_dict() saved by itself")
     while prefix := next((prefix for prefix in _PREFIXES if all(key.startswith(prefix) for key in tensors)), ""):
         tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
     return tensors

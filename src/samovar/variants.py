@@ -13,15 +13,18 @@ from functools import partial
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
+from timm.layers._fx import register_notrace_module
 from timm.layers.activations import GELUTanh
 from timm.layers.drop import DropPath
 from timm.layers.norm import GroupNorm
+from timm.layers.padding import pad_same
 from timm.layers.pool2d_same import MaxPool2dSame
 from timm.layers.std_conv import StdConv2dSame
 from timm.models.mlp_mixer import MlpMixer
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from samovar.config import ModelConfig
 from samovar.zoo import Family, Variant
@@ -62,6 +65,9 @@ def _vit(row: Variant, config: ModelConfig, sizes: Sizes) -> nn.Module:
         embed_dim=row.width,
         depth=row.depth,
         num_heads=row.heads,
+        class_token=row.pool == "token",
+        global_pool="token" if row.pool == "token" else "avg",
+        fc_norm=False,  # timm would move the encoder's last norm behind the mean
         pos_drop_rate=config.dropout,
         proj_drop_rate=config.dropout,
         drop_path_rate=config.drop_path,  # timm's ramp, rescaled by 1 / (1 - p); Google's ViT code has none to follow
@@ -114,13 +120,33 @@ def _resnet(row: Variant, config: ModelConfig, sizes: Sizes) -> nn.Module:
 def _standardize(module: nn.Module) -> None:
     for name, child in module.named_children():
         if isinstance(child, nn.Conv2d):
-            # Google adds 1e-5 to the standard deviation, timm its eps to the variance; 1e-10 agrees to 1e-5 / std
-            conv = StdConv2dSame(
-                child.in_channels, child.out_channels, child.kernel_size[0], child.stride[0], eps=1e-10
-            )
-            setattr(module, name, conv)
+            size, stride = child.kernel_size[0], child.stride[0]
+            setattr(module, name, StandardizedConv2d(child.in_channels, child.out_channels, size, stride))
         else:
             _standardize(child)
+
+
+@register_notrace_module
+class StandardizedConv2d(StdConv2dSame):
+    """A convolution with SAME padding whose kernels have mean 0 and deviation s / (s + 1e-5), s their own.
+
+    Google adds eps to the deviation, timm's layer to the variance; the names of the weights are timm's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Feature maps [B, C', h', w'] of [B, C, h, w]."""
+        if self.same_pad:
+            x = pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation))
+        kernels = _standardized(self.weight)
+        return F.conv2d(x, kernels, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+def _standardized(weight: Tensor, eps: float = 1e-5) -> Tensor:
+    """Kernels (w - mean(w)) / (std(w) + eps) of w [C', C, h, w], over all axes but the first."""
+    flat = weight.flatten(1)
+    # a norm and a sum cost a tenth of `std`; rounding in s hardly moves s / (s + eps), and the layer has its own s
+    square = torch.linalg.vector_norm(flat, dim=1).square() / flat.shape[1] - flat.mean(1).square()
+    s = square.clamp_min(1e-20).sqrt()  # a constant kernel has 0, where a root has no derivative
+    return F.group_norm(flat[None], len(flat), s / (s + eps), eps=1e-20).reshape_as(weight)
 
 
 # --- the paper's initialisation, as in vision_transformer and big_vision ---------------------------------------------
@@ -136,7 +162,8 @@ def _init_vit(body: Any) -> None:
             nn.init.normal_(layer.bias, std=1e-6) if ".mlp." in name else nn.init.zeros_(layer.bias)
     _init_default(body.patch_embed)
     nn.init.normal_(body.pos_embed, std=0.02)
-    nn.init.zeros_(body.cls_token)
+    if body.cls_token is not None:
+        nn.init.zeros_(body.cls_token)
 
 
 def _init_default(body: nn.Module) -> None:

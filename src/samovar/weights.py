@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from samovar.models import Classifier
 
-__all__ = ["Weights", "load_init", "read_init", "resolve"]
+__all__ = ["Weights", "load_init", "load_whole", "read_init", "resolve"]
 
 _COUNTER = "num_batches_tracked"
 """A buffer that older programs do not save; nothing here depends on it."""
@@ -70,20 +70,53 @@ def load_init(model: Classifier, config: Config) -> tuple[str, ...]:
     own = {id(parameter) for parameter in model.head_parameters()}
     new = {name for name, parameter in model.body.named_parameters() if id(parameter) in own}
     given = {name: tensor for name, tensor in weights.tensors.items() if name not in new}
-    wanted = {name: tensor for name, tensor in model.body.state_dict().items() if name not in new}
-    notes = [f"starts from {weights.name}; the classifier is new"]
-    for name in (name for name in wanted if name in given):
-        given[name], changes = _fitted(name, given[name], wanted[name], model.body)
-        notes += changes
-    complaints = _complaints(given, wanted)
+    notes, complaints = _load(model.body, given, new)
     if complaints:
         raise ValueError(
             f"--init {config.init}: {len(complaints)} of its weights and those of {config.model.name} do not fit "
-            f"({'; '.join(complaints[:_SHOWN])}{'; ...' if len(complaints) > _SHOWN else ''}); "
-            f"{_advice(weights, config, complaints)}"
+            f"({_shown(complaints)}); {_advice(weights, config, complaints)}"
         )
-    model.body.load_state_dict(given, strict=False)
+    return (f"starts from {weights.name}; the classifier is new", *notes)
+
+
+def load_whole(model: Classifier, tensors: dict[str, Tensor], title: str) -> tuple[str, ...]:
+    """Load weights into the body of `model`, classifier layer included; what can be is resized as in `load_init`.
+
+    Args:
+        model: the network.
+        tensors: a state dict of its body.
+        title: what to call the network in a message.
+
+    Returns:
+        Notes on what was resized.
+
+    Raises:
+        ValueError: weights that do not fit, with the first few."""
+    notes, complaints = _load(model.body, tensors, set())
+    if complaints:
+        raise ValueError(
+            f"{len(complaints)} of its weights and those of {title} do not fit ({_shown(complaints)}); it has "
+            f"{len(tensors)}, {title} has {len(model.body.state_dict())}"
+        )
     return tuple(notes)
+
+
+def _load(body: nn.Module, given: dict[str, Tensor], new: set[str]) -> tuple[list[str], list[str]]:
+    """Load what is given into all but `new`, or nothing where there are complaints; returns notes, and those."""
+    wanted = {name: tensor for name, tensor in body.state_dict().items() if name not in new}
+    notes: list[str] = []
+    given = dict(given)
+    for name in (name for name in wanted if name in given):
+        given[name], changes = _fitted(name, given[name], wanted[name], body)
+        notes += changes
+    complaints = _complaints(given, wanted)
+    if not complaints:
+        body.load_state_dict(given, strict=False)
+    return notes, complaints
+
+
+def _shown(complaints: list[str]) -> str:
+    return f"{'; '.join(complaints[:_SHOWN])}{'; ...' if len(complaints) > _SHOWN else ''}"
 
 
 def _complaints(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:

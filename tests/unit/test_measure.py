@@ -154,7 +154,7 @@ def test_bad_input_is_one_line(args, line, capsys, tmp_path, monkeypatch) -> Non
 def test_a_checkpoint_that_is_not_there_names_those_that_are(run, tmp_path) -> None:
     with pytest.raises(ValueError, match="--checkpoint 5 is not there; give best, last, init or one of 4, 8"):
         open_subject(str(run.path), small(checkpoint="5"), CPU)
-    with pytest.raises(ValueError, match="is not a run"):
+    with pytest.raises(ValueError, match="is no run"):
         open_subject(str(tmp_path), small(), CPU)
 
 

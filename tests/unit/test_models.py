@@ -4,17 +4,20 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, StdConv2d, StdConv2dSame
+from timm.layers import DropPath, StdConv2dSame
 from timm.models.resnetv2 import ResNetV2
 from torch import nn
 
 from samovar import variants
 from samovar.config import ModelConfig
+from samovar.curvature import blocks
+from samovar.measure.attention import attention_maps
 from samovar.models import Classifier, create, describe, family
 from samovar.zoo import MODELS, Variant
 
@@ -137,6 +140,32 @@ def test_library_initialisation_is_timms():
     assert body.head.bias.count_nonzero() == 0
 
 
+@pytest.mark.parametrize(("name", "params"), [("vit-s16-gap", 22_049_896), ("vit-b32-gap", 88_222_696)])
+def test_a_vit_without_class_token_pools_after_the_last_norm(name, params):
+    body = on_meta(name)
+    assert body.cls_token is None
+    assert isinstance(body.norm, nn.LayerNorm)
+    assert isinstance(body.fc_norm, nn.Identity)
+    row = MODELS[name]
+    assert body.pos_embed.shape == (1, (224 // row.patch) ** 2, row.width)
+    # less than with a class token by that token and its place
+    twin = MODELS[name.removesuffix("-gap")]
+    assert sum(p.numel() for p in body.parameters()) == row.params == params == twin.params - 2 * row.width
+
+
+def test_a_vit_without_class_token_answers_to_the_mean_of_its_patches():
+    row = replace(MODELS["vit-digits"], pool="mean")
+    body = variants.build(row, ModelConfig(init="library"), variants.Sizes(10, 8, 1)).eval()
+    images = torch.randn(2, 1, 8, 8)
+    tokens = body.forward_features(images)
+    assert tokens.shape == (2, 4, 64)
+    torch.testing.assert_close(body(images), body.head(tokens.mean(1)))
+    mixed = attention_maps(Classifier(body, (0.5,), (0.5,)), images)
+    assert (mixed.query, mixed.num_prefix_tokens, mixed.grid) == ("mean", 0, (2, 2))
+    named = blocks(Classifier(body, (0.5,), (0.5,)))
+    assert set(named) == {"embedding", "msa", "mlp", "block1", "block2", "block4", "whole"}
+
+
 # --- Mixer -----------------------------------------------------------------------------------------------------------
 
 
@@ -193,25 +222,50 @@ def test_resnet_is_the_one_that_timm_ported_from_google(size):
     state = {to_resnetv2(key): value for key, value in ours.state_dict().items()}
     theirs.load_state_dict({key: value.view(shapes[key]) for key, value in state.items()})
     images = torch.randn(2, 3, size, size)
-    # their eps are 1e-5 in GroupNorm and 1e-6 in kernels, ours 1e-6 and 1e-10: all far below variances near 1
+    # theirs is 1e-5 in GroupNorm, 1e-6 in a kernel's variance, ours 1e-6, and 1e-5 in its deviation: far below 1
     torch.testing.assert_close(ours(images), theirs(images), rtol=1e-3, atol=1e-3)
 
 
-def test_standardized_kernels_are_googles_to_1e_minus_5_over_their_deviation():
-    conv = digits("resnet-digits").body.layer1[0].conv1
+@pytest.mark.parametrize("std", [1.0, 1e-3, 1e-5])
+@pytest.mark.parametrize(("size", "stride"), [(1, 1), (3, 1), (3, 2), (7, 2)])
+def test_standardized_kernels_are_googles(std, size, stride):
+    conv = variants.StandardizedConv2d(4, 6, size, stride).double()
+    nn.init.normal_(conv.weight, mean=std, std=std)
     w = conv.weight
     google = (w - w.mean((1, 2, 3), keepdim=True)) / (w.std((1, 2, 3), correction=0, keepdim=True) + 1e-5)
-    x = torch.randn(1, 16, 5, 5)
-    expected = F.conv2d(x, google, padding=1)
-    assert isinstance(conv, StdConv2dSame)
-    torch.testing.assert_close(conv(x), expected, rtol=2e-5 / w.std().item(), atol=1e-4)
+    for side in (8, 9):
+        x = torch.randn(2, 4, side, side, dtype=torch.float64)
+        total = (-(-side // stride) - 1) * stride + size - side  # SAME: what is odd goes below and to the right
+        padded = F.pad(x, [total // 2, total - total // 2] * 2) if total > 0 else x
+        # a layer's own floor under deviations is 1e-10, or 5e-11 of 1e-5
+        torch.testing.assert_close(conv(x), F.conv2d(padded, google, stride=stride), rtol=1e-9, atol=1e-9)
+
+
+def test_standardized_kernels_have_all_derivatives_that_curvature_takes():
+    weight = torch.randn(3, 2, 2, 2, dtype=torch.float64, requires_grad=True)
+
+    def standardized(w):
+        return variants._standardized(w, eps=0.3)  # so large that its part in the derivatives counts
+
+    assert torch.autograd.gradcheck(standardized, (weight,), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(standardized, (weight,), check_fwd_over_rev=True)
+    assert torch.func.hessian(lambda w: standardized(w).pow(3).sum())(weight.detach()).abs().sum() > 0
+
+
+def test_a_constant_kernel_is_0_and_has_a_gradient():
+    for value in (0.0, 0.25):
+        weight = torch.full((2, 3, 1, 1), value, requires_grad=True)
+        standardized = variants._standardized(weight)
+        assert standardized.abs().max() < 0.01
+        (gradient,) = torch.autograd.grad(standardized.square().sum() + standardized[0, 0, 0, 0], weight)
+        assert gradient.isfinite().all()
 
 
 def test_group_norm_resnets_standardize_every_kernel_and_batch_norm_ones_none():
-    for name, kernel in (("resnet50", StdConv2dSame), ("resnet-digits", StdConv2dSame), ("resnet50-bn", nn.Conv2d)):
+    ours = variants.StandardizedConv2d
+    for name, kernel in (("resnet50", ours), ("resnet-digits", ours), ("resnet50-bn", nn.Conv2d)):
         convs = [m for m in on_meta(name).modules() if isinstance(m, nn.Conv2d)]
         assert {type(conv) for conv in convs} == {kernel}
-        assert not any(isinstance(conv, StdConv2d) for conv in convs)
 
 
 @pytest.mark.parametrize("name", ["resnet-digits", "resnet-digits-bn"])

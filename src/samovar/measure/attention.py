@@ -65,7 +65,9 @@ def attention_maps(model: nn.Module, images: Tensor) -> Attention:
     Attention with a single query, as in a pooling head, is left out. Memory: n H N^2 numbers a layer.
 
     Raises:
-        ValueError: the model has no attention, or none over all patches, as with windows or several resolutions."""
+        ValueError: the model has no attention, or none over all patches, as with windows or several resolutions.
+
+    Source: appendix B.2 of Chen et al., arXiv:2106.01548."""
     model = bare(model)
     body = network(model)
     with torch.no_grad(), capture(body, attention=True) as seen:

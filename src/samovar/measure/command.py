@@ -15,6 +15,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from samovar import config as configs
+from samovar import timm_folder
 from samovar.config import MeasureConfig, RunConfig
 from samovar.measure.subject import Subject, open_subject
 from samovar.measure.table import default_split, measure
@@ -33,6 +34,7 @@ def run(name: str, measurements: Sequence[str], config: MeasureConfig) -> RunDir
     Raises:
         ValueError: an unknown subject, or settings that do not fit it.
         SystemExit: 130 after an interruption; what was done is kept and is not done again."""
+    _look_here(name, config.model)
     with started(RunConfig(device=config.device, threads=config.threads, precision="fp32")) as runtime:
         subjects = open_subjects(name, measurements, config, runtime)
         subject = next(iter(subjects.values()))
@@ -46,6 +48,14 @@ def run(name: str, measurements: Sequence[str], config: MeasureConfig) -> RunDir
         Console(width=None if sys.stdout.isatty() else 120).print(table_of(found, subject))
         print(f"records: {folder.records_path}")
     return folder
+
+
+def _look_here(name: str, network: str) -> None:
+    """Let module:function, of this name, of `--model` or of the run's settings, lie in the working folder."""
+    path = Path(name) / "config.json"
+    of_run = path.is_file() and not timm_folder.is_one(path.parent)
+    if ":" in network or ":" in (configs.load(path).model.name if of_run else name):
+        sys.path.insert(0, str(Path.cwd()))
 
 
 def open_subjects(

@@ -100,7 +100,9 @@ def loss_plane(
 
     Raises:
         ValueError: weights, directions or coordinates that are not finite or do not fit; a loss that is not as said;
-            what a worker raises."""
+            what a worker raises.
+
+    Source: Li et al., arXiv:1712.09913; the paper's protocol: appendix B.1 of arXiv:2106.01548."""
     if len(directions) != (1 if y is None else 2):
         raise ValueError(f"{len(directions)} directions: give one with x, or two with x and y")
     xs, ys = _coordinates(x), [0.0] if y is None else _coordinates(y)

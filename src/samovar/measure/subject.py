@@ -12,14 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from samovar import checkpoint, zoo
+from samovar import checkpoint, timm_folder, zoo
 from samovar import config as configs
 from samovar.config import Config, DataConfig, MeasureConfig, ModelConfig
 from samovar.data.loader import Batch, eval_batches
 from samovar.data.sources import open_source
-from samovar.data.splits import Split, evenly, keep_fraction
+from samovar.data.splits import Source, Split, evenly, keep_fraction
 from samovar.models import Classifier, create, describe
 from samovar.objectives import make_objective
+from samovar.opened import Opened, open_model
+from samovar.pretrained import SUFFIXES
 from samovar.records import RunDir
 from samovar.runtime import Runtime, seed_everything
 from samovar.weights import load_init
@@ -94,17 +96,33 @@ def arrays_name(title: str, subject: Subject, config: MeasureConfig) -> str:
 
 
 def open_subject(name: str, config: MeasureConfig, runtime: Runtime) -> Subject:
-    """The subject of a run folder, or of a model's name at its initialisation.
+    """The subject of a run folder, of trained weights from elsewhere, or of a model's name at its initialisation.
 
     Raises:
-        ValueError: neither of the two, a checkpoint that is not there, data that does not fit."""
+        ValueError: none of these, a checkpoint that is not there, data that does not fit."""
     folder = Path(name)
-    if (folder / "config.json").is_file():
+    if (folder / "config.json").is_file() and not timm_folder.is_one(folder):
         run = RunDir.open(folder)
+        if config.model:
+            raise ValueError(f"--model {config.model}: {name} is a run, which knows its network; leave it out")
         return _subject(name, configs.load(run.config_path), config, runtime, run)
-    if folder.is_dir():
-        raise ValueError(f"{name} is not a run: it has no config.json")
+    if folder.exists() or folder.suffix in SUFFIXES or config.checkpoint == "pretrained":
+        return _opened_subject(name, config, runtime)
+    if config.model:
+        raise ValueError(
+            f"--model {config.model}: {name} is a network at its initialisation; add --checkpoint pretrained"
+        )
     return _subject(name, _config_of_model(name, config), config, runtime, None)
+
+
+def _opened_subject(name: str, config: MeasureConfig, runtime: Runtime) -> Subject:
+    """The subject of weights that are of no run, their classifier included."""
+    if config.checkpoint not in ("best", "pretrained"):
+        raise ValueError(f"--checkpoint {config.checkpoint}: {name} is no run and has no others; leave it out")
+    opened = open_model(name, name=config.model, image_size=config.image_size)
+    data = DataConfig(image_size=opened.image_size)
+    data = replace(data, source=config.source or data.source)
+    return _subject(name, Config(recipe="", model=opened.config, data=data), config, runtime, None, opened)
 
 
 def _config_of_model(name: str, config: MeasureConfig) -> Config:
@@ -117,7 +135,14 @@ def _config_of_model(name: str, config: MeasureConfig) -> Config:
     return Config(recipe="", model=ModelConfig(name=name), data=replace(data, source=config.source or data.source))
 
 
-def _subject(name: str, base: Config, config: MeasureConfig, runtime: Runtime, run: RunDir | None) -> Subject:
+def _subject(
+    name: str,
+    base: Config,
+    config: MeasureConfig,
+    runtime: Runtime,
+    run: RunDir | None,
+    opened: Opened | None = None,
+) -> Subject:
     data = base.data
     if run and config.image_size not in (0, data.image_size):
         raise ValueError(f"--image-size {config.image_size}: {name} was trained at {data.image_size} px; leave it out")
@@ -129,15 +154,11 @@ def _subject(name: str, base: Config, config: MeasureConfig, runtime: Runtime, r
     split = source.train if title == "train" else source.val
     if config.images and config.images < len(split):
         split = split.take(keep_fraction(split.labels, config.images / len(split), config.seed))
-    seed_everything(base.seed if run else config.seed)
-    model = create(base.model, num_classes=len(source.classes), image_size=data.image_size, channels=source.channels)
-    try:
-        weights, step = _load_weights(model, base, run, config)
-    except RuntimeError:  # torch's list of every tensor that does not fit
-        raise ValueError(
-            f"the weights of {name} do not fit images of {data.source}: {len(source.classes)} classes, "
-            f"{source.channels} channels, {data.image_size} px; give --source with the data it was trained on"
-        ) from None
+    if opened:
+        _check_fits(opened, source)
+        model, weights, step = opened.model, {"weights": opened.notes[0]}, 0
+    else:
+        model, weights, step = _created(name, replace(base, data=data), config, run, source)
     settings = {
         "model": base.model.name,
         **weights,
@@ -158,6 +179,37 @@ def _subject(name: str, base: Config, config: MeasureConfig, runtime: Runtime, r
     where = {"split": title} | ({"step": step} if run else {})
     model = model.to(runtime.device).eval()
     return Subject(name, model, batches, settings, where, tuple(source.classes), runtime, run, base, train)
+
+
+def _check_fits(opened: Opened, source: Source) -> None:
+    """Refuse images that a network was not trained to tell apart."""
+    same = opened.num_classes == len(source.classes) and opened.channels == source.channels
+    if not same:
+        raise ValueError(
+            f"{opened.name} tells {opened.num_classes} classes in images of {opened.channels} channels, and "
+            f"{source.name} has {len(source.classes)} and {source.channels}; give --source with images of its classes"
+        )
+    if opened.classes != tuple(source.classes) and set(opened.classes) == set(source.classes):
+        raise ValueError(
+            f"{opened.name} and {source.name} have the same classes in another order; give --source with folders that "
+            "sort as its classes do"
+        )
+
+
+def _created(
+    name: str, base: Config, config: MeasureConfig, run: RunDir | None, source: Source
+) -> tuple[Classifier, dict[str, str], int]:
+    """A run's network, or one at its initialisation; what its weights are, as settings, and their step."""
+    size, num_classes = base.data.image_size, len(source.classes)
+    seed_everything(base.seed if run else config.seed)
+    model = create(base.model, num_classes=num_classes, image_size=size, channels=source.channels)
+    try:
+        return model, *_load_weights(model, base, run, config)
+    except RuntimeError:  # torch's list of every tensor that does not fit
+        raise ValueError(
+            f"the weights of {name} do not fit images of {base.data.source}: {num_classes} classes, "
+            f"{source.channels} channels, {size} px; give --source with the data it was trained on"
+        ) from None
 
 
 def _load_weights(
