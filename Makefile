@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format slow bench clean
+.PHONY: help demo test check format reference slow bench clean
 
 help:  ## print this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/' | expand -t 12
@@ -19,6 +19,9 @@ check:  ## lint, format, types and layers
 format:  ## put the code into shape
 	uv run ruff check --fix .
 	uv run ruff format .
+
+reference:  ## write docs/reference.md from the docstrings
+	uv run python docs/make_reference.py
 
 slow:  ## run the slow claims, one by one, by hand; results belong in LOG.md
 	uv run pytest -m slow

@@ -365,10 +365,9 @@ def _train(args: list[str]) -> None:
     if args in (["-h"], ["--help"]):
         print(TRAIN_HELP, end="")
         return
-    dry, ranks = "--dry-run" in args, _count(args, "--ranks")
-    args[:] = [arg for arg in args if arg != "--dry-run"]
+    ranks = take_rehearsal(args)
     config, resumed = parse_train(args)
-    if dry:
+    if ranks:
         from samovar.rehearse import dry_run
 
         print("\n".join(dry_run(config, ranks)))
@@ -376,6 +375,19 @@ def _train(args: list[str]) -> None:
     from samovar.launch import train
 
     train(config, resumed)
+
+
+def take_rehearsal(args: list[str]) -> int:
+    """Take `--dry-run` with its `--ranks` off a command line; the number of ranks, 0 without `--dry-run`.
+
+    Raises:
+        ValueError: ranks that are no number, or without `--dry-run`."""
+    if "--dry-run" not in args:
+        if _peek(args, "--ranks"):
+            raise ValueError("--ranks is of --dry-run; torchrun's --nproc-per-node says how many there are in earnest")
+        return 0
+    args.remove("--dry-run")
+    return _count(args, "--ranks")
 
 
 def parse_tune(args: list[str]) -> tuple[Config, Search, list[str], Config, float | None, int]:

@@ -32,9 +32,10 @@ class InputAscent(NamedTuple):
     """Inputs that climb the loss along with the weights, such as images under attack."""
 
     inputs: Sequence[Tensor]
-    """Leaves that the loss functions read; they require a gradient during the ascent only."""
+    """Leaves of any shape that the loss functions read; they require a gradient during the ascent only."""
     move: Callable[[Sequence[Tensor]], None]
-    """Changes the inputs in place, given for each the gradient of the (scaled) losses' sum, 0 where not finite."""
+    """Changes the inputs in place, given for each the gradient, in its shape, of the (scaled) losses' sum; 0 where that
+    is not finite."""
     num_steps: int = 1
     """How often they move, >= 1; the last move takes its gradients from the weights' own ascent."""
 
@@ -53,6 +54,9 @@ def plain_backward(loss_fn: LossFns, model: nn.Module, *, scaler: GradScaler | N
 
     Returns:
         The summed loss [], detached and unscaled.
+
+    Raises:
+        ValueError: an empty sequence of loss functions.
     """
     loss_fns = _as_list(loss_fn)
     losses = []
@@ -103,7 +107,10 @@ def sam_backward(
         The summed loss [] at the unperturbed weights and before the inputs' last move, detached and unscaled.
 
     Raises:
-        ValueError: rho, eta or a number of steps out of range; a model compiled around DDP, or sharded.
+        ValueError: rho, eta or a number of steps out of range; a model compiled around DDP, or sharded; an empty
+            sequence of loss functions.
+
+    Source: Foret et al., arXiv:2010.01412; the adaptive form (ASAM): Kwon et al., arXiv:2102.11600.
     """
     _check_settings(rho, eta)
     if rho == 0 and input_ascent is None:
@@ -149,6 +156,8 @@ class SAM(torch.optim.Optimizer):
 
     Raises:
         ValueError: a setting out of range, a clash of hyper-parameters, or names missing under `adaptive`.
+
+    Source: as for `sam_backward`.
     """
 
     _step_supports_amp_scaling = True  # has GradScaler.step(sam, closure) set these two first, which step() refuses

@@ -2,31 +2,46 @@
 
 import re
 import shlex
+import socket
+from pathlib import Path
 
 import pytest
 
 from samovar import cli, recipes
-from tests.conftest import ROOT
+from tests.docs.fences import EXECUTED, PAGES, fences, run_python
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-
-
-def fences(page, language: str) -> list[str]:
-    return [body for found, body in FENCE.findall(page.read_text()) if found == language]
+PARSED = [page for page in PAGES if page not in EXECUTED]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_python_fences_run_in_order(page) -> None:
-    namespace: dict = {}
-    for body in fences(page, "python"):
-        exec(compile(body, str(page), "exec"), namespace)
-    assert PAGES
+@pytest.fixture
+def _one_rank(monkeypatch) -> None:
+    """What torchrun tells the only process it starts."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name, value in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1), ("MASTER_PORT", port)):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+
+
+@pytest.mark.usefixtures("_one_rank")
+@pytest.mark.filterwarnings("ignore")  # of other people's packages
+@pytest.mark.parametrize("page", PARSED, ids=lambda page: page.name)
+def test_python_fences_run_in_order(page, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = fences(page, "python")
+    missing = {package for fence in found for package in fence.missing}
+    if found and all(fence.missing for fence in found):
+        pytest.skip(f"needs {', '.join(sorted(missing))}")
+    namespace: dict = {"__name__": page.stem}  # classes of a fence belong to a module
+    for fence in found:
+        run_python(fence, page, namespace)
 
 
 def commands() -> list[str]:
-    lines = [line for page in PAGES for body in fences(page, "bash") for line in body.splitlines()]
-    return [line for line in lines if "samovar " in line and not line.startswith("pip ")]
+    pages = [(page, ("bash", "console") if page in PARSED else ("console",)) for page in PAGES]
+    lines = [line for page, languages in pages for fence in fences(page, *languages) for line in fence.lines]
+    return list(dict.fromkeys(line for line in lines if "samovar " in line and not line.startswith("pip ")))
 
 
 @pytest.mark.parametrize("line", commands())
@@ -34,23 +49,39 @@ def test_commands_parse(line: str, tmp_path, monkeypatch) -> None:
     words = shlex.split(line, comments=True)
     verb, args = words[words.index("samovar") + 1], words[words.index("samovar") + 2 :]
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs" / "NAME").mkdir(parents=True)
-    cli.configs.save(recipes.get("vit-digits").config(), tmp_path / "runs" / "NAME" / "config.json")
-    for label in ("a", "b"):
-        (tmp_path / "my" / "photos" / label).mkdir(parents=True)
-        for index in range(20):
-            (tmp_path / "my" / "photos" / label / f"{index}.jpg").touch()
+    for run in re.findall(r"runs/[\w-]+", line):
+        Path(run).mkdir(parents=True, exist_ok=True)
+        cli.configs.save(recipes.get("vit-digits").config(), Path(run) / "config.json")
+    for folder in re.findall(r"folder:([\w/]+)", line):
+        for label in ("a", "b"):
+            (Path(folder) / label).mkdir(parents=True)
+            for index in range(20):
+                (Path(folder) / label / f"{index}.jpg").touch()
     if verb == "train":
+        cli.take_rehearsal(args)
         config, _ = cli.parse_train(args)
         assert config.recipe
     elif verb == "measure":
         assert cli.parse_measure(args)[1]
+    elif verb == "reproduce":
+        assert cli.parse_reproduce(args)[0].names
+    elif verb == "export":
+        assert cli.cli_models.parse_export(args).kind
+    elif verb == "predict":
+        assert cli.cli_models.parse_predict(args).images
     else:
         assert verb in cli._VERBS
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_to_files(page) -> None:
-    links = re.findall(r"\]\(([^)#:]+)\)", page.read_text())
-    missing = [link for link in links if not (page.parent / link).exists()]
-    assert not missing
+def test_links_lead_to_files_and_headings(page) -> None:
+    for name, anchor in re.findall(r"\]\(([^)#:]+)(?:#([^)]+))?\)", page.read_text(encoding="utf-8")):
+        target = page.parent / name
+        assert target.exists(), name
+        assert not anchor or anchor in headings(target), f"{name}#{anchor}"
+
+
+def headings(page: Path) -> list[str]:
+    """The anchors of a page, as GitHub makes them."""
+    found = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found]

@@ -60,6 +60,7 @@ def test_interrupted_and_restarted_it_repeats_no_finished_run_and_ends_in_the_pa
     page = (tmp_path / "table1.html").read_text()
     assert "Claims of table1" in page
     assert "paper 1644.4" in page
+    assert f"{last:.4g} [79.9]" in (tmp_path / "table1.md").read_text()
 
     with pytest.raises(SystemExit) as stop:
         cli.main([*command(tmp_path)[3:], "--epochs", "3"])

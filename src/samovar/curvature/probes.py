@@ -40,11 +40,13 @@ class Density:
     stderr: Tensor
     """[G], standard error over probes."""
     sigma: float
+    """Width of the Gaussians, in units of the eigenvalues."""
     nodes: Tensor
     """[n, m] Ritz values of each probe."""
     weights: Tensor
     """[n, m] their weights, which sum to 1; 0 where a run ended early."""
     num_products: int
+    """Products with single vectors that it took."""
 
     def moment(self, power: int) -> Estimate:
         """The mean of eigenvalue^power, tr(A^power) / P; no error but the probes' for power < 2 num_steps."""

@@ -34,6 +34,7 @@ class Eigenpairs:
     converged: bool
     """Whether every residual is at most tol times its value, or nothing but rounding."""
     num_products: int
+    """Products with single vectors that they took."""
 
 
 @runtime_checkable

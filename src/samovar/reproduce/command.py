@@ -12,13 +12,14 @@ from typing import Any
 
 from rich.console import Console
 
+from samovar import checkpoint, report
 from samovar import config as configs
-from samovar import report
 from samovar.config import Config, DataConfig
 from samovar.data.sources import open_source
 from samovar.records import RunDir, replace_text
-from samovar.rehearse import data_of, rehearse
+from samovar.rehearse import Data, data_of, rehearse
 from samovar.reproduce import plan as plans
+from samovar.reproduce.markdown import markdown
 from samovar.reproduce.plan import Asked, Task
 from samovar.reproduce.results import Results, records_of, results
 from samovar.reproduce.runs import is_done, run_all
@@ -94,11 +95,18 @@ def _seconds(tasks: Sequence[Task]) -> float:
             with started(config.run) as runtime:
                 found = rehearse(plain, runtime, data, images=min(32, config.data.batch_size))
             speeds[key] = found.seconds / found.images
-        work = plans.training_gradients(config, data.num_train)
+        work = plans.training_gradients(config, data.num_train) * _left(task, data)
         num_val = 10_000 if data.num_train < 1_000_000 else 50_000
         work += sum(plans.measuring_gradients(each, data.num_train, num_val) for each in task.measurements)
         total += speeds[key] * work
     return total
+
+
+def _left(task: Task, data: Data) -> float:
+    """The share of a run's training that its last checkpoint leaves."""
+    total = sum(configs.num_steps(stage, data.num_train) for stage in configs.stages(task.config))
+    saved = checkpoint.steps_saved(RunDir(task.folder).checkpoints)
+    return max(0.0, 1 - saved[-1] / total) if saved else 1.0
 
 
 def _finish(name: str, asked: Asked, tasks: Sequence[Task]) -> Path:
@@ -111,6 +119,7 @@ def _finish(name: str, asked: Asked, tasks: Sequence[Task]) -> Path:
         console.print(claims_table(found.outcomes))
     rows = set(STUDIES[name].rows(SCALES[asked.scale]))
     first = [task.folder for task in tasks if task.seed == 0 and task.row in rows]
+    replace_text(asked.output / f"{name}.md", markdown(found))
     page = report.write([folder.path, *first], asked.output / f"{name}.html")
     print(f"page: {page}")
     return page
