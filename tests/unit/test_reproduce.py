@@ -13,7 +13,7 @@ from samovar import config as configs
 from samovar.records import Record
 from samovar.reproduce.claims import decide, difference, larger_gain, ratio
 from samovar.reproduce.columns import COLUMNS
-from samovar.reproduce.plan import Asked, command_of, tasks_of
+from samovar.reproduce.plan import Asked, claims_of, command_of, tasks_of
 from samovar.reproduce.results import paper_number
 from samovar.reproduce.rows import Row, config_of, name_of
 from samovar.reproduce.scales import SCALES
@@ -213,6 +213,20 @@ def test_the_commands_of_a_plan_train_its_runs(name: str, scale: str, tmp_path, 
         assert not configs.differences(config, task.config)
 
 
+def test_rows_can_be_chosen_and_only_claims_about_them_are_made() -> None:
+    found, _ = cli.parse_reproduce(
+        ["table4", "--scale", "digits", "--rows", "vit*quarter*,vit,vit-sam", "--seeds", "1"]
+    )
+    assert {task.row.key for task in tasks_of(found)} == {
+        "vit", "vit-sam", "vit-quarter", "vit-quarter-sam", "vit-quarter-aug", "vit-quarter-aug-sam"
+    }  # fmt: skip
+    assert [claim.text for claim in claims_of("table4", found)] == [
+        "SAM raises the accuracy of ViT",
+        "SAM raises the accuracy of ViT, a quarter of the images",
+        "SAM's gain for ViT is larger on a quarter than on all",
+    ]
+
+
 def test_a_flag_counts_though_its_value_be_the_default() -> None:
     found, _ = cli.parse_reproduce(["table1", "--scale", "digits", "--epochs", "1", "--measure.images", "0"])
     assert (dict(found.changes), dict(found.measure)) == ({"epochs": 1.0}, {"images": 0})
@@ -236,6 +250,7 @@ def test_fewer_epochs_warm_up_for_fewer_steps() -> None:
         (["--scale", "digits"], "reproduce needs a table or figure; give some of: table1"),
         (["table1", "--scale", "digits", "--seeds", "0"], "--seeds 0 is out of range"),
         (["table1", "--scale", "digits", "--sam.rho", "1"], "--sam.rho is what reproduce chooses"),
+        (["table1", "--scale", "digits", "--rows", "vti*"], "--rows vti* fits no row of table1; it has vit, vit-sam"),
         (["table6", "--scale", "digits"], "table6 has nothing to train at --scale digits; give --scale cifar10k"),
         (["table1", "--scale", "digits", "--testset", "imagenet-r:x"], "--testset is of ImageNet's classes"),
         (["table1", "--scale", "digits", "--epoch", "1"], "unknown flag --epoch; did you mean --epochs?"),

@@ -117,7 +117,7 @@ def _finish(name: str, asked: Asked, tasks: Sequence[Task]) -> Path:
     console.print(numbers_table(found, asked.seeds))
     if found.outcomes:
         console.print(claims_table(found.outcomes))
-    rows = set(STUDIES[name].rows(SCALES[asked.scale]))
+    rows = plans.rows_of(name, asked)
     first = [task.folder for task in tasks if task.seed == 0 and task.row in rows]
     replace_text(asked.output / f"{name}.md", markdown(found))
     page = report.write([folder.path, *first], asked.output / f"{name}.html")
@@ -134,7 +134,7 @@ def _record(found: Results, asked: Asked, tasks: Sequence[Task]) -> RunDir:
     facts |= {"seeds": asked.seeds, "summary": SCALES[asked.scale].summary}
     facts |= {"changed": {key: str(value) for key, value in {**asked.changes, **asked.measure}.items()}}
     folder.write_json(MARK, facts)
-    config = next(task.config for task in tasks if task.row in STUDIES[found.name].rows(SCALES[asked.scale]))
+    config = next(task.config for task in tasks if task.row in plans.rows_of(found.name, asked))
     named: Config = replace(config, name=found.name, output=asked.output, recipe=f"reproduce {found.name}")
     folder.write_json(folder.config_path.name, configs.to_dict(named))
     with started(config.run) as runtime:

@@ -25,6 +25,7 @@ SCALE:
 {chr(10).join(f"  {name:<12} {scale.summary}" for name, scale in SCALES.items())}
 
   --seeds N            runs of each setting; without it 3, at imagenet 1
+  --rows A,B,...       rows of a table, such as 'vit*,mixer*' of table1 or '*quarter*' of table4; without it all
   --jobs N             runs at a time, in processes that share the cores and take the GPUs in turn
   --output DIR         folder of runs and pages; without it runs/reproduce-SCALE
   --testset NAME:PATH  a published test set, at imagenet; may be given again
@@ -54,6 +55,7 @@ def parse(args: list[str], parse_flags: Callable[..., Any], take: Callable[..., 
         _count(take(args, "--jobs", "a number"), "--jobs"),
     )
     output = Path(take(args, "--output", "a folder") or f"runs/reproduce-{scale}")
+    rows = tuple(filter(None, (take(args, "--rows", "rows, such as 'vit*'") or "").split(",")))
     testsets = []
     while testset := take(args, "--testset", "NAME:PATH"):
         testsets.append(testset)
@@ -69,7 +71,9 @@ def parse(args: list[str], parse_flags: Callable[..., Any], take: Callable[..., 
     asked = [word for pair in measure for word in (pair[0].replace("--measure.", "--", 1), *pair[1:])]
     measured = _given(asked, parse_flags(configs.MeasureConfig(), asked, title))
     seeds, jobs = seeds or SCALES[scale].seeds, jobs or _jobs(scale)
-    return Asked(names, scale, seeds, output, changes, measured, tuple(testsets), jobs), only_plan
+    return Asked(
+        names, scale, seeds, output, changes, measured, tuple(testsets), jobs, tuple(filter(None, rows))
+    ), only_plan
 
 
 def _pairs(words: Sequence[str]) -> list[tuple[str, ...]]:

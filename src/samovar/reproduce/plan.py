@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from samovar import config as configs
 from samovar import recipes
 from samovar.config import Config, MeasureConfig
+from samovar.reproduce.claims import Claim
 from samovar.reproduce.columns import COLUMNS
 from samovar.reproduce.rows import Row, config_of, name_of
 from samovar.reproduce.scales import SCALES, Scale
@@ -35,6 +37,8 @@ class Asked:
     testsets: tuple[str, ...] = ()
     """NAME:PATH of published test sets, at a scale whose classes they have."""
     jobs: int = 1
+    rows: tuple[str, ...] = ()
+    """Patterns of the keys of rows; without any, all rows."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,9 @@ def check(asked: Asked) -> None:
         if not STUDIES[name].rows(SCALES[asked.scale]):
             able = [title for title, scale in SCALES.items() if STUDIES[name].rows(scale)]
             raise ValueError(f"{name} has nothing to train at --scale {asked.scale}; give --scale {' or '.join(able)}")
+        keys = [row.key for row in STUDIES[name].rows(SCALES[asked.scale])]
+        if not rows_of(name, asked):
+            raise ValueError(f"--rows {','.join(asked.rows)} fits no row of {name}; it has {', '.join(keys)}")
     for name in asked.changes:
         if name in OWN:
             raise ValueError(
@@ -78,6 +85,18 @@ def check(asked: Asked) -> None:
         raise ValueError(f"--testset is of ImageNet's classes, which --scale {asked.scale} has not; leave it out")
 
 
+def rows_of(name: str, asked: Asked) -> list[Row]:
+    """The rows of a study that are asked for."""
+    rows = STUDIES[name].rows(SCALES[asked.scale])
+    return [row for row in rows if not asked.rows or any(fnmatch(row.key, pattern) for pattern in asked.rows)]
+
+
+def claims_of(name: str, asked: Asked) -> list[Claim]:
+    """The claims of a study about rows that are asked for."""
+    keys = {row.key for row in rows_of(name, asked)}
+    return [claim for claim in STUDIES[name].claims(SCALES[asked.scale]) if {row for row, _ in claim.cells} <= keys]
+
+
 def tasks_of(asked: Asked) -> list[Task]:
     """The runs of all studies, each once with all that any of them measures; those that others start from come first.
 
@@ -85,11 +104,10 @@ def tasks_of(asked: Asked) -> list[Task]:
     scale = SCALES[asked.scale]
     wanted: dict[Row, dict[str, None]] = {}
     for name in asked.names:
-        study = STUDIES[name]
-        for row in study.rows(scale):
+        for row in rows_of(name, asked):
             if row.transfer:
                 wanted.setdefault(row.origin, {})
-            wanted.setdefault(row, {}).update(dict.fromkeys(needs(study, scale)))
+            wanted.setdefault(row, {}).update(dict.fromkeys(needs(STUDIES[name], scale)))
     tasks = [_task(row, seed, wanted[row], asked) for seed in range(asked.seeds) for row in wanted]
     return sorted(tasks, key=lambda task: bool(task.row.transfer))
 

@@ -10,7 +10,7 @@ from samovar import published
 from samovar.records import Record, RunDir
 from samovar.reproduce.claims import TEST, Cell, Outcome, decide
 from samovar.reproduce.columns import COLUMNS
-from samovar.reproduce.plan import Asked, Task
+from samovar.reproduce.plan import Asked, Task, claims_of, rows_of
 from samovar.reproduce.rows import Row
 from samovar.reproduce.scales import SCALES, Scale
 from samovar.reproduce.studies import STUDIES, title_of
@@ -51,7 +51,7 @@ class Results:
 def results(name: str, asked: Asked, tasks: Sequence[Task]) -> Results:
     """Look a study's numbers up in the records of its runs."""
     scale = SCALES[asked.scale]
-    rows, columns = STUDIES[name].rows(scale), STUDIES[name].columns(scale)
+    rows, columns = rows_of(name, asked), STUDIES[name].columns(scale)
     seeds = [_values(rows, columns, [task for task in tasks if task.seed == seed]) for seed in range(asked.seeds)]
     paper = {(row.key, column): paper_number(name, row, column, scale) for row in rows for column in columns}
     numbers = tuple(
@@ -60,7 +60,7 @@ def results(name: str, asked: Asked, tasks: Sequence[Task]) -> Results:
         for row in rows
         for column in columns
     )  # fmt: skip
-    return Results(name, numbers, tuple(decide(claim, seeds, paper) for claim in STUDIES[name].claims(scale)))
+    return Results(name, numbers, tuple(decide(claim, seeds, paper) for claim in claims_of(name, asked)))
 
 
 def _values(rows: Sequence[Row], columns: Sequence[str], tasks: Sequence[Task]) -> dict[Cell, float]:
