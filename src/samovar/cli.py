@@ -558,7 +558,7 @@ def parse_reproduce(args: list[str]) -> tuple[Asked, bool]:
 
 def _reproduce(args: list[str]) -> None:
     """Reproduce tables and figures of the paper."""
-    if args in ([], ["-h"], ["--help"]):
+    if not args or "-h" in args or "--help" in args:
         print(interface_of_reproduce.HELP, end="")
         raise SystemExit(0 if args else 2)
     words = ["samovar", "reproduce", *args]

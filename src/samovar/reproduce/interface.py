@@ -50,10 +50,7 @@ def parse(args: list[str], parse_flags: Callable[..., Any], take: Callable[..., 
     if scale not in SCALES:
         given = "--scale is missing" if scale is None else f"--scale {scale} is unknown"
         raise ValueError(f"{given}; give one of: {', '.join(SCALES)}")
-    seeds, jobs = (
-        _count(take(args, "--seeds", "a number"), "--seeds"),
-        _count(take(args, "--jobs", "a number"), "--jobs"),
-    )
+    seeds, jobs = (_count(take(args, flag, "a number"), flag) for flag in ("--seeds", "--jobs"))
     output = Path(take(args, "--output", "a folder") or f"runs/reproduce-{scale}")
     rows = tuple(filter(None, (take(args, "--rows", "rows, such as 'vit*'") or "").split(",")))
     testsets = []
@@ -71,9 +68,7 @@ def parse(args: list[str], parse_flags: Callable[..., Any], take: Callable[..., 
     asked = [word for pair in measure for word in (pair[0].replace("--measure.", "--", 1), *pair[1:])]
     measured = _given(asked, parse_flags(configs.MeasureConfig(), asked, title))
     seeds, jobs = seeds or SCALES[scale].seeds, jobs or _jobs(scale)
-    return Asked(
-        names, scale, seeds, output, changes, measured, tuple(testsets), jobs, tuple(filter(None, rows))
-    ), only_plan
+    return Asked(names, scale, seeds, output, changes, measured, tuple(testsets), jobs, rows), only_plan
 
 
 def _pairs(words: Sequence[str]) -> list[tuple[str, ...]]:
