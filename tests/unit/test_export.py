@@ -163,7 +163,7 @@ def test_a_network_that_cannot_be_traced_is_refused_in_a_line(tmp_path):
 
 
 @pytest.mark.oracle
-@pytest.mark.parametrize("name", ["resnet-digits"])  # a ViT is in tests/e2e/test_export.py
+@pytest.mark.parametrize("name", ["resnet-digits", "mixer-digits"])  # a ViT is in tests/e2e/test_export.py
 def test_onnxruntime_gives_the_same_logits_and_the_file_says_what_it_takes(name, tmp_path):
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")

@@ -116,11 +116,6 @@ def _table2_claims(scale: Scale) -> list[Claim]:
 
 # --- Table 3 ---------------------------------------------------------------------------------------------------------
 
-PARTS = (
-    "embedding", "token_mixing", "channel_mixing", "block1", "block6", "block12", "whole", "weight_norm",
-    "activation1", "activation6", "activation12",
-)  # fmt: skip
-
 
 def _table3_claims(scale: Scale) -> list[Claim]:
     claims = []
@@ -137,7 +132,7 @@ def _table3_claims(scale: Scale) -> list[Claim]:
         ]
         claims += [
             ratio(f"SAM flattens {COLUMNS[part].title.removeprefix('λ_max, ')} of {title}", (family, part), (sam, part))
-            for part in PARTS[:7]
+            for part in published.PARTS[:7]
         ]
         claims += [
             ratio(f"SAM raises the weight norm of {title}", (sam, "weight_norm"), (family, "weight_norm")),
@@ -309,7 +304,7 @@ STUDIES: dict[str, Study] = {
     "table3": Study(
         "Curvature of parts of the network, norms",
         lambda scale: twins("vit", "mixer"),
-        columns_of(*PARTS),
+        columns_of(*published.PARTS),
         _table3_claims,
         where="Table 3",
     ),
