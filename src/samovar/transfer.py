@@ -19,6 +19,10 @@ FROZEN = ("knn", "linear")
 Say = Callable[[str], None]
 
 
+class NoFiniteRate(ValueError):
+    """All learning rates of a grid diverged."""
+
+
 def choose_lr(config: Config, run: RunDir, runtime: Runtime, say: Say) -> Config:
     """The config with the best of the learning rates in `config.grid`, which it also saves as that of the run.
 
@@ -26,7 +30,7 @@ def choose_lr(config: Config, run: RunDir, runtime: Runtime, say: Say) -> Config
     others; the validation split is not looked at. A run that has a checkpoint has chosen before.
 
     Raises:
-        ValueError: no rate gave a finite result.
+        NoFiniteRate: no rate gave a finite result.
         Interrupted: a signal came; the trial under way is saved, those that ended are kept."""
     if not config.grid.lr or any(run.checkpoints.glob("step-*")):
         return config
@@ -53,7 +57,7 @@ def _best(trials: list[Trial]) -> Trial:
     finite = [trial for trial in trials if trial.finite]
     if not finite:
         rates = " ".join(f"{trial.config.optim.lr:g}" for trial in trials)
-        raise ValueError(f"--grid.lr {rates}: no rate gave a finite result; give smaller ones")
+        raise NoFiniteRate(f"--grid.lr {rates}: no rate gave a finite result; give smaller ones")
     return max(finite, key=lambda trial: (trial.accuracy, -trial.loss))
 
 

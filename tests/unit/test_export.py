@@ -2,13 +2,16 @@
 
 import json
 import math
+import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import timm
 import torch
 from PIL import Image
 
+import samovar
 from samovar import config as configs
 from samovar.config import Config, DataConfig, ModelConfig, SamConfig
 from samovar.export import export, folder, timm_copy
@@ -255,3 +258,19 @@ def test_a_run_without_a_checkpoint_is_refused(tmp_path, capsys):
     made = made_run(tmp_path, DIGITS, classes=10, channels=1, steps=())
     configs.save(DIGITS, made.config_path)
     assert_refused(f"export {made.path} --format timm", "has no checkpoint yet", capsys)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("kind", ["onnx", "torch"])
+def test_what_is_shared_names_no_folder_of_this_machine(kind, tmp_path):
+    pytest.importorskip("onnxscript" if kind == "onnx" else "torch")
+    pytest.importorskip("onnxruntime" if kind == "onnx" else "torch")
+    folder.write(original("vit-digits", 8, 1), kind, tmp_path / "copy")
+    contents = []
+    for path in (tmp_path / "copy").iterdir():
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                contents += [archive.read(name) for name in archive.namelist()]
+        contents.append(path.read_bytes())
+    here = [str(Path(timm.__file__).parents[1]).encode(), str(Path(samovar.__file__).parent).encode()]
+    assert not [name for name in here for content in contents if name in content]

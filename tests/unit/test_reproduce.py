@@ -1,7 +1,10 @@
 """reproduce: the studies are whole, the claims are tested as stated, the plan says what will be run."""
 
+import json
 import math
 import shlex
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +13,13 @@ from scipy import stats
 
 from samovar import cli, recipes
 from samovar import config as configs
-from samovar.records import Record
+from samovar.records import Record, RunDir
 from samovar.reproduce.claims import decide, difference, larger_gain, ratio
 from samovar.reproduce.columns import COLUMNS
-from samovar.reproduce.plan import Asked, claims_of, command_of, tasks_of
-from samovar.reproduce.results import paper_number
+from samovar.reproduce.plan import Asked, Measured, Task, check, claims_of, command_of, tasks_of
+from samovar.reproduce.results import is_unverified, paper_number
 from samovar.reproduce.rows import Row, config_of, name_of
+from samovar.reproduce.runs import is_done, records_of, run_task
 from samovar.reproduce.scales import SCALES
 from samovar.reproduce.studies import STUDIES
 
@@ -87,10 +91,18 @@ def test_one_seed_decides_nothing_and_none_is_said_so() -> None:
     assert decide(claim, [{MORE: 9.0}, {LESS: 1.0}], {}).verdict == "not measured"
 
 
-def test_a_seed_that_lacks_a_number_is_left_out() -> None:
-    seeds = [{MORE: 5.0, LESS: 1.0}, {MORE: 5.1, LESS: 1.0}, {MORE: math.nan, LESS: 1.0}]
-    found = decide(difference("", MORE, LESS), seeds, {})
-    assert (found.seeds, found.verdict) == (2, "held")
+def test_where_a_seed_lacks_a_number_nothing_is_decided() -> None:
+    seeds = [{MORE: 5.0, LESS: 1.0}, {MORE: 5.1, LESS: 1.0}]
+    assert decide(difference("", MORE, LESS), seeds, {}).verdict == "held"
+    found = decide(difference("", MORE, LESS), [*seeds, {MORE: math.nan, LESS: 1.0}], {})
+    assert (found.seeds, found.asked, found.verdict) == (2, 3, "undecided")
+    negative = decide(ratio("", MORE, LESS), [*seeds, {MORE: -5.0, LESS: 1.0}], {})
+    assert (negative.seeds, negative.verdict) == (2, "undecided")
+
+
+def test_a_gain_that_is_the_same_in_all_seeds_says_nothing_of_chance() -> None:
+    seeds = [{MORE: 50.2, LESS: 50.0}, {MORE: 50.4, LESS: 50.2}]
+    assert decide(difference("", MORE, LESS), seeds, {}).verdict == "undecided"
 
 
 def test_a_larger_gain_is_a_difference_of_differences() -> None:
@@ -144,6 +156,80 @@ def test_where_the_paper_has_no_number_none_is_made_up() -> None:
     assert math.isnan(paper_number("sgd", Row("vit", True, ("sgd",)), "top1", at))
     assert math.isnan(paper_number("table4", Row("resnet", False, ("aug",)), "top1", at))
     assert math.isnan(paper_number("table2", Row("vit", model="vit-cifar-s"), "top1", SCALES["cifar"]))
+
+
+def test_numbers_of_later_versions_alone_are_marked() -> None:
+    at = SCALES["imagenet"]
+    assert is_unverified("table1", Row("resnet", True), "lambda_max", at)
+    assert is_unverified("table1", Row("vit"), "flatness", at)
+    assert not is_unverified("table1", Row("resnet", True), "top1", at)
+    assert not is_unverified("table1", Row("vit", True), "lambda_max", at)
+
+
+# --- what is looked up ---
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> Task:
+    """A short run of digits, measured."""
+    output = tmp_path_factory.mktemp("runs")
+    found = Asked(("sgd",), "digits", 1, output, {"epochs": 1.0}, {"images": 20, "max_steps": 3}, rows=("vit",))
+    (task,) = tasks_of(found)
+    run_task(task)
+    return task
+
+
+def test_only_what_the_study_asked_for_gets_into_its_table(done: Task) -> None:
+    before = records_of(done)
+    assert {record.name for record in before} >= {"val/accuracy", "hessian/lambda_max"}
+    (sharp,) = [record for record in before if record.name == "hessian/lambda_max"]
+    run = RunDir(done.folder)
+    other = {"request": sharp.settings["request"].replace("max_steps=3", "max_steps=4")}
+    run.append(
+        replace(sharp, value=1.0, settings=sharp.settings | other),
+        replace(sharp, value=2.0, settings=sharp.settings | {"weights": "initialisation"}),
+        replace(sharp, value=3.0, settings=sharp.settings | {"images": 30}),
+        Record("val/accuracy", 0.99, where={"step": 1}),
+    )
+    assert records_of(done) == before
+
+
+def test_a_measurement_under_other_settings_is_taken_anew_and_kept_apart(done: Task) -> None:
+    (measured,) = done.measurements
+    assert is_done(done)
+    other = replace(done, measurements=(Measured("hessian", replace(measured.config, images=10)),))
+    assert not is_done(other)
+    run_task(other)
+    lambdas = [
+        [record.value for record in records_of(task) if record.name == "hessian/lambda_max"] for task in (done, other)
+    ]
+    assert [len(values) for values in lambdas] == [1, 1]
+    assert lambdas[0] != lambdas[1]
+
+
+def test_of_a_run_that_diverged_no_number_counts(done: Task, tmp_path) -> None:
+    copy = replace(done, config=replace(done.config, output=tmp_path))
+    shutil.copytree(done.folder, copy.folder)
+    (copy.folder / "reproduced.json").write_text(json.dumps({"diverged": "it did"}))
+    assert is_done(copy)
+    assert records_of(copy) == []
+    assert run_task(copy).diverged == "it did"
+
+
+def test_a_fine_tuning_from_a_run_that_diverged_says_so(tmp_path) -> None:
+    origin = tmp_path / "vit-digits-seed0"
+    origin.mkdir()
+    (origin / "reproduced.json").write_text(json.dumps({"diverged": "it did"}))
+    config = replace(recipes.get("vit-digits").config(), output=tmp_path, name="tuned", init=str(origin))
+    found = run_task(Task(Row("vit", transfer="digits"), 0, config, ()))
+    assert "the run that it starts from, vit-digits-seed0, diverged" in found.diverged
+
+
+def test_a_run_in_the_way_of_a_study_is_left_alone(tmp_path) -> None:
+    (tmp_path / "sgd").mkdir()
+    configs.save(recipes.get("vit-digits").config(), tmp_path / "sgd" / "config.json")
+    with pytest.raises(ValueError, match="sgd is a run, and a study would be written there; give another --output"):
+        check(Asked(("sgd",), "digits", 1, tmp_path, {}, {}))
 
 
 # --- columns ---------------------------------------------------------------------------------------------------------
@@ -250,6 +336,9 @@ def test_fewer_epochs_warm_up_for_fewer_steps() -> None:
         (["--scale", "digits"], "reproduce needs a table or figure; give some of: table1"),
         (["table1", "--scale", "digits", "--seeds", "0"], "--seeds 0 is out of range"),
         (["table1", "--scale", "digits", "--sam.rho", "1"], "--sam.rho is what reproduce chooses"),
+        (["sgd", "--scale", "digits", "--optim.name", "sgd"], "--optim.name is what reproduce chooses"),
+        (["table1", "--scale", "digits", "--measure.images", "-5"], "--measure.images -5"),
+        (["table1", "--scale", "digits", "--measure.imags", "5"], "--measure.imags; did you mean --measure.images?"),
         (["table1", "--scale", "digits", "--rows", "vti*"], "--rows vti* fits no row of table1; it has vit, vit-sam"),
         (["table6", "--scale", "digits"], "table6 has nothing to train at --scale digits; give --scale cifar10k"),
         (["table1", "--scale", "digits", "--testset", "imagenet-r:x"], "--testset is of ImageNet's classes"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from samovar.export.original import Original, compare
 from samovar.interface import to_dict
@@ -39,12 +40,16 @@ def traced(original: Original) -> Any:
     images = torch.rand(2, original.interface.channels, size, size, generator=torch.Generator().manual_seed(0))
     try:
         batch = {"images": {0: torch.export.Dim("batch")}}
-        return torch.export.export(_Nested(original.opened.model), (images,), dynamic_shapes=batch)
+        program = torch.export.export(_Nested(original.opened.model), (images,), dynamic_shapes=batch)
     except Exception as error:  # tracers raise whatever they stumble over
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(
             f"{original.opened.name} cannot be traced for batches of any size ({reason}); give --format timm"
         ) from error
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # it names files and folders of this machine
+    return program
 
 
 def write_program(original: Original, folder: Path) -> float:

@@ -82,14 +82,24 @@ def _cell(record: Record | None) -> Cell:
     if record is None or not record.n:
         return Cell("–", details=_paper(record))
     value, error = with_error(record.value, record.stderr)
-    return Cell(value, error, [*_paper(record), count(record.n, "seed")])
+    return Cell(value, error, [*_paper(record), _seeds(record)])
+
+
+def _seeds(record: Record) -> str:
+    """`3 seeds`, or `2 of 3 seeds` where one has no number."""
+    asked = number(record.settings.get("asked")) or record.n or 0
+    return count(record.n or 0, "seed") if record.n == asked else f"{record.n} of {asked:.0f} seeds"
 
 
 def _paper(record: Record | None) -> list[str]:
     published = number(record.settings.get("paper")) if record else None
     if record is None or published is None or not math.isfinite(published):
         return []
-    return [f"paper {published:g}{'*' if record.settings.get('unverified') else ''}"]
+    return [f"paper {published:g}{_star(record)}"]
+
+
+def _star(record: Record) -> str:
+    return "*" if record.settings.get("unverified") else ""
 
 
 # --- claims ----------------------------------------------------------------------------------------------------------
@@ -101,7 +111,7 @@ def claims(study: RunData, name: str) -> Table:
     test = clean(records[0].settings.get("test", "the test that the record names"))
     columns = [
         Column("Verdict", f"{test}: held where the interval lies above the threshold, not held where it lies below, "
-                          "undecided otherwise and of one seed"),
+                          "undecided otherwise, of one seed, and where a seed has not all of its numbers"),
         Column("Here", "mean over seeds; of a ratio the geometric mean"),
         Column("90 % interval", "of that mean, from the same test"),
         Column("Paper", "the same contrast of the published numbers"),
@@ -122,12 +132,13 @@ def _verdict(record: Record) -> list[Cell]:
     settings = record.settings
     verdict, unit = clean(settings.get("verdict", "")), settings.get("unit", "")
     published = number(settings.get("paper"))
+    known = published is not None and math.isfinite(published)
     ends = "" if record.interval is None else " to ".join(_amount(end, settings) for end in record.interval)
     return [
-        Cell(verdict, details=[count(record.n or 0, "seed")]),
+        Cell(verdict, details=[_seeds(record)]),
         Cell(_amount(record.value, settings) if record.n else "–", details=[clean(unit)] if unit != "x" else []),
         Cell(ends or "–"),
-        Cell("–" if published is None or not math.isfinite(published) else _amount(published, settings)),
+        Cell(_amount(published or 0.0, settings) + _star(record) if known else "–"),
     ]
 
 

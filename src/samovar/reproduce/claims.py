@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -66,6 +66,10 @@ class Outcome:
     seeds: int
     paper: float
     """The same contrast of the paper's numbers; NaN where it has none."""
+    unverified: bool = False
+    """Whether one of those is only in later versions of the paper."""
+    asked: int = 0
+    """Seeds that were asked for; of fewer nothing is decided."""
 
 
 def ratio(text: str, top: Cell, bottom: Cell, *, above: float = 1.0, ours: bool = False) -> Claim:
@@ -84,24 +88,32 @@ def larger_gain(text: str, first: tuple[Cell, Cell], second: tuple[Cell, Cell], 
     return Claim(text, ((1.0, a), (-1.0, b), (-1.0, c), (1.0, d)), unit=unit)
 
 
-def decide(claim: Claim, seeds: Sequence[Mapping[Cell, float]], paper: Mapping[Cell, float]) -> Outcome:
+def decide(
+    claim: Claim,
+    seeds: Sequence[Mapping[Cell, float]],
+    paper: Mapping[Cell, float],
+    unverified: Collection[Cell] = (),
+) -> Outcome:
     """Test a claim on the numbers of each seed.
 
-    Seeds that lack one of its numbers are left out; of fewer than two it is undecided. A number that the runs agree on
-    to the last bit decides without a test.
+    Undecided are a claim of one seed, one whose numbers some seed lacks (it diverged, did not converge, or a ratio
+    would be of a negative number), for what remains is no fair choice, and one whose contrast is the same in all seeds,
+    which says nothing of chance.
 
     Source: Student, Biometrika 6 (1908)."""
     found = [value for values in seeds if math.isfinite(value := claim.contrast(values))]
-    published = claim.shown(claim.contrast(paper))
+    published, later = claim.shown(claim.contrast(paper)), any(cell in unverified for cell in claim.cells)
     n = len(found)
     if not n:
-        return Outcome(claim, "not measured", math.nan, math.nan, math.nan, 0, published)
+        return Outcome(claim, "not measured", math.nan, math.nan, math.nan, 0, published, later, len(seeds))
     mean = math.fsum(found) / n
     low, high = _interval(found, mean)
     threshold = math.log(claim.above) if claim.ratio else claim.above
     verdict: Verdict = "held" if low > threshold else "not held" if high < threshold else "undecided"
+    if n < len(seeds) or high - low < 1e-9 * max(map(abs, found)):
+        verdict = "undecided"
     shown = [claim.shown(value) if math.isfinite(value) else value for value in (mean, low, high)]
-    return Outcome(claim, verdict, shown[0], shown[1], shown[2], n, published)
+    return Outcome(claim, verdict, shown[0], shown[1], shown[2], n, published, later, len(seeds))
 
 
 def _interval(found: Sequence[float], mean: float) -> tuple[float, float]:

@@ -20,17 +20,14 @@ from samovar.records import RunDir, replace_text
 from samovar.rehearse import Data, data_of, rehearse
 from samovar.reproduce import plan as plans
 from samovar.reproduce.markdown import markdown
-from samovar.reproduce.plan import Asked, Task
+from samovar.reproduce.plan import MARK, Asked, Task
 from samovar.reproduce.results import Results, records_of, results
 from samovar.reproduce.runs import is_done, run_all
 from samovar.reproduce.scales import SCALES
 from samovar.reproduce.studies import STUDIES
-from samovar.reproduce.view import claims_table, numbers_table, plan_lines, progress
+from samovar.reproduce.view import claims_table, duration, numbers_table, plan_lines, progress
 from samovar.runtime import provenance, started
 from samovar.workers import Stopped
-
-MARK = "study.json"
-"""The file that tells the folder of a study from a run's."""
 
 
 def reproduce(asked: Asked, words: Sequence[str], *, only_plan: bool = False) -> list[Path]:
@@ -53,8 +50,9 @@ def reproduce(asked: Asked, words: Sequence[str], *, only_plan: bool = False) ->
     left = [task for task in tasks if not is_done(task)]
     if left and not only_plan:
         _check_data(left)
-    seconds = _seconds(left)
-    print("\n".join(plan_lines(asked, tasks, left, seconds, only_plan)), flush=True)
+    print("\n".join(plan_lines(asked, tasks, left, only_plan)), flush=True)
+    if left:
+        print(f"about {duration(_seconds(left))} of one core or GPU here, {asked.jobs} at a time", flush=True)
     if only_plan:
         return []
     try:
@@ -93,7 +91,8 @@ def _seconds(tasks: Sequence[Task]) -> float:
             )
             plain = replace(plain, data=replace(plain.data, views=1), adversarial=configs.AdversarialConfig())
             with started(config.run) as runtime:
-                found = rehearse(plain, runtime, data, images=min(32, config.data.batch_size))
+                images = min(2 if config.data.image_size > 64 else 32, config.data.batch_size)
+                found = rehearse(plain, runtime, data, images=images)
             speeds[key] = found.seconds / found.images
         work = plans.training_gradients(config, data.num_train) * _left(task, data)
         num_val = 10_000 if data.num_train < 1_000_000 else 50_000

@@ -66,7 +66,10 @@ def parse(args: list[str], parse_flags: Callable[..., Any], take: Callable[..., 
     title = f"samovar reproduce {' '.join(names)} --scale {scale}"
     changes = _given(train, parse_flags(Config(), train, title))
     asked = [word for pair in measure for word in (pair[0].replace("--measure.", "--", 1), *pair[1:])]
-    measured = _given(asked, parse_flags(configs.MeasureConfig(), asked, title))
+    try:
+        measured = _given(asked, parse_flags(configs.MeasureConfig(), asked, title))
+    except ValueError as error:
+        raise ValueError(str(error).replace("--", "--measure.")) from None
     seeds, jobs = seeds or SCALES[scale].seeds, jobs or _jobs(scale)
     return Asked(names, scale, seeds, output, changes, measured, tuple(testsets), jobs, rows), only_plan
 

@@ -9,6 +9,7 @@ from samovar.reproduce.claims import Outcome
 from samovar.reproduce.columns import COLUMNS
 from samovar.reproduce.results import Number, Results
 from samovar.reproduce.studies import title_of
+from samovar.reproduce.view import seeds_of, star
 
 
 def markdown(found: Results) -> str:
@@ -31,12 +32,12 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def _cell(number: Number) -> str:
     error = "" if number.stderr is None else f" ± {number.stderr:.2g}"
     ours = f"{number.mean:.4g}{error}" if number.values else "–"
-    return ours + (f" [{number.paper:g}]" if math.isfinite(number.paper) else "")
+    return ours + (f" [{number.paper:g}{star(number)}]" if math.isfinite(number.paper) else "")
 
 
 def _claim(outcome: Outcome) -> list[str]:
     unit = f" {outcome.claim.unit}" if outcome.claim.unit else ""
     ends = f"{outcome.low:.3g} to {outcome.high:.3g}" if outcome.seeds > 1 else ""
     here = f"{outcome.value:.3g}{unit}" if outcome.seeds else "–"
-    paper = f"{outcome.paper:.3g}{unit}" if math.isfinite(outcome.paper) else ""
-    return [outcome.claim.text, outcome.verdict, here, ends, str(outcome.seeds), paper]
+    paper = f"{outcome.paper:.3g}{unit}{star(outcome)}" if math.isfinite(outcome.paper) else ""
+    return [outcome.claim.text, outcome.verdict, here, ends, seeds_of(outcome), paper]

@@ -17,8 +17,12 @@ from samovar.reproduce.rows import Row, config_of, name_of
 from samovar.reproduce.scales import SCALES, Scale
 from samovar.reproduce.studies import STUDIES, Study, title_of
 
-OWN = ("name", "output", "seed", "init", "model.name", "sam.rho", "data.fraction")
-"""Settings that make a run what it is in its table; no flag changes them."""
+FREE = (
+    "epochs", "steps", "optim.warmup_steps", "data.source", "data.root", "data.workers", "data.loader",
+    "data.max_bad_share",
+)  # fmt: skip
+"""Settings that flags may change, beside those of `run`: length, the place of the data. All else makes a run what it is
+in its table."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +81,30 @@ def check(asked: Asked) -> None:
         if not rows_of(name, asked):
             raise ValueError(f"--rows {','.join(asked.rows)} fits no row of {name}; it has {', '.join(keys)}")
     for name in asked.changes:
-        if name in OWN:
+        if name not in FREE and not name.startswith("run."):
             raise ValueError(
                 f"--{name.replace('_', '-')} is what reproduce chooses; train the recipe by itself instead"
             )
+    try:
+        configs.validate_measure(_changed(SCALES[asked.scale].measure, asked.measure))
+    except ValueError as error:
+        raise ValueError(str(error).replace("--", "--measure.", 1)) from None
+    _check_place(asked)
     if asked.testsets and not SCALES[asked.scale].testsets:
         raise ValueError(f"--testset is of ImageNet's classes, which --scale {asked.scale} has not; leave it out")
+
+
+MARK = "study.json"
+"""The file that tells the folder of a study from a run's."""
+
+
+def _check_place(asked: Asked) -> None:
+    """Refuse an output that is a file, or has a run where a study would be written."""
+    if asked.output.exists() and not asked.output.is_dir():
+        raise ValueError(f"--output {asked.output} is a file; give a folder")
+    for folder in (asked.output / name for name in asked.names):
+        if (folder / "config.json").is_file() and not (folder / MARK).is_file():
+            raise ValueError(f"{folder} is a run, and a study would be written there; give another --output")
 
 
 def rows_of(name: str, asked: Asked) -> list[Row]:

@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from samovar import published
-from samovar.records import Record, RunDir
+from samovar.records import Record
 from samovar.reproduce.claims import TEST, Cell, Outcome, decide
 from samovar.reproduce.columns import COLUMNS
 from samovar.reproduce.plan import Asked, Task, claims_of, rows_of
 from samovar.reproduce.rows import Row
+from samovar.reproduce.runs import records_of as own_records
 from samovar.reproduce.scales import SCALES, Scale
 from samovar.reproduce.studies import STUDIES, title_of
 from samovar.search import stderr
@@ -27,6 +28,10 @@ class Number:
     """Of each seed; those that are not there left out."""
     paper: float
     """NaN where the paper has none."""
+    unverified: bool
+    """Whether that is only in later versions of the paper."""
+    asked: int
+    """Seeds that were asked for."""
 
     @property
     def mean(self) -> float:
@@ -54,21 +59,22 @@ def results(name: str, asked: Asked, tasks: Sequence[Task]) -> Results:
     rows, columns = rows_of(name, asked), STUDIES[name].columns(scale)
     seeds = [_values(rows, columns, [task for task in tasks if task.seed == seed]) for seed in range(asked.seeds)]
     paper = {(row.key, column): paper_number(name, row, column, scale) for row in rows for column in columns}
+    unverified = {(row.key, column) for row in rows for column in columns if is_unverified(name, row, column, scale)}
     numbers = tuple(
         Number(row, column, tuple(v for seed in seeds if math.isfinite(v := seed.get((row.key, column), math.nan))),
-               paper[row.key, column])
+               paper[row.key, column], (row.key, column) in unverified, asked.seeds)
         for row in rows
         for column in columns
     )  # fmt: skip
-    return Results(name, numbers, tuple(decide(claim, seeds, paper) for claim in claims_of(name, asked)))
+    return Results(name, numbers, tuple(decide(claim, seeds, paper, unverified) for claim in claims_of(name, asked)))
 
 
 def _values(rows: Sequence[Row], columns: Sequence[str], tasks: Sequence[Task]) -> dict[Cell, float]:
     """The numbers of one seed."""
     found: dict[Cell, float] = {}
-    folders = {task.row: task.folder for task in tasks}
+    by_row = {task.row: task for task in tasks}
     for row in rows:
-        records = list(RunDir(folders[row]).records()) if row in folders else []
+        records = own_records(by_row[row]) if row in by_row else []
         found |= {(row.key, column): COLUMNS[column].value(records) for column in columns}
     return found
 
@@ -152,11 +158,12 @@ _TABLES: dict[str, Callable[[Row, str, str], Mapping[str, float]]] = {
 # --- records ---------------------------------------------------------------------------------------------------------
 
 
-def unverified(name: str, number: Number, scale: Scale) -> bool:
-    """Whether the paper's number beside one of ours is only in later versions."""
-    key = _stands_for(number.row, scale) + ("-sam" if number.row.sam else "")
-    later = number.column in published.UNVERIFIED.get(key, {})
-    return name == "table1" and later and number.column not in published.TABLE_1.get(key, {})
+def is_unverified(name: str, row: Row, column: str, scale: Scale) -> bool:
+    """Whether the paper's number in a cell is only in later versions."""
+    model = _stands_for(row, scale)
+    key = f"{model}-sam" if row.sam else model
+    checked = published.TABLE_1.get(key) or _reported(model, row.sam)
+    return name == "table1" and column in _later(key) and column not in checked
 
 
 def records_of(found: Results, asked: Asked) -> list[Record]:
@@ -168,7 +175,7 @@ def records_of(found: Results, asked: Asked) -> list[Record]:
             where={"study": found.name, "row": title_of(number.row), "column": COLUMNS[number.column].title},
             settings={
                 "scale": asked.scale, "paper": number.paper, "values": list(number.values),
-                "paper_network": _stands_for(number.row, scale), "unverified": unverified(found.name, number, scale),
+                "paper_network": _stands_for(number.row, scale), "unverified": number.unverified, "asked": number.asked,
             },
         )
         for number in found.numbers
@@ -178,6 +185,7 @@ def records_of(found: Results, asked: Asked) -> list[Record]:
         settings = {
             "scale": asked.scale, "verdict": outcome.verdict, "paper": outcome.paper, "test": TEST,
             "threshold": claim.above, "ratio": claim.ratio, "unit": claim.unit, "ours": claim.ours,
+            "asked": asked.seeds, "interval": "90 %", "unverified": outcome.unverified,
         }  # fmt: skip
         interval = None if outcome.seeds < 2 else (outcome.low, outcome.high)
         where = {"study": found.name, "claim": claim.text}

@@ -79,7 +79,7 @@ def config_of(row: Row, scale: Scale) -> Config:
     A recipe of the right name is taken as it is, so at the paper's scale these are the paper's."""
     name = name_of(replace(row, rho_factor=1.0, transfer=""), scale)
     config = recipes.get(name).config() if name in recipes.RECIPES else _changed(row, scale)
-    return replace(config, sam=replace(config.sam, rho=config.sam.rho * row.rho_factor))
+    return replace(config, sam=replace(config.sam, rho=round(config.sam.rho * row.rho_factor, 6)))
 
 
 def _changed(row: Row, scale: Scale) -> Config:

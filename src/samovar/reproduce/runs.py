@@ -16,10 +16,10 @@ from samovar.fit import HARMLESS, Diverged, Interrupted, fit, prepare
 from samovar.measure.command import measure_once
 from samovar.measure.subject import open_subject
 from samovar.measure.table import default_split
-from samovar.records import RunDir
+from samovar.records import Record, RunDir
 from samovar.reproduce.plan import Measured, Task
 from samovar.runtime import Runtime, started
-from samovar.transfer import choose_lr
+from samovar.transfer import NoFiniteRate, choose_lr
 from samovar.workers import Stopped, cores, share, signals_raise
 
 MARK = "reproduced.json"
@@ -49,16 +49,21 @@ def is_done(task: Task) -> bool:
     _check_same(run, task.config)
     mark = _read(run)
     return bool(mark.get("diverged")) or (
-        "steps" in mark and {_words(measured) for measured in task.measurements} <= set(mark.get("measured", ()))
+        "steps" in mark and {_words(measured) for measured in task.measurements} <= set(mark.get("measured", {}))
     )
 
 
 def _check_same(run: RunDir, config: Config) -> None:
     ignored = (*HARMLESS, "recipe") + (("optim.lr",) if config.grid.lr else ())
     for name, (before, now) in configs.differences(configs.load(run.config_path), config).items():
-        if name not in ignored and not (name == "init" and Path(before).name == Path(now).name):
+        if name not in ignored and not (name == "init" and _moved(Path(before), Path(now))):
             flag = "--" + name.replace("_", "-")
             raise ValueError(f"{run.path} holds a run with {flag} {before}, not {now}; give another --output")
+
+
+def _moved(before: Path, now: Path) -> bool:
+    """Whether a run is the same, in a folder that was since moved."""
+    return before.name == now.name and (before.resolve() == now.resolve() or not before.exists())
 
 
 def _read(run: RunDir) -> dict[str, Any]:
@@ -90,13 +95,13 @@ def run_task(task: Task) -> Done:
         with started(task.config.run) as runtime:
             try:
                 mark["steps"] = _train(task.config, run, runtime)
-            except Diverged as error:
+            except (Diverged, NoFiniteRate) as error:
                 mark["diverged"] = str(error)
         run.write_json(MARK, mark)
     for measured in () if "diverged" in mark else task.measurements:
-        if _words(measured) not in mark.get("measured", ()):
-            _measure(measured, run)
-            mark["measured"] = [*mark.get("measured", ()), _words(measured)]
+        if _words(measured) not in mark.get("measured", {}):
+            found = _measure(measured, run)
+            mark["measured"] = mark.get("measured", {}) | {_words(measured): identity(found[0]) if found else {}}
             run.write_json(MARK, mark)
     return Done(task, time.process_time() - since, mark.get("diverged", ""))
 
@@ -114,7 +119,12 @@ def _open(task: Task) -> RunDir:
 
 
 def _train(config: Config, run: RunDir, runtime: Runtime) -> int:
-    """Train to the end; returns the number of steps."""
+    """Train to the end; returns the number of steps.
+
+    Raises:
+        Diverged: it did, or the run whose weights it starts from."""
+    if config.init and "diverged" in _read(RunDir(Path(config.init))):
+        raise Diverged(f"the run that it starts from, {Path(config.init).name}, diverged")
     config = replace(config, run=replace(config.run, keep=1))
     chosen = choose_lr(config, run, runtime, lambda message: None)
     saved = configs.load(run.config_path)
@@ -126,13 +136,38 @@ def _train(config: Config, run: RunDir, runtime: Runtime) -> int:
     return step
 
 
-def _measure(measured: Measured, run: RunDir) -> None:
+def _measure(measured: Measured, run: RunDir) -> list[Record]:
     config = measured.config
     asked = RunConfig(device=config.device, threads=config.threads, precision="fp32")
     with started(asked) as runtime:
         split = config.split or default_split(measured.name)
         subject = open_subject(str(run.path), replace(config, split=split), runtime)
-        measure_once(measured.name, subject, config, run)
+        return measure_once(measured.name, subject, config, run)
+
+
+_PROTOCOL = ("measurement", "request", "weights", "source", "split", "images", "loss", "dtype", "seed")
+
+
+def identity(record: Record) -> dict[str, Any]:
+    """What tells the records of a measurement from those of the same name under another protocol."""
+    return {key: record.settings.get(key) for key in _PROTOCOL} | {"step": record.where.get("step")}
+
+
+def records_of(task: Task) -> list[Record]:
+    """The records that a task's own training and measurements left, none of what else is in its folder.
+
+    Empty where the run diverged: what it recorded before is of no trained network."""
+    run = RunDir(task.folder)
+    mark = _read(run)
+    if "steps" not in mark:
+        return []
+    own = [mark.get("measured", {}).get(_words(measured)) for measured in task.measurements]
+    return [
+        record
+        for record in run.records()
+        if identity(record) in own
+        or ("measurement" not in record.settings and record.where.get("step") == mark["steps"])
+    ]
 
 
 # --- several at a time -----------------------------------------------------------------------------------------------

@@ -11,33 +11,25 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from samovar.records import RunDir
 from samovar.reproduce.claims import Outcome
 from samovar.reproduce.columns import COLUMNS
 from samovar.reproduce.plan import Asked, Task, command_of, describe
 from samovar.reproduce.results import Number, Results
-from samovar.reproduce.runs import Done
+from samovar.reproduce.runs import Done, records_of
 from samovar.reproduce.scales import SCALES
 from samovar.reproduce.studies import STUDIES, title_of
 
 
-def plan_lines(
-    asked: Asked, tasks: Sequence[Task], left: Sequence[Task], seconds: float, all_commands: bool
-) -> list[str]:
-    """What is about to be trained and measured, and how long that takes here.
+def plan_lines(asked: Asked, tasks: Sequence[Task], left: Sequence[Task], all_commands: bool) -> list[str]:
+    """What is about to be trained and measured.
 
     Args:
         left: tasks that are not done.
-        seconds: of processor time, for those.
         all_commands: whether to name the command of each run."""
     names = ", ".join(f"{name} ({STUDIES[name].where})" for name in asked.names)
     lines = [f"{names} at scale {asked.scale}: {SCALES[asked.scale].summary}"]
     done = len(tasks) - len(left)
-    lines.append(
-        f"{len(tasks)} runs, {asked.seeds} of each setting"
-        + (f"; {done} are there already" if done else "")
-        + (f"; about {duration(seconds)} of one core or GPU, {asked.jobs} at a time" if left else "")
-    )
+    lines.append(f"{len(tasks)} runs, {asked.seeds} of each setting" + (f"; {done} are there already" if done else ""))
     if all_commands:
         lines += [shlex.join(command_of(task)) for task in left]
     return lines
@@ -71,7 +63,7 @@ def progress(total: int) -> Iterator[Callable[[Done], None]]:
 def _line(done: Done) -> str:
     if done.diverged:
         return f"{describe(done.task)}: {done.diverged}"
-    records = list(RunDir(done.task.folder).records())
+    records = records_of(done.task)
     found = [(column, COLUMNS[column].value(records)) for column in ("top1", "lambda_max", "corruption", "pgd")]
     said = [f"{COLUMNS[column].title} {_short(value)}" for column, value in found if math.isfinite(value)]
     return f"{describe(done.task)}: {', '.join(said)}; {duration(done.seconds)}"
@@ -98,7 +90,22 @@ def numbers_table(found: Results, seeds: int) -> Table:
 def _cell(number: Number) -> str:
     error = "" if number.stderr is None else f" ± {number.stderr:.2g}"
     ours = f"{_short(number.mean)}{error}" if number.values else "–"
-    return ours + (f"\n\\[{number.paper:g}]" if math.isfinite(number.paper) else "")
+    return ours + _few(number) + (f"\n\\[{number.paper:g}{star(number)}]" if math.isfinite(number.paper) else "")
+
+
+def _few(number: Number) -> str:
+    n = len(number.values)
+    return f" ({n} of {number.asked} seeds)" if 0 < n < number.asked else ""
+
+
+def star(found: Number | Outcome) -> str:
+    """A mark of numbers that only later versions of the paper have."""
+    return "*" if found.unverified else ""
+
+
+def seeds_of(outcome: Outcome) -> str:
+    """`3`, or `2 of 3` where one has not all of a claim's numbers."""
+    return str(outcome.seeds) if outcome.seeds == outcome.asked else f"{outcome.seeds} of {outcome.asked}"
 
 
 def claims_table(outcomes: Sequence[Outcome]) -> Table:
@@ -108,6 +115,6 @@ def claims_table(outcomes: Sequence[Outcome]) -> Table:
         unit = f" {o.claim.unit}" if o.claim.unit else ""
         ends = f"{_short(o.low)} to {_short(o.high)}" if o.seeds > 1 else ""
         here = f"{_short(o.value)}{unit}" if o.seeds else "–"
-        paper = f"{_short(o.paper)}{unit}" if math.isfinite(o.paper) else ""
-        table.add_row(o.claim.text, o.verdict, here, ends, str(o.seeds), paper)
+        paper = f"{_short(o.paper)}{unit}{star(o)}" if math.isfinite(o.paper) else ""
+        table.add_row(o.claim.text, o.verdict, here, ends, seeds_of(o), paper)
     return table
