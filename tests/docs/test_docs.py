@@ -3,9 +3,11 @@
 import re
 import shlex
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 from samovar import cli, recipes
 from tests.docs.fences import EXECUTED, PAGES, fences, run_python
@@ -14,14 +16,17 @@ PARSED = [page for page in PAGES if page not in EXECUTED]
 
 
 @pytest.fixture
-def _one_rank(monkeypatch) -> None:
-    """What torchrun tells the only process it starts."""
+def _one_rank(monkeypatch) -> Iterator[None]:
+    """What torchrun tells the only process it starts; a group that a trainer leaves behind is ended."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     for name, value in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1), ("MASTER_PORT", port)):
         monkeypatch.setenv(name, str(value))
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    yield
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 @pytest.mark.usefixtures("_one_rank")
