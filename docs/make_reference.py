@@ -87,10 +87,12 @@ def result_of(item: Any) -> type | None:
 
 
 def field_docs(item: type) -> dict[str, str]:
-    """The string below each annotated attribute of a class; empty where there is none."""
+    """The string below each annotated attribute of a class, inherited ones first; empty where there is none."""
     (node,) = ast.parse(textwrap.dedent(inspect.getsource(item))).body
     assert isinstance(node, ast.ClassDef)
     docs: dict[str, str] = {}
+    for base in filter(dataclasses.is_dataclass, item.__bases__):
+        docs |= field_docs(base)
     for statement, after in zip(node.body, [*node.body[1:], ast.Pass()], strict=True):
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
             text = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
@@ -111,7 +113,7 @@ def commands() -> Iterator[str]:
 def sections() -> dict[type, str]:
     """The dataclasses of settings, with the prefix of their flags."""
     hints = typing.get_type_hints(config.Config)
-    tree: dict[type, str] = {hint: f"{name}." for name, hint in hints.items() if hint.__module__ == config.__name__}
+    tree: dict[type, str] = {hint: f"{name}." for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
     others = [x for x in vars(config).values() if inspect.isclass(x) and dataclasses.is_dataclass(x)]
     return {config.Config: ""} | dict.fromkeys((x for x in others if x not in tree), "") | tree
 
