@@ -103,7 +103,7 @@ def field_docs(item: type) -> dict[str, str]:
 def commands() -> Iterator[str]:
     """What `samovar VERB --help` prints."""
     yield f"## Commands\n\n```text\n{cli.HELP}```\n"
-    for verb, run in cli._VERBS.items():
+    for verb, run in cli.VERBS.items():
         out = io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
             run(["--help"])

@@ -10,6 +10,7 @@ import pytest
 import torch.distributed as dist
 
 from samovar import cli, recipes
+from samovar import config as configs
 from tests.docs.fences import EXECUTED, PAGES, fences, run_python
 
 PARSED = [page for page in PAGES if page not in EXECUTED]
@@ -56,7 +57,7 @@ def test_commands_parse(line: str, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     for run in re.findall(r"runs/[\w-]+", line):
         Path(run).mkdir(parents=True, exist_ok=True)
-        cli.configs.save(recipes.get("vit-digits").config(), Path(run) / "config.json")
+        configs.save(recipes.get("vit-digits").config(), Path(run) / "config.json")
     for folder in re.findall(r"folder:([\w/]+)", line):
         for label in ("a", "b"):
             (Path(folder) / label).mkdir(parents=True)
@@ -73,11 +74,11 @@ def test_commands_parse(line: str, tmp_path, monkeypatch) -> None:
     elif verb == "compare":
         assert cli.parse_compare(args)[0].relatives
     elif verb == "export":
-        assert cli.cli_models.parse_export(args).kind
+        assert cli.models.parse_export(args).kind
     elif verb == "predict":
-        assert cli.cli_models.parse_predict(args).images
+        assert cli.models.parse_predict(args).images
     else:
-        assert verb in cli._VERBS
+        assert verb in cli.VERBS
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
