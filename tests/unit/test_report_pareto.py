@@ -10,7 +10,7 @@ import pytest
 
 from samovar import report
 from samovar.records import RunDir
-from samovar.report.labels import HEIGHT, LETTER, LINE, WIDTH, Box, beside
+from samovar.report.labels import HEIGHT, LETTER, LINE, WIDTH, Box, beside, places
 from samovar.report.page import render
 from samovar.report.pareto import comparison, front, points
 from samovar.report.pareto_sheet import pareto
@@ -158,3 +158,20 @@ def test_names_lie_over_no_other_name(seed: int) -> None:
         if abs(a[0] - b[0]) < width - 1 and abs(a[1] - b[1]) < LINE - 1
     ]
     assert len(over) <= 1  # where there is no place left, some overlap is the least of evils
+
+
+def test_of_points_close_together_each_name_is_told_apart_by_nearness_or_a_line() -> None:
+    boxes = [
+        Box(text, x, 0.5, x, 0.5) for text, x in (("quarter", 0.2), ("late", 0.24), ("every5", 0.25), ("sam", 0.8))
+    ]
+    found = places(boxes)
+    assert not found[-1].far  # alone: next to its point
+    for own, (box, place) in enumerate(zip(boxes, found, strict=True)):
+        middle, half = box.across * WIDTH + place.dx, LETTER * len(box.text) / 2
+        for other in (*boxes[:own], *boxes[own + 1 :]):
+            x = other.across * WIDTH
+            gap = math.hypot(max(middle - half - x, 0, x - middle - half), max(abs(place.dy) - LINE / 2, 0))
+            away = math.hypot(max(abs(place.dx) - half, 0), max(abs(place.dy) - LINE / 2, 0))
+            assert place.far or gap >= 2 * away
+            crossing = place.far and place.dy == 0 and min(0, place.dx) < x - box.across * WIDTH < max(0, place.dx)
+            assert not crossing  # a line along the row of points would run over them
