@@ -66,6 +66,28 @@ def test_every_run_is_the_recipe_but_for_sam_and_seed() -> None:
     assert both == replace(sam, fraction=0.25, start=0.8)
 
 
+@pytest.mark.parametrize(
+    ("name", "sam"),
+    [
+        ("msam+rho=1", SamConfig(rho=1.0, momentum=True)),
+        ("rho=1+msam", SamConfig(rho=1.0, momentum=True)),  # not times ten, as the order might tell
+        ("looksam+reuse=0.2+every=3", SamConfig(rho=0.1, reuse=0.2, every=3)),
+        ("rho=2e-1", SamConfig(rho=0.2)),
+        ("sam+adaptive=true+m=16", SamConfig(rho=0.1, adaptive=True, m=16)),
+        ("gsam+rho-min=0.02", SamConfig(rho=0.1, alpha=0.4, rho_schedule="lr", rho_min=0.02)),
+        ("sam+rho-schedule=lr", SamConfig(rho=0.1, rho_schedule="lr")),
+    ],
+)
+def test_a_relative_may_have_settings_of_its_own(name: str, sam: SamConfig, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = asked("vit-digits", "--sam", name, "--seeds", "1")
+    assert config_of(found, name).sam == sam
+    (run,) = [run for run in runs_of(found, counted(passes_of(found)), TOTAL) if run.relative == name]
+    assert run.config.name == f"vit-digits-{name}-seed0"
+    config, _ = cli.parse_train(shlex.split(shlex.join(command_of(run)))[2:])
+    assert config.sam == sam
+
+
 def test_corrupted_images_are_drawn_from_all_that_are_held_out() -> None:
     found = asked("vit-digits", "--measure.images", "50", "--run.device", "cpu")
     (hessian, robustness) = runs_of(found, counted(passes_of(found)), TOTAL)[0].measurements
@@ -308,6 +330,11 @@ def test_records_keep_what_the_table_says(tmp_path) -> None:
         ("compare vit-digits --sam", "--sam needs names, such as quarter,late"),
         ("compare vit-digits --sam gsma", "unknown relative of SAM 'gsma'; did you mean gsam? there are: plain, sam"),
         ("compare vit-digits --sam msam+quarter", "--sam msam+quarter with vit-digits: --sam.momentum with"),
+        ("compare vit-digits --sam msam+roh=1", "--sam msam+roh=1: there is no setting 'roh' of SAM; there are: mom"),
+        ("compare vit-digits --sam msam+rho=one", "--sam msam+rho=one: setting 'rho' is 'one'; allowed: float"),
+        ("compare vit-digits --sam msam+rho=", "--sam msam+rho=: setting 'rho' is ''; allowed: float"),
+        ("compare vit-digits --sam msam+rho=-1", "--sam msam+rho=-1 with vit-digits: --sam.rho -1.0 is out of range"),
+        ("compare vit-digits --sam late+end=0.1", "--sam late+end=0.1 with vit-digits: --sam.start 0.8 with --sam.end"),
         ("compare vit-digits --seeds three", "--seeds three is out of range; give a whole number, 1 or more"),
         ("compare vit-digits --jobs 0", "--jobs 0 is out of range"),
         ("compare vit-digits --budget money", "--budget money is unknown; give one of: steps, time, both"),

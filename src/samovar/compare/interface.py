@@ -23,6 +23,7 @@ usage: samovar compare RECIPE [--sam NAME,NAME,...] [--seeds N] [--flags]
 RECIPE trains with SAM, or has a twin that does. NAME:
 {chr(10).join(f"  {name:<15} {relative.summary}" for name, relative in RELATIVES.items())}
   A+B             both, such as quarter+late
+  A+KEY=VALUE     A with its own --sam.KEY VALUE, such as msam+rho=1 and sam+every=3
 
   --sam A,B,...   what is compared, beside plain and sam, which always are; without it
 {textwrap.fill(", ".join(RELATIVES_COMPARED), 100, initial_indent=" " * 18, subsequent_indent=" " * 18)}

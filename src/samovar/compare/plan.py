@@ -11,7 +11,7 @@ from samovar import config as configs
 from samovar import recipes
 from samovar.compare.cost import Cost, steps_for
 from samovar.config import Config, MeasureConfig
-from samovar.recipes.relatives import RELATIVES, related
+from samovar.recipes.relatives import RELATIVES, related, relative
 from samovar.reproduce.plan import Job, Measured, check_measure
 
 Budget = Literal["steps", "time"]
@@ -52,7 +52,7 @@ class Asked:
     base: Config
     """Trains with SAM; the relatives are changes of it."""
     relatives: tuple[str, ...]
-    """Names of `RELATIVES`, some joined by +; plain and sam come first."""
+    """Names of `RELATIVES`, some joined by + with others or with settings; plain and sam come first."""
     seeds: int
     output: Path
     budgets: tuple[Budget, ...] = ("steps",)
@@ -117,12 +117,13 @@ def config_of(asked: Asked, name: str) -> Config:
 
     Raises:
         ValueError: an unknown name; one that means nothing with this recipe, which it names."""
+    where = f"--sam {name}"
     try:
+        relative(name)
+        where += f" with {asked.recipe}"
         return related(asked.base, name)
     except ValueError as error:
-        if set(name.split("+")) <= set(RELATIVES):
-            raise ValueError(f"--sam {name} with {asked.recipe}: {error}") from None
-        raise ValueError(f"--sam {name}: {error}") from None
+        raise ValueError(f"{where}: {error}") from None
 
 
 def _check_place(asked: Asked) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, replace
+import json
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
-from samovar.config import Config, SamConfig, validate
+from samovar.config import Config, SamConfig, from_dict, to_dict, validate
 from samovar.recipes.paper import imagenet, with_cost
 from samovar.recipes.recipe import Recipe
 from samovar.recipes.small import cifar
@@ -70,22 +71,39 @@ RELATIVES: dict[str, Relative] = {
         "each parameter by its norm", {"layerwise": True}, source="after Liu et al. (LookSAM), arXiv:2203.02714"
     ),
 }  # fmt: skip
-"""By the name that `samovar compare --sam` takes; `quarter+late` is both."""
+"""By the name that `samovar compare --sam` takes; `quarter+late` is both, `msam+rho=1` has a radius of its own."""
 
 
 def relative(name: str) -> list[Relative]:
-    """The relatives that a name joins by +.
+    """The relatives that a name joins by +; settings such as `rho=1` come last, so that they hold.
 
     Raises:
-        ValueError: there is none of a name; says all."""
+        ValueError: there is none of a name, or no such setting; says all."""
     found = []
-    for part in name.split("+"):
+    for part in sorted(name.split("+"), key=lambda part: "=" in part):
+        if "=" in part:
+            found.append(_setting(part))
+            continue
         if part not in RELATIVES:
             near = difflib.get_close_matches(part, RELATIVES, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
             raise ValueError(f"unknown relative of SAM {part!r}; {hint}there are: {', '.join(RELATIVES)}")
         found.append(RELATIVES[part])
     return found
+
+
+def _setting(text: str) -> Relative:
+    """The change that `rho=1` makes, a flag `--sam.rho 1` for one relative."""
+    key, _, value = text.partition("=")
+    name, known = key.replace("-", "_"), [field.name for field in fields(SamConfig)]
+    if name not in known:
+        raise ValueError(f"there is no setting {key!r} of SAM; there are: {', '.join(known)}")
+    try:
+        read = json.loads(value)
+    except json.JSONDecodeError:
+        read = value  # a word, such as lr
+    typed = from_dict(to_dict(SamConfig()) | {name: read}, SamConfig)
+    return Relative(f"{key} {value}", {name: getattr(typed, name)})
 
 
 def related(config: Config, name: str) -> Config:
@@ -98,7 +116,8 @@ def related(config: Config, name: str) -> Config:
     sam = config.sam
     for each in relative(name):
         low = sam.rho * each.rho_min_factor if each.rho_min_factor else sam.rho_min * each.rho_factor
-        sam = replace(sam, rho=_rounded(sam.rho * each.rho_factor), rho_min=_rounded(low), **each.settings)
+        radii = {"rho": _rounded(sam.rho * each.rho_factor), "rho_min": _rounded(low)}
+        sam = replace(sam, **radii | each.settings)
     changed = replace(config, sam=sam if sam.rho else SamConfig())
     validate(changed)
     return changed
