@@ -13,7 +13,7 @@ from samovar.report import read
 from samovar.report.naming import MANY, command, differing, recipes
 from samovar.report.protocol import disagreements
 from samovar.report.read import UnreadableArrays, read_runs
-from samovar.report.text import clean, duration, number, plain, with_error
+from samovar.report.text import apart, clean, duration, number, plain, with_error
 from tests.unit.report_runs import HOSTILE, NOTHING, load, make_run
 
 
@@ -206,3 +206,8 @@ def test_a_value_is_shown_to_the_last_digit_of_its_error(value, error, texts) ->
 def test_durations_and_numbers_are_short() -> None:
     assert [duration(s) for s in (0.5, 41.2, 600, 12000, 4e6)] == ["0.5 s", "41 s", "10 min", "3 h 20 min", "1111 h"]
     assert [number(v) for v in (0.0143, 123456, -2.5)] == ["0.01430", "123\u202f456", "−2.500"]
+
+
+def test_the_ends_of_an_interval_are_told_apart_where_six_digits_can() -> None:
+    cases = {(0.5, 2.0): 3, (1.01641, 1.01793): 4, (1.00041, 1.00043): 6, (1.0, 1.0): 6}
+    assert {ends: apart(*ends) for ends in cases} == cases

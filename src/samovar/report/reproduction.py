@@ -9,7 +9,7 @@ from typing import Any
 from samovar.records import Record
 from samovar.report.parts import Cell, Column, Data, Part, Row, Section, Table
 from samovar.report.read import RunData, number
-from samovar.report.text import clean, count, with_error
+from samovar.report.text import apart, clean, count, with_error
 from samovar.report.text import number as shown
 
 NUMBER, CLAIM = "reproduce/number", "reproduce/claim"
@@ -133,19 +133,21 @@ def _verdict(record: Record) -> list[Cell]:
     verdict, unit = clean(settings.get("verdict", "")), settings.get("unit", "")
     published = number(settings.get("paper"))
     known = published is not None and math.isfinite(published)
-    ends = "" if record.interval is None else " to ".join(_amount(end, settings) for end in record.interval)
+    digits = apart(*record.interval) if record.interval else 3
+    ends = " to ".join(_amount(end, settings, digits) for end in record.interval or ())
+    here = _amount(record.value, settings, digits) if record.n else "–"
     return [
         Cell(verdict, details=[_seeds(record)]),
-        Cell(_amount(record.value, settings) if record.n else "–", details=[clean(unit)] if unit != "x" else []),
+        Cell(here, details=[clean(unit)] if unit != "x" else []),
         Cell(ends or "–"),
         Cell(_amount(published or 0.0, settings) + _star(record) if known else "–"),
     ]
 
 
-def _amount(value: float, settings: dict[str, Any]) -> str:
+def _amount(value: float, settings: dict[str, Any], digits: int = 3) -> str:
     if settings.get("ratio"):
-        return f"{shown(value, 3)} ×"
-    return ("+" if value > 0 else "") + shown(value, 3)
+        return f"{shown(value, digits)} ×"
+    return ("+" if value > 0 else "") + shown(value, digits)
 
 
 def _bound(record: Record) -> str:

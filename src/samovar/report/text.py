@@ -21,6 +21,11 @@ def number(value: float, digits: int = 4) -> str:
     return f"{value:,.{max(digits - 1 - size, 0)}f}".replace("-", "−").replace(",", "\u202f")
 
 
+def apart(low: float, high: float) -> int:
+    """Digits by which the ends of an interval differ, three to six."""
+    return next((digits for digits in (3, 4, 5) if f"{low:.{digits}g}" != f"{high:.{digits}g}"), 6)
+
+
 def short(value: float) -> str:
     """A value to three digits, without trailing zeros."""
     return f"{value:.3g}".replace("-", "−") if math.isfinite(value) else number(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from samovar.report.text import apart
 from samovar.reproduce.claims import Outcome
 from samovar.reproduce.columns import COLUMNS
 from samovar.reproduce.results import Number, Results
@@ -37,7 +38,8 @@ def _cell(number: Number) -> str:
 
 def _claim(outcome: Outcome) -> list[str]:
     unit = f" {outcome.claim.unit}" if outcome.claim.unit else ""
-    ends = f"{outcome.low:.3g} to {outcome.high:.3g}" if outcome.seeds > 1 else ""
-    here = f"{outcome.value:.3g}{unit}" if outcome.seeds else "–"
+    digits = apart(outcome.low, outcome.high) if outcome.seeds > 1 else 3
+    ends = f"{outcome.low:.{digits}g} to {outcome.high:.{digits}g}" if outcome.seeds > 1 else ""
+    here = f"{outcome.value:.{digits}g}{unit}" if outcome.seeds else "–"
     paper = f"{outcome.paper:.3g}{unit}{star(outcome)}" if math.isfinite(outcome.paper) else ""
     return [outcome.claim.text, outcome.verdict, here, ends, seeds_of(outcome), paper]
