@@ -150,6 +150,8 @@ def fit(config: Config, run: RunDir, runtime: Runtime, source: Source, state: Tr
     total = parts[-1].stop
     keeper = _Keeper(config, run, runtime, state)
     notes = keeper.restore(parts) or state.notes
+    if runtime.is_main:
+        run.keep_classes(source.classes)
     images = {"train_images": float(len(source.train)), "val_images": float(len(source.val))}
     yield Progress("start", keeper.state.step, total, images, notes)
     with _signals() as stop:

@@ -23,6 +23,7 @@ from samovar.data.sources import open_source
 from samovar.models import Classifier, create, describe
 from samovar.pretrained import Kind, Weights, kind, read
 from samovar.recognize import names_of, recognize, side_of
+from samovar.records import RunDir
 from samovar.weights import load_whole
 from samovar.zoo import MODELS
 
@@ -141,10 +142,11 @@ def _counted(model: Classifier, channels: int, image_size: int) -> int:
 
 
 def _with_classes_of_run(found: Opened) -> Opened:
-    """Class names from the data a run was trained on, where that is still there; a note where it is not."""
-    data = configs.load(Path(found.name) / "config.json").data
+    """Class names that a run has kept, else from its data, where that is still there; a note where it is not."""
+    run = RunDir.open(Path(found.name))
+    data = configs.load(run.config_path).data
     try:
-        classes = tuple(open_source(replace(data, fraction=1.0, tune_share=0.0)).classes)
+        classes = run.classes() or tuple(open_source(replace(data, fraction=1.0, tune_share=0.0)).classes)
         reason = "" if len(classes) == found.num_classes else f"{data.source} has {len(classes)} others"
     except (ValueError, OSError) as error:
         classes, reason = (), str(error)

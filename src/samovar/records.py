@@ -9,7 +9,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -100,6 +100,7 @@ class RunDir:
         self.checkpoints = path / "checkpoints"
         self.arrays = path / "arrays"
         self.bad_files = path / "bad_files.txt"
+        self.classes_path = path / "classes.json"
 
     @classmethod
     def create(cls, output: Path, name: str) -> RunDir:
@@ -161,6 +162,26 @@ class RunDir:
         """Drop training records after `step`, which a resumed run writes again; records about no step stay."""
         kept = [r for r in self.records() if r.where.get("step", 0) <= step]
         replace_text(self.records_path, "".join(to_json(r) + "\n" for r in kept))
+
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes that the run was trained on, in the order of its logits; empty where it has not told.
+
+        Raises:
+            ValueError: the file that tells is damaged."""
+        if not self.classes_path.exists():
+            return ()
+        try:
+            found = json.loads(self.classes_path.read_text(encoding="utf-8"))
+            if isinstance(found, list) and all(isinstance(name, str) for name in found):
+                return tuple(found)
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{self.classes_path} cannot be read: {error}") from error
+        raise ValueError(f"{self.classes_path} holds no list of names")
+
+    def keep_classes(self, names: Sequence[str]) -> None:
+        """Write the names of the classes, unless a part of the run before has."""
+        if not self.classes_path.exists():
+            replace_text(self.classes_path, json.dumps(list(names)) + "\n")
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         """Write `name` below the run folder as JSON, in one piece or not at all."""

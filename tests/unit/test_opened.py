@@ -21,7 +21,7 @@ from samovar.opened import open_model
 from samovar.pretrained import read_init
 from samovar.records import RunDir
 from tests.conftest import assert_refused
-from tests.unit.short_run import CPU
+from tests.unit.short_run import CPU, short_run
 
 IMAGES = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -78,6 +78,36 @@ def test_a_run_whose_data_is_gone_opens_without_names(run, tmp_path) -> None:
     opened = open_model(str(tmp_path))
     assert opened.classes == ()
     assert "the names of its classes are not known" in opened.notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("kept", "classes", "note"),
+    [
+        ('["tulip \\ud83c\\udf37", "b", "c", "d", "e", "f", "g", "h", "i", "\\udcff"]', "tulip \U0001f337", ""),
+        ('["a", "b"]', None, "digits has 2 others"),
+        ("[1, 2]", None, "classes.json holds no list of names"),
+        ("[", None, "classes.json cannot be read"),
+    ],
+)
+def test_the_names_that_a_run_kept_come_before_those_of_its_data(kept, classes, note, run, tmp_path) -> None:
+    (tmp_path / "checkpoints").symlink_to(run.checkpoints.absolute())
+    (tmp_path / "config.json").symlink_to(run.config_path.absolute())
+    (tmp_path / "classes.json").write_text(kept)
+    opened = open_model(str(tmp_path))
+    assert opened.classes == (tuple(json.loads(kept)) if classes else ())
+    if classes:
+        assert opened.classes[0] == classes
+    else:
+        assert note in opened.notes[-1]
+
+
+def test_training_keeps_the_names_of_its_classes_and_a_resume_leaves_them(tmp_path) -> None:
+    kept = short_run(tmp_path)
+    assert kept.classes() == tuple("0123456789")
+    kept.keep_classes(["others"])
+    assert kept.classes() == tuple("0123456789")
+    (tmp_path / "r" / "classes.json").unlink()
+    assert kept.classes() == ()
 
 
 def test_a_folder_in_timms_layout_is_the_network_that_timm_builds_of_it(timm_folder) -> None:
