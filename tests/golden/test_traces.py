@@ -1,14 +1,17 @@
 """Twenty steps of every family, plain and SAM: a refactor must not move them.
 
-Recorded on one CPU; another one rounds differently, hence the tolerance. Write the file anew with
-`python -m tests.golden.test_traces` after a change that is meant to move them, and say so in CHANGELOG."""
+Recorded on one CPU; another one rounds differently, hence the tolerance. And with one version of torch: where
+`trunc_normal_` draws other weights of the same seed (torch 2.9 does), there is nothing to compare with. Write the file
+anew with `python -m tests.golden.test_traces` after a change that is meant to move them, and say so in CHANGELOG."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from samovar import recipes
 from samovar.config import Config
@@ -44,9 +47,19 @@ def trace(name: str) -> list[float]:
     return [step.loss.item() for step in steps(state, stream, objective, config, runtime, STEPS)]
 
 
+def drawn() -> list[float]:
+    """The initial weights of a small layer."""
+    torch.manual_seed(0)
+    return nn.init.trunc_normal_(torch.empty(4), std=0.02).tolist()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_twenty_steps_follow_the_recorded_trace(name: str) -> None:
-    assert trace(name) == pytest.approx(json.loads(FILE.read_text())[name], rel=2e-3)
+    recorded = json.loads(FILE.read_text())
+    same = drawn() == pytest.approx(recorded["drawn"], rel=1e-4)
+    if not same and not os.environ.get("SAMOVAR_CI"):  # there it fails instead
+        pytest.skip(f"torch {torch.__version__} draws other initial weights than the one of the record")
+    assert trace(name) == pytest.approx(recorded[name], rel=2e-3)
 
 
 def test_a_trace_is_a_function_of_its_config_bit_for_bit() -> None:
@@ -62,4 +75,4 @@ def test_the_traces_tell_sam_from_plain_training() -> None:
 
 
 if __name__ == "__main__":
-    FILE.write_text(json.dumps({name: trace(name) for name in NAMES}, indent=1) + "\n")
+    FILE.write_text(json.dumps({"drawn": drawn()} | {name: trace(name) for name in NAMES}, indent=1) + "\n")

@@ -121,7 +121,8 @@ def _muted(ddp: DistributedDataParallel) -> Iterator[None]:
 
 def _broadcast_buffers(ddp: DistributedDataParallel) -> None:
     """Give every rank the buffers of rank 0, once a step as in plain DDP."""
-    if ddp.require_backward_grad_sync and ddp.forward_sync_buffers and ddp.modules_buffers:
+    # broadcast_buffers: torch 2.15 prefers another name, which 2.9 does not have
+    if ddp.require_backward_grad_sync and ddp.broadcast_buffers and ddp.modules_buffers:
         ddp._sync_buffers()  # type: ignore[no-untyped-call]
     ddp.require_forward_param_sync = False  # DDP itself would do it in the descent's forward, after we took our copies
 
