@@ -67,7 +67,9 @@ def test_a_trial_is_the_last_evaluation_at_the_final_step(undisturbed) -> None:
 
 def test_what_is_left_of_a_trial_is_small(undisturbed) -> None:
     files = [path for path in undisturbed.folder.rglob("*") if path.is_file()]
-    assert {path.name for path in files} == {"config.json", "provenance.json", "records.jsonl", "trial.json"}
+    assert {path.name for path in files} == {
+        "classes.json", "config.json", "provenance.json", "records.jsonl", "trial.json",
+    }  # fmt: skip
     assert sum(path.stat().st_size for path in files) < 20_000
 
 
