@@ -70,7 +70,7 @@ def test_timm_opens_the_folder_and_gives_the_same_logits(name, size, channels, a
     assert torch.allclose(logits_of(copy, images, mean, std), expected, atol=EQUAL * float(expected.abs().max()))
     assert expected.std() > 0.01
     told = timm.data.resolve_model_data_config(copy)
-    assert [list(told[key]) for key in ("input_size", "mean", "std")] == [[channels, size, size], list(mean), list(std)]
+    assert (told["input_size"], told["mean"], told["std"]) == ((channels, size, size), list(mean), list(std))
     assert copy.pretrained_cfg["label_names"] == list("abcdefg")
     assert copy.num_classes == 7
     assert json.loads((path / "config.json").read_text())["architecture"] == architecture

@@ -50,7 +50,7 @@ def timm_folder(tmp_path):
     torch.manual_seed(0)
     body = timm.create_model("test_vit", num_classes=7, img_size=32, act_layer="gelu_tanh").eval()
     facts = {"label_names": list("abcdefg"), "num_classes": 7, "model_args": {"act_layer": "gelu_tanh"}}
-    facts["pretrained_cfg"] = {"input_size": (3, 32, 32), "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+    facts["pretrained_cfg"] = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
     save_for_hf(body, tmp_path / "out", model_config=facts, safe_serialization=True)
     return tmp_path / "out", body
 

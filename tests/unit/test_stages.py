@@ -380,8 +380,8 @@ def test_a_network_that_does_not_part_its_head_is_refused_under_supcon():
 
 def test_an_encoder_that_diverges_ends_the_run_as_diverged(tmp_path) -> None:
     config = recipes.get("supcon-vit-digits").config()
-    optimizer = OptimConfig(name="sgd", lr=1e4)
+    optimizer = OptimConfig(name="sgd", lr=1e8)
     config = replace(config, steps=8, optim=optimizer, head=HeadConfig(steps=4), run=RunConfig(eval_every=4, threads=1))
     run = RunDir.create(tmp_path, "run")
-    with pytest.raises(Diverged, match=r"at step [48] features of .* are not finite.*lower --optim.lr"):
+    with pytest.raises(Diverged, match=r"at step 4 features of .* are not finite.*lower --optim.lr"):
         list(fit(config, run, CPU, *prepare(config, CPU)))
