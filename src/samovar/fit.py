@@ -7,7 +7,7 @@ import hashlib
 import json
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -149,9 +149,7 @@ def fit(config: Config, run: RunDir, runtime: Runtime, source: Source, state: Tr
     parts = _stages(config, len(source.train))
     total = parts[-1].stop
     keeper = _Keeper(config, run, runtime, state)
-    notes = keeper.restore(parts) or state.notes
-    if runtime.is_main:
-        run.keep_classes(source.classes)
+    notes = keeper.restore(parts, source.classes) or state.notes
     images = {"train_images": float(len(source.train)), "val_images": float(len(source.val))}
     yield Progress("start", keeper.state.step, total, images, notes)
     with _signals() as stop:
@@ -233,7 +231,7 @@ class _Keeper:
         self.fingerprint = fingerprint(config)
         self.sinks: list[Sink] = []
 
-    def restore(self, parts: list[_Stage]) -> tuple[str, ...]:
+    def restore(self, parts: list[_Stage], classes: Sequence[str]) -> tuple[str, ...]:
         """Load the newest whole checkpoint, if any, and cut the records back to it; returns notes for the reader.
 
         What was saved at the border of two stages is the first one's.
@@ -256,6 +254,7 @@ class _Keeper:
             self.run.rewind(self.state.step)
             history = "provenance.json" if not found else f"provenance-resumed-{found.step}.json"
             self.run.write_json(history, provenance(self.runtime))
+            self.run.keep_classes(classes)
             self.sinks = open_sinks(self.config.run.loggers, self.run, self.config)
         return tuple(notes)
 

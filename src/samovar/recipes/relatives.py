@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
-from samovar.config import Config, SamConfig, from_dict, to_dict, validate
+from samovar.config import Config, SamConfig, from_dict, validate
 from samovar.recipes.paper import imagenet, with_cost
 from samovar.recipes.recipe import Recipe
 from samovar.recipes.small import cifar
@@ -102,7 +102,7 @@ def _setting(text: str) -> Relative:
         read = json.loads(value)
     except json.JSONDecodeError:
         read = value  # a word, such as lr
-    typed = from_dict(to_dict(SamConfig()) | {name: read}, SamConfig)
+    typed = from_dict({name: read}, SamConfig)
     return Relative(f"{key} {value}", {name: getattr(typed, name)})
 
 
