@@ -21,13 +21,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import nets
-from samovar import adversary
 from samovar.config import AdversarialConfig, Config, OptimConfig, SamConfig
 from samovar.data.loader import Batch
-from samovar.objectives import make_objective
+from samovar.objectives import adversarial, make_objective
 from samovar.runtime import Runtime
 from samovar.sam import sam_backward
-from samovar.train import TrainState, steps
+from samovar.train.loop import TrainState, steps
 
 RHO, EPS = 0.05, 2 / 255
 Step = Callable[[], Any]
@@ -55,7 +54,7 @@ def by_three_passes(model: nn.Module, batch: Batch) -> Step:
 
     def step() -> None:
         optimizer.zero_grad()
-        attack = adversary.begin(batch.images, config, 0)
+        attack = adversarial.begin(batch.images, config, 0)
         start = attack.points.clone().requires_grad_()
         for weight in weights:
             weight.requires_grad_(False)

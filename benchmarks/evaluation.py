@@ -24,7 +24,7 @@ from samovar.measure.accuracy import logits_of
 from samovar.measure.predictions import predict
 from samovar.objectives import make_objective
 from samovar.runtime import Runtime
-from samovar.train import evaluate
+from samovar.train.loop import evaluate
 
 AIM = 0.95
 

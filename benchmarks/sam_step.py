@@ -32,7 +32,7 @@ from samovar.data.loader import Batch
 from samovar.objectives import Loss
 from samovar.runtime import Runtime
 from samovar.sam import SAM, SamMemory, SamVariant, plain_backward, sam_backward
-from samovar.train import TrainState, steps
+from samovar.train.loop import TrainState, steps
 
 RHO = 0.05
 Step = Callable[[], Any]

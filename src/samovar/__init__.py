@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from samovar.attacks import fgsm as fgsm
     from samovar.attacks import pgd as pgd
     from samovar.config import Config as Config
-    from samovar.contrastive import supcon_loss as supcon_loss
     from samovar.curvature import GaussNewton as GaussNewton
     from samovar.curvature import Hessian as Hessian
     from samovar.curvature import spectral_density as spectral_density
@@ -24,9 +23,10 @@ if TYPE_CHECKING:
     from samovar.measure.plane import filter_direction as filter_direction
     from samovar.measure.plane import loss_plane as loss_plane
     from samovar.measure.sharpness import sam_sharpness as sam_sharpness
-    from samovar.models import create as create_model
-    from samovar.records import Record as Record
-    from samovar.records import RunDir as RunDir
+    from samovar.models.factory import create as create_model
+    from samovar.objectives.contrastive import supcon_loss as supcon_loss
+    from samovar.runs.records import Record as Record
+    from samovar.runs.records import RunDir as RunDir
     from samovar.sam import SAM as SAM
     from samovar.sam import InputAscent as InputAscent
     from samovar.sam import SamMemory as SamMemory
@@ -39,15 +39,15 @@ _PUBLIC = {
     "GaussNewton": ("samovar.curvature", "GaussNewton"),
     "Hessian": ("samovar.curvature", "Hessian"),
     "InputAscent": ("samovar.sam", "InputAscent"),
-    "Record": ("samovar.records", "Record"),
-    "RunDir": ("samovar.records", "RunDir"),
+    "Record": ("samovar.runs.records", "Record"),
+    "RunDir": ("samovar.runs.records", "RunDir"),
     "SAM": ("samovar.sam", "SAM"),
     "SamMemory": ("samovar.sam", "SamMemory"),
     "SamVariant": ("samovar.sam", "SamVariant"),
     "attention_maps": ("samovar.measure.attention", "attention_maps"),
     "average_flatness": ("samovar.measure.flatness", "average_flatness"),
     "corrupt": ("samovar.data.corruptions", "corrupt"),
-    "create_model": ("samovar.models", "create"),
+    "create_model": ("samovar.models.factory", "create"),
     "fgsm": ("samovar.attacks", "fgsm"),
     "filter_direction": ("samovar.measure.plane", "filter_direction"),
     "loss_plane": ("samovar.measure.plane", "loss_plane"),
@@ -57,7 +57,7 @@ _PUBLIC = {
     "sam_backward": ("samovar.sam", "sam_backward"),
     "sam_sharpness": ("samovar.measure.sharpness", "sam_sharpness"),
     "spectral_density": ("samovar.curvature", "spectral_density"),
-    "supcon_loss": ("samovar.contrastive", "supcon_loss"),
+    "supcon_loss": ("samovar.objectives.contrastive", "supcon_loss"),
     "top_eigenvalues": ("samovar.curvature", "top_eigenvalues"),
     "trace": ("samovar.curvature", "trace"),
 }

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from samovar import zoo
 from samovar.config import ModelConfig
-from samovar.models import create, describe, family
-from samovar.zoo import MODELS
+from samovar.models import table
+from samovar.models.factory import create, describe, family
+from samovar.models.table import MODELS
 
 SMALL = [name for name, row in MODELS.items() if row.image_size < 64]
 
@@ -107,7 +107,7 @@ def test_other_sizes_channels_and_classes_can_be_asked_for(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_row_describes_itself_in_one_line(name):
-    text = zoo.line(name)
+    text = table.line(name)
     assert "\n" not in text
     assert len(text) < 100
-    assert f"{MODELS[name].params:,}" in zoo.summary(name)
+    assert f"{MODELS[name].params:,}" in table.summary(name)

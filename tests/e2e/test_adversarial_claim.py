@@ -16,10 +16,10 @@ from samovar import recipes
 from samovar.attacks import pgd
 from samovar.config import AdversarialConfig, Config, SamConfig
 from samovar.data.loader import batches, eval_batches
-from samovar.fit import prepare
 from samovar.objectives import make_objective
 from samovar.runtime import Runtime, keep_freed_memory
-from samovar.train import steps
+from samovar.train.fit import prepare
+from samovar.train.loop import steps
 from tests.conftest import SHARED
 
 MODEL, SHARE_OF_IMAGES, EPOCHS, WARMUP_STEPS = "vit-cifar-s8", 0.2, 12, 100

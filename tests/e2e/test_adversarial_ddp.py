@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from samovar import adversary
 from samovar.config import AdversarialConfig, Config, OptimConfig, SamConfig
 from samovar.data.loader import Batch
-from samovar.objectives import make_objective
+from samovar.objectives import adversarial, make_objective
 from samovar.runtime import Runtime
-from samovar.train import TrainState, backward, steps
+from samovar.train.loop import TrainState, backward, steps
 from tests.e2e.ranks import run_ranks
 
 RANKS, SECONDS, RHO, EPS = 2, 120, 0.1, 0.1
@@ -93,7 +92,7 @@ def written_out(shared: bool) -> list[Tensor]:
     """Mean over ranks of the gradient at (w + e, x + d), both from each rank's own start."""
     moved, clean, model = [], [], net()
     for rank in range(RANKS):
-        attack = adversary.begin(batch(rank).images, config().adversarial, 0, 0, rank)
+        attack = adversarial.begin(batch(rank).images, config().adversarial, 0, 0, rank)
         points = attack.points.clone().requires_grad_()
         loss = F.cross_entropy(model(points), batch(rank).labels)
         *g, slope = torch.autograd.grad(loss, [*model.parameters(), points])

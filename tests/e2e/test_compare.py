@@ -2,7 +2,7 @@
 
 import json
 
-from samovar.records import RunDir
+from samovar.runs.records import RunDir
 from tests.conftest import Shell
 
 WORDS = ["compare", "vit-digits", "--sam", "quarter", "--seeds", "1", "--budget", "both", "--epochs", "2",

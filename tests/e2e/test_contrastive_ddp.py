@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel as DDP  # noqa: N817
 
-from samovar import checkpoint
 from samovar.config import (
     Config,
     ContrastiveConfig,
@@ -21,11 +20,12 @@ from samovar.config import (
     RunConfig,
     SamConfig,
 )
-from samovar.contrastive import shared_supcon_loss, supcon_loss
-from samovar.fit import fit, prepare
-from samovar.records import RunDir
+from samovar.objectives.contrastive import shared_supcon_loss, supcon_loss
+from samovar.runs import checkpoint
+from samovar.runs.records import RunDir
 from samovar.runtime import Runtime
 from samovar.sam import sam_backward
+from samovar.train.fit import fit, prepare
 from tests.e2e.ranks import run_ranks
 
 RANKS, SECONDS, RHO, TEMPERATURE = 2, 120, 0.1, 0.2

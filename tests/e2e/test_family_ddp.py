@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel as DDP  # noqa: N817
 
-from samovar.family import SamVariant
 from samovar.sam import SAM, SamMemory, sam_backward
+from samovar.sam.variant import SamVariant
 from tests.e2e.ranks import run_ranks
 from tests.e2e.test_sam_ddp import batch, net
 from tests.unit.test_sam_family import LR, MAX_NORM, RELATIVES, STEPS, AdamW, flat, trained

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from samovar import cli
-from samovar.records import RunDir
+from samovar.runs.records import RunDir
 
 WORDS = ["reproduce", "table1", "--scale", "digits", "--seeds", "1", "--jobs", "1", "--epochs", "2"]
 SHORT = ["--measure.images", "64", "--measure.corruption-images", "4", "--measure.draws", "2",

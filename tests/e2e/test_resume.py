@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from samovar import checkpoint
-from samovar.records import RunDir
+from samovar.runs import checkpoint
+from samovar.runs.records import RunDir
 from tests.conftest import Shell
 
 STEPS = 60

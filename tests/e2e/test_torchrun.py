@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from samovar import checkpoint
-from samovar.records import RunDir
+from samovar.runs import checkpoint
+from samovar.runs.records import RunDir
 from tests.conftest import Shell
 
 FLAGS = [

@@ -12,13 +12,13 @@ import torch.distributed as dist
 
 from samovar import recipes
 from samovar.config import OptimConfig
-from samovar.records import RunDir
+from samovar.runs.records import RunDir
 from samovar.runtime import started
-from samovar.search import Search
-from samovar.search_view import Asked
-from samovar.trials import Trial, run_trial, run_trials
-from samovar.tune import tune
-from samovar.workers import Stopped
+from samovar.runtime.workers import Stopped
+from samovar.studies.tune.command import tune
+from samovar.studies.tune.search import Search
+from samovar.studies.tune.view import Asked
+from samovar.train.trials import Trial, run_trial, run_trials
 from tests.e2e.ranks import run_ranks
 
 RHO = (0.02, 0.05, 0.1, 0.2, 0.35)

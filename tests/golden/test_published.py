@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from samovar import published as p
+from samovar.recipes import paper_numbers as p
 from tests.conftest import SHARED
 
 PAPER = SHARED / "paper.md"

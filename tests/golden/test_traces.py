@@ -16,10 +16,10 @@ from torch import nn
 from samovar import recipes
 from samovar.config import Config
 from samovar.data.loader import batches
-from samovar.fit import prepare
 from samovar.objectives import make_objective
 from samovar.runtime import Runtime
-from samovar.train import steps
+from samovar.train.fit import prepare
+from samovar.train.loop import steps
 
 FILE = Path(__file__).with_name("traces.json")
 NAMES = [f"{family}-digits{twin}" for family in ("vit", "mixer", "resnet") for twin in ("", "-sam")]

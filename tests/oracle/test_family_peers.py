@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from samovar.family import SamVariant
 from samovar.sam import SAM
+from samovar.sam.variant import SamVariant
 
 library = pytest.importorskip("pytorch_optimizer")
 pytestmark = pytest.mark.oracle

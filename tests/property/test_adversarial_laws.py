@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from samovar import adversary
 from samovar.attacks import Ball
 from samovar.config import AdversarialConfig
+from samovar.objectives import adversarial
 
 SEEDS = st.integers(0, 2**31 - 1)
 SHARES = st.integers(0, 1000).map(lambda thousandths: thousandths / 1000)
@@ -42,8 +42,8 @@ def slopes(seed: int, like: Tensor) -> Tensor:
 )
 def test_images_never_leave_the_ball_or_the_range_of_pixels(seed, eps, num_steps, step_size, clean_share, size):
     images = pictures(seed, 8)
-    attack = adversary.begin(images, AdversarialConfig(eps, num_steps, step_size, clean_share), seed)
-    clean = adversary.clean_places(8, clean_share)
+    attack = adversarial.begin(images, AdversarialConfig(eps, num_steps, step_size, clean_share), seed)
+    clean = adversarial.clean_places(8, clean_share)
     if attack is None:
         assert clean.all()
         return
@@ -61,7 +61,7 @@ def test_images_never_leave_the_ball_or_the_range_of_pixels(seed, eps, num_steps
 @given(seed=SEEDS, eps=st.floats(1e-3, 1.0), size=st.integers(1, 9), micro=st.integers(1, 9))
 def test_groups_and_pieces_move_as_the_whole_batch_does(seed, eps, size, micro):
     images, config = pictures(seed, 8), AdversarialConfig(eps)
-    whole, parts = adversary.begin(images, config, seed), adversary.begin(images, config, seed)
+    whole, parts = adversarial.begin(images, config, seed), adversarial.begin(images, config, seed)
     slope = slopes(seed, images)
     whole.move([slope])
     for part, piece in zip(parts.split(size), slope.split(size), strict=True):
@@ -73,7 +73,7 @@ def test_groups_and_pieces_move_as_the_whole_batch_does(seed, eps, size, micro):
 @given(count=st.integers(1, 300), share=SHARES)
 def test_every_run_of_places_has_its_share_of_clean_ones_to_below_one(count, share):
     exact = Fraction(share).limit_denominator(1000)
-    before = torch.cat([torch.zeros(1), adversary.clean_places(count, share).cumsum(0)]).tolist()
+    before = torch.cat([torch.zeros(1), adversarial.clean_places(count, share).cumsum(0)]).tolist()
     assert abs(before[-1] - count * exact) <= Fraction(1, 2)
     for size in {1, 2, 3, 32, count} & set(range(count + 1)):
         wanted = {math.floor(size * exact), math.ceil(size * exact)}

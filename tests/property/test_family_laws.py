@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from samovar.family import SamVariant, conflict
 from samovar.sam import SamMemory, sam_backward
+from samovar.sam.variant import SamVariant, conflict
 from tests.property.test_sam_laws import RADII, SEEDS, flat
 
 quick = settings(max_examples=20, deadline=None)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from samovar import cli
 from samovar import config as configs
-from samovar.compare.cost import Cost
-from samovar.compare.recorded import records_of
-from samovar.compare.results import results
-from samovar.records import RunDir
+from samovar.runs.records import RunDir
+from samovar.studies.compare.cost import Cost
+from samovar.studies.compare.recorded import records_of
+from samovar.studies.compare.results import results
 
 COSTS = {name: Cost(ratio, ratio - 0.1, ratio + 0.1, 0.01 * ratio, math.ceil(ratio)) for name, ratio in
          (("plain", 1.0), ("sam", 2.0), ("quarter", 1.25), ("late", 1.2), ("msam", 1.1))}  # fmt: skip

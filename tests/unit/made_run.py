@@ -4,11 +4,11 @@ from pathlib import Path
 
 import torch
 
-from samovar import checkpoint
 from samovar import config as configs
 from samovar.config import Config
-from samovar.models import Classifier, create
-from samovar.records import RunDir
+from samovar.models.factory import Classifier, create
+from samovar.runs import checkpoint
+from samovar.runs.records import RunDir
 
 
 def drawn(config: Config, *, classes: int, channels: int, seed: int = 0) -> Classifier:

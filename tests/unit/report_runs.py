@@ -11,9 +11,9 @@ import numpy as np
 
 from samovar import config as configs
 from samovar import recipes
-from samovar.records import Record, RunDir
-from samovar.report.naming import named
 from samovar.report.read import RunData, read_runs
+from samovar.report.run_names import named
+from samovar.runs.records import Record, RunDir
 
 HOSTILE = (
     "<script>alert(1)</script>", "</script><b>", "<!-- comment", "a\u2028b\u2029c", "'quote\"", "%{x} $\\frac{1}$",

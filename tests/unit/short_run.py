@@ -8,9 +8,9 @@ import torch
 from samovar import config as configs
 from samovar import recipes
 from samovar.config import RunConfig
-from samovar.fit import fit, prepare
-from samovar.records import RunDir
+from samovar.runs.records import RunDir
 from samovar.runtime import Runtime
+from samovar.train.fit import fit, prepare
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
 

@@ -11,7 +11,7 @@ from sklearn.metrics import top_k_accuracy_score
 from samovar.config import MeasureConfig
 from samovar.measure.accuracy import accuracy, any_of, calibration, logits_of, top_k, wilson
 from samovar.measure.subject import open_subject
-from samovar.records import RunDir, from_json, to_json
+from samovar.runs.records import RunDir, from_json, to_json
 from tests.unit.short_run import CPU, short_run
 
 

@@ -14,7 +14,7 @@ from samovar.config import MeasureConfig, ModelConfig
 from samovar.data.loader import Batch
 from samovar.measure.activations import activation_norms, activations, active_fractions, weight_norm, weight_norms
 from samovar.measure.subject import Subject, open_subject
-from samovar.models import create
+from samovar.models.factory import create
 from samovar.runtime import Runtime
 
 CPU = Runtime(torch.device("cpu"), torch.float32)

@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from samovar import adversary, recipes
+from samovar import recipes
 from samovar.attacks import pgd
 from samovar.config import AdversarialConfig, Config, OptimConfig, RunConfig, SamConfig
 from samovar.data.loader import Batch, batches, eval_batches
-from samovar.fit import fit, prepare
-from samovar.objectives import make_objective
-from samovar.records import RunDir
+from samovar.objectives import adversarial, make_objective
+from samovar.runs.records import RunDir
 from samovar.runtime import Runtime
 from samovar.sam import InputAscent, sam_backward
-from samovar.train import TrainState, backward, steps
+from samovar.train.fit import fit, prepare
+from samovar.train.loop import TrainState, backward, steps
 from tests.conftest import assert_refused
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
@@ -283,19 +283,19 @@ def test_no_steps_are_refused_in_one_line():
 )
 def test_the_usual_step_is_a_quarter_more_than_eps_and_several_go_two_and_a_half_eps(num_steps, given, wanted):
     config = AdversarialConfig(eps=EPS, num_steps=num_steps, step_size=given)
-    assert adversary.step_size(config) == pytest.approx(wanted, rel=1e-12)
+    assert adversarial.step_size(config) == pytest.approx(wanted, rel=1e-12)
 
 
 def test_a_random_start_is_a_function_of_its_seeds_alone_and_uniform():
     images = torch.full((64, 1, 8, 8), 0.5)
     config = AdversarialConfig(eps=EPS)
     state = torch.get_rng_state()
-    start = adversary.begin(images, config, 0, 7, 0).points
+    start = adversarial.begin(images, config, 0, 7, 0).points
     assert torch.equal(torch.get_rng_state(), state)
     torch.rand(5)
-    assert torch.equal(adversary.begin(images, config, 0, 7, 0).points, start)
+    assert torch.equal(adversarial.begin(images, config, 0, 7, 0).points, start)
     for other in ((1, 7, 0), (0, 8, 0), (0, 7, 1)):
-        assert not torch.equal(adversary.begin(images, config, *other).points, start)
+        assert not torch.equal(adversarial.begin(images, config, *other).points, start)
     change = (start - 0.5) / EPS
     # 4096 draws from U(-1, 1): 4 standard errors of the mean and of the mean square
     assert abs(float(change.mean())) < 4 * (1 / 3 / 4096) ** 0.5
@@ -304,7 +304,7 @@ def test_a_random_start_is_a_function_of_its_seeds_alone_and_uniform():
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.25, 0.3, 0.5, 1 / 3, 0.9, 0.999, 1.0])
 def test_any_images_in_a_row_have_their_share_of_clean_ones(share):
-    clean = adversary.clean_places(200, share).tolist()
+    clean = adversarial.clean_places(200, share).tolist()
     assert sum(clean) == pytest.approx(200 * share, abs=0.51)
     for size in (1, 2, 5, 10, 32, 64):
         wanted = size * share
@@ -388,7 +388,7 @@ def test_the_gradient_of_a_step_is_the_loops_written_out(rho, m):
     settings = config(sam=SamConfig(rho=rho, m=m), adversarial=AdversarialConfig(eps=EPS, num_steps=2))
     state, batch = start(settings)
     state.model.train()
-    points = adversary.begin(batch.images, settings.adversarial, 0, 0, 0).points
+    points = adversarial.begin(batch.images, settings.adversarial, 0, 0, 0).points
     total = [torch.zeros_like(p) for p in state.model.parameters()]
     size = m if rho and m else len(batch)
     for x, clean, y in zip(*(part.split(size) for part in (points, batch.images, batch.labels)), strict=True):
@@ -414,7 +414,7 @@ def test_each_step_and_rank_of_a_run_has_a_random_start_of_its_own():
         for _ in steps(state, [batch] * 2, make_objective(settings, 10), settings, runtime, 6):
             pass
         for step, seen in enumerate(images[::2]):
-            assert torch.equal(seen, adversary.begin(batch.images, settings.adversarial, 3, step, rank).points)
+            assert torch.equal(seen, adversarial.begin(batch.images, settings.adversarial, 3, step, rank).points)
 
 
 def test_the_random_start_depends_on_neither_groups_nor_micro_batches():

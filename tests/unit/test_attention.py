@@ -27,7 +27,7 @@ from samovar.measure.attention import (
 from samovar.measure.capture import capture
 from samovar.measure.predictions import to_rgb
 from samovar.measure.subject import Subject, open_subject
-from samovar.models import create
+from samovar.models.factory import create
 from samovar.runtime import Runtime
 
 CPU = Runtime(torch.device("cpu"), torch.float32)

@@ -15,7 +15,7 @@ from torchvision.models import VisionTransformer as TorchvisionVit
 
 from samovar.config import ModelConfig
 from samovar.measure.capture import block_of, capture, channel_axis, network, probabilities
-from samovar.models import create
+from samovar.models.factory import create
 
 
 def vit(**changes) -> VisionTransformer:

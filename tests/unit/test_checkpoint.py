@@ -6,8 +6,8 @@ import pickle
 import pytest
 import torch
 
-from samovar import checkpoint
-from samovar.checkpoint import Checkpoint, CheckpointError
+from samovar.runs import checkpoint
+from samovar.runs.checkpoint import Checkpoint, CheckpointError
 
 
 def example(step: int) -> Checkpoint:

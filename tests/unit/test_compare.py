@@ -10,20 +10,21 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from samovar import cli, optim, recipes
+from samovar import cli, recipes
 from samovar import config as configs
-from samovar.compare import timing
-from samovar.compare.command import _read
-from samovar.compare.cost import Cost, costs_of, counted, shares, steps_for, weighed
-from samovar.compare.plan import Asked, config_of, relatives_of, runs_of
-from samovar.compare.recorded import records_of
-from samovar.compare.results import Results, fieller, number, results
-from samovar.compare.view import markdown, passes_of
 from samovar.config import SamConfig
 from samovar.recipes.relatives import RELATIVES
-from samovar.records import from_json, to_json
-from samovar.rehearse import Data
-from samovar.reproduce.plan import command_of
+from samovar.runs.records import from_json, to_json
+from samovar.studies.compare import timing
+from samovar.studies.compare.command import _read
+from samovar.studies.compare.cost import Cost, costs_of, counted, shares, steps_for, weighed
+from samovar.studies.compare.plan import Asked, config_of, relatives_of, runs_of
+from samovar.studies.compare.recorded import records_of
+from samovar.studies.compare.results import Results, fieller, number, results
+from samovar.studies.compare.view import markdown, passes_of
+from samovar.studies.reproduce.plan import command_of
+from samovar.train import optim
+from samovar.train.dry_run import Data
 from tests.conftest import assert_refused
 from tests.unit.short_run import CPU
 

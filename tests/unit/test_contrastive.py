@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from samovar.config import Config, ContrastiveConfig, ModelConfig
-from samovar.contrastive import Projected, num_features, supcon_loss
 from samovar.data.loader import Batch
-from samovar.models import Classifier, create
+from samovar.models.factory import Classifier, create
 from samovar.objectives import make_objective
+from samovar.objectives.contrastive import Projected, num_features, supcon_loss
 from samovar.sam import sam_backward
 
 

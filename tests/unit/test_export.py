@@ -17,10 +17,10 @@ from samovar.config import Config, DataConfig, ModelConfig, SamConfig
 from samovar.export import export, folder, timm_copy
 from samovar.export.onnx_file import open_session, run
 from samovar.export.original import Original, compare
+from samovar.export.preprocessing import Interface, interface_of, read_image, resize_side, to_dict
 from samovar.export.program import traced
-from samovar.interface import Interface, interface_of, read_image, resize_side, to_dict
-from samovar.opened import Opened, open_model
-from samovar.records import Record
+from samovar.models.open import Opened, open_model
+from samovar.runs.records import Record
 from tests.conftest import assert_refused
 from tests.unit.made_run import drawn, made_run
 

@@ -19,8 +19,8 @@ from samovar.measure import features as module
 from samovar.measure import table
 from samovar.measure.features import features, fit_probe, knn_guess, linear_probe
 from samovar.measure.subject import open_subject
-from samovar.models import create
-from samovar.records import RunDir, from_json, to_json
+from samovar.models.factory import create
+from samovar.runs.records import RunDir, from_json, to_json
 from tests.conftest import assert_refused
 from tests.unit.short_run import CPU, short_run
 

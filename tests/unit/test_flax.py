@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from samovar.config import ModelConfig
-from samovar.flax import from_flax, num_heads, read_npz
-from samovar.opened import open_model
-from samovar.variants import Sizes, build
-from samovar.zoo import MODELS, Variant
+from samovar.models.flax import from_flax, num_heads, read_npz
+from samovar.models.networks import Sizes, build
+from samovar.models.open import open_model
+from samovar.models.table import MODELS, Variant
 
 Arrays = dict[str, np.ndarray]
 

@@ -12,15 +12,15 @@ from torch.nn import functional as F
 from samovar import config as configs
 from samovar import recipes
 from samovar.config import MeasureConfig, RunConfig
-from samovar.fit import fit, prepare
 from samovar.measure import grid
 from samovar.measure.grid import Execution
 from samovar.measure.landscape import landscape
 from samovar.measure.losses import mean_loss
 from samovar.measure.plane import Plane, axis, filter_direction, loss_between, loss_plane
 from samovar.measure.subject import Subject, open_subject
-from samovar.records import RunDir
+from samovar.runs.records import RunDir
 from samovar.runtime import Runtime
+from samovar.train.fit import fit, prepare
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
 

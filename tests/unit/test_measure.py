@@ -9,11 +9,11 @@ import torch
 from samovar import cli, recipes
 from samovar import config as configs
 from samovar.config import MeasureConfig, RunConfig
-from samovar.fit import fit, prepare
 from samovar.measure import command, table, watch
 from samovar.measure.subject import open_subject
-from samovar.records import RunDir
+from samovar.runs.records import RunDir
 from samovar.runtime import Runtime
+from samovar.train.fit import fit, prepare
 from tests.conftest import assert_refused
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
@@ -180,7 +180,7 @@ def test_the_stability_threshold_solves_its_equation() -> None:
 def test_the_demo_prints_both_twins_and_writes_a_report_that_lacks_nothing_it_measured(
     tmp_path, monkeypatch, capsys
 ) -> None:
-    from samovar import demo
+    from samovar.studies import demo
 
     real = recipes.get
     short = {"epochs": 1, "steps": 6}

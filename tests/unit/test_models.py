@@ -14,12 +14,12 @@ from timm.layers import DropPath, StdConv2dSame
 from timm.models.resnetv2 import ResNetV2
 from torch import nn
 
-from samovar import variants
 from samovar.config import ModelConfig
 from samovar.curvature import blocks
 from samovar.measure.attention import attention_maps
-from samovar.models import Classifier, create, describe, family
-from samovar.zoo import MODELS, Variant
+from samovar.models import networks
+from samovar.models.factory import Classifier, create, describe, family
+from samovar.models.table import MODELS, Variant
 
 
 def digits(name, **settings):
@@ -155,7 +155,7 @@ def test_a_vit_without_class_token_pools_after_the_last_norm(name, params):
 
 def test_a_vit_without_class_token_answers_to_the_mean_of_its_patches():
     row = replace(MODELS["vit-digits"], pool="mean")
-    body = variants.build(row, ModelConfig(init="library"), variants.Sizes(10, 8, 1)).eval()
+    body = networks.build(row, ModelConfig(init="library"), networks.Sizes(10, 8, 1)).eval()
     images = torch.randn(2, 1, 8, 8)
     tokens = body.forward_features(images)
     assert tokens.shape == (2, 4, 64)
@@ -214,7 +214,7 @@ def to_resnetv2(key):
 @pytest.mark.parametrize("size", [64, 65])  # SAME padding is uneven in other layers
 def test_resnet_is_the_one_that_timm_ported_from_google(size):
     row = Variant("resnet", 0, width=64, depth=14, stages=(1, 1, 1, 1), groups=32)
-    ours = variants.build(row, ModelConfig(init="library"), variants.Sizes(10, size, 3)).eval()
+    ours = networks.build(row, ModelConfig(init="library"), networks.Sizes(10, size, 3)).eval()
     theirs = ResNetV2((1, 1, 1, 1), num_classes=10, preact=False, stem_type="same", conv_layer=StdConv2dSame).eval()
     for parameter in ours.parameters():
         nn.init.normal_(parameter, std=0.5)  # else the residual branches are 0 and prove nothing
@@ -229,7 +229,7 @@ def test_resnet_is_the_one_that_timm_ported_from_google(size):
 @pytest.mark.parametrize("std", [1.0, 1e-3, 1e-5])
 @pytest.mark.parametrize(("size", "stride"), [(1, 1), (3, 1), (3, 2), (7, 2)])
 def test_standardized_kernels_are_googles(std, size, stride):
-    conv = variants.StandardizedConv2d(4, 6, size, stride).double()
+    conv = networks.StandardizedConv2d(4, 6, size, stride).double()
     nn.init.normal_(conv.weight, mean=std, std=std)
     w = conv.weight
     google = (w - w.mean((1, 2, 3), keepdim=True)) / (w.std((1, 2, 3), correction=0, keepdim=True) + 1e-5)
@@ -245,7 +245,7 @@ def test_standardized_kernels_have_all_derivatives_that_curvature_takes():
     weight = torch.randn(3, 2, 2, 2, dtype=torch.float64, requires_grad=True)
 
     def standardized(w):
-        return variants._standardized(w, eps=0.3)  # so large that its part in the derivatives counts
+        return networks._standardized(w, eps=0.3)  # so large that its part in the derivatives counts
 
     assert torch.autograd.gradcheck(standardized, (weight,), check_forward_ad=True)
     assert torch.autograd.gradgradcheck(standardized, (weight,), check_fwd_over_rev=True)
@@ -255,14 +255,14 @@ def test_standardized_kernels_have_all_derivatives_that_curvature_takes():
 def test_a_constant_kernel_is_0_and_has_a_gradient():
     for value in (0.0, 0.25):
         weight = torch.full((2, 3, 1, 1), value, requires_grad=True)
-        standardized = variants._standardized(weight)
+        standardized = networks._standardized(weight)
         assert standardized.abs().max() < 0.01
         (gradient,) = torch.autograd.grad(standardized.square().sum() + standardized[0, 0, 0, 0], weight)
         assert gradient.isfinite().all()
 
 
 def test_group_norm_resnets_standardize_every_kernel_and_batch_norm_ones_none():
-    ours = variants.StandardizedConv2d
+    ours = networks.StandardizedConv2d
     for name, kernel in (("resnet50", ours), ("resnet-digits", ours), ("resnet50-bn", nn.Conv2d)):
         convs = [m for m in on_meta(name).modules() if isinstance(m, nn.Conv2d)]
         assert {type(conv) for conv in convs} == {kernel}
@@ -365,7 +365,7 @@ def test_a_timm_model_is_described_by_its_own_numbers():
 
 SOURCE = """
 from torch import nn
-import samovar.models, samovar.config
+import samovar.models.factory, samovar.config
 
 def tiny(num_classes, channels):
     return nn.Sequential(nn.Flatten(), nn.Linear(channels * 64, num_classes))
@@ -377,7 +377,7 @@ def greedy(**settings):
 
 def ours(num_classes, image_size, channels):
     config = samovar.config.ModelConfig(name="vit-digits", mean=(0.0,), std=(1.0,))
-    return samovar.models.create(config, num_classes=num_classes, image_size=image_size, channels=channels)
+    return samovar.models.factory.create(config, num_classes=num_classes, image_size=image_size, channels=channels)
 
 def words():
     return "a net"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from samovar.measure.ntk import condition_number, ntk, ntk_condition_number
-from samovar.measure.swaps import gelu_as_relu, random_head
+from samovar.measure.ntk_protocol import gelu_as_relu, random_head
 
 MIB = 2**20
 

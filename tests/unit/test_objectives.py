@@ -9,7 +9,7 @@ from torch import nn
 
 from samovar.config import Config, ModelConfig
 from samovar.data.loader import Batch
-from samovar.models import create
+from samovar.models.factory import create
 from samovar.objectives import make_objective, sigmoid_cross_entropy, softmax_cross_entropy
 
 

@@ -11,15 +11,15 @@ from safetensors.torch import save_file
 from timm.layers import GELUTanh
 from timm.models import save_for_hf
 
-from samovar import checkpoint
 from samovar import config as configs
 from samovar.config import Config, MeasureConfig, ModelConfig
 from samovar.measure import command
 from samovar.measure.subject import open_subject
-from samovar.models import Classifier, create
-from samovar.opened import open_model
-from samovar.pretrained import read_init
-from samovar.records import RunDir
+from samovar.models.factory import Classifier, create
+from samovar.models.open import open_model
+from samovar.models.read import read_init
+from samovar.runs import checkpoint
+from samovar.runs.records import RunDir
 from tests.conftest import assert_refused
 from tests.unit.short_run import CPU, short_run
 

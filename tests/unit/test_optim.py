@@ -8,8 +8,17 @@ import torch
 from torch import nn
 
 from samovar.config import ModelConfig, OptimConfig
-from samovar.models import create
-from samovar.optim import Ema, clip_, create_optimizer, honours_found_inf, lr_at, parameter_groups, set_lr, step_if
+from samovar.models.factory import create
+from samovar.train.optim import (
+    Ema,
+    clip_,
+    create_optimizer,
+    honours_found_inf,
+    lr_at,
+    parameter_groups,
+    set_lr,
+    step_if,
+)
 
 
 def digits(name):

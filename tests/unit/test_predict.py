@@ -14,7 +14,7 @@ from samovar.config import Config, DataConfig, ModelConfig
 from samovar.data.loader import eval_batches
 from samovar.data.sources import open_source
 from samovar.export import export
-from samovar.predict import Predictor, find_images, open_predictor, predict
+from samovar.export.predict import Predictor, find_images, open_predictor, predict
 from tests.conftest import assert_refused
 from tests.unit.made_run import made_run
 

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from samovar import config as configs
-from samovar import recipes, zoo
+from samovar import recipes
+from samovar.models import table as zoo
 from samovar.recipes import RECIPES
 
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from samovar.records import Record, RunDir, from_json, replace_text, to_json
+from samovar.runs.records import Record, RunDir, from_json, replace_text, to_json
 
 
 def test_a_record_comes_back_from_its_line_with_non_finite_values() -> None:

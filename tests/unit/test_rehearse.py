@@ -4,19 +4,21 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from samovar import cli, models, optim, recipes
+from samovar import cli, recipes
 from samovar import config as configs
 from samovar.config import ModelConfig
+from samovar.models import factory
 from samovar.recipes.paper import FORWARD_GFLOPS, gpu_hours
-from samovar.rehearse import data_of, lines, rehearse, training_flops
 from samovar.runtime import Runtime
+from samovar.train import optim
+from samovar.train.dry_run import data_of, lines, rehearse, training_flops
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
 
 
 def on_meta(name: str) -> torch.nn.Module:
     with torch.device("meta"):
-        return models.create(ModelConfig(name=name), num_classes=1000, image_size=224).eval()
+        return factory.create(ModelConfig(name=name), num_classes=1000, image_size=224).eval()
 
 
 @pytest.mark.parametrize("name", ["vit-s32", "mixer-s32", "resnet50"])

@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from samovar.records import Record, RunDir
-from samovar.report import grids
-from samovar.report.attention import attention
-from samovar.report.curves import MOST_POINTS, curves, training, watch
-from samovar.report.headline import METRICS, headline, training_time
-from samovar.report.inside import activations, blocks
+from samovar.report.chapters import landscape_grid
+from samovar.report.chapters.attention import attention
+from samovar.report.chapters.blocks import activations, blocks
+from samovar.report.chapters.headline import METRICS, headline, training_time
+from samovar.report.chapters.landscape import landscape
+from samovar.report.chapters.predictions import predictions
+from samovar.report.chapters.spectrum import spectrum
+from samovar.report.chapters.training import MOST_POINTS, curves, training, watch
+from samovar.report.drawing.pictures import heat, image_uri, signed_uri
 from samovar.report.parts import Data, Figure, Group
-from samovar.report.pictures import heat, image_uri, signed_uri
-from samovar.report.predictions import predictions
-from samovar.report.spectra import spectrum
-from samovar.report.surfaces import landscape
+from samovar.runs.records import Record, RunDir
 from tests.unit.report_runs import BEST, HOSTILE, LAST, MAKERS, NOTHING, load, make_run
 
 
@@ -176,9 +176,9 @@ def test_a_landscape_of_nothing_finite_still_makes_a_figure(tmp_path) -> None:
 
 
 def test_large_grids_are_thinned_through_the_trained_point(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(grids, "MOST_POINTS", 20)
+    monkeypatch.setattr(landscape_grid, "MOST_POINTS", 20)
     folder = only(tmp_path / "a", "landscape", points=101)
-    planes, _ = grids.grids(load(folder))
+    planes, _ = landscape_grid.grids(load(folder))
     assert planes[0].loss.shape == (17, 17)
     assert 0.0 in planes[0].x
     assert planes[0].stride == 6

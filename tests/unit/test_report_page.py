@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from samovar import cli, report
-from samovar.records import Record, RunDir
 from samovar.report.page import embed, render
 from samovar.report.sections import SECTIONS
+from samovar.runs.records import Record, RunDir
 from tests.conftest import assert_refused
 from tests.unit.report_runs import HOSTILE, MEASUREMENTS, NOTHING, load, make_run
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from samovar import cli, report
-from samovar.report.curves import curves
-from samovar.report.sheets import FIGURES, ONE, TWO
+from samovar.report.chapters.training import curves
+from samovar.report.paper.figures import FIGURES, ONE, TWO
 from tests.unit.made_comparison import make_comparison
 from tests.unit.report_runs import HOSTILE, NOTHING, load, make_run
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from samovar import report
-from samovar.records import RunDir
-from samovar.report.labels import HEIGHT, LETTER, LINE, WIDTH, Box, beside, places
+from samovar.report.chapters.comparison import comparison, front, points
+from samovar.report.drawing.labels import HEIGHT, LETTER, LINE, WIDTH, Box, beside, places
 from samovar.report.page import render
-from samovar.report.pareto import comparison, front, points
-from samovar.report.pareto_sheet import pareto
+from samovar.report.paper.comparison import pareto
 from samovar.report.sections import chapters, title
+from samovar.runs.records import RunDir
 from tests.unit.made_comparison import ACCURACY, COSTS, SPREAD, make_comparison
 from tests.unit.report_runs import HOSTILE, load, make_run
 

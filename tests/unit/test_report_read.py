@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from samovar.records import Record, RunDir
 from samovar.report import read
-from samovar.report.naming import MANY, command, differing, recipes
 from samovar.report.protocol import disagreements
 from samovar.report.read import UnreadableArrays, read_runs
+from samovar.report.run_names import MANY, command, differing, recipes
 from samovar.report.text import apart, clean, duration, number, plain, with_error
+from samovar.runs.records import Record, RunDir
 from tests.unit.report_runs import HOSTILE, NOTHING, load, make_run
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from samovar.report.chapters.robustness import robustness
 from samovar.report.parts import Group
-from samovar.report.robust import robustness
 from tests.unit.report_runs import HOSTILE, MAKERS, load, make_run
 
 OTHERS = tuple(name for name in ("training", *MAKERS) if name not in ("accuracy", "robustness", "attack"))

@@ -9,10 +9,10 @@ import pytest
 
 from samovar import config as configs
 from samovar import recipes, report
-from samovar.records import Record, RunDir
+from samovar.report.chapters.tuning import tuning
 from samovar.report.page import render
 from samovar.report.sections import SECTIONS, chapters
-from samovar.report.tuning import tuning
+from samovar.runs.records import Record, RunDir
 from tests.unit.report_runs import NOTHING, load, make_run
 
 SETTINGS = {"source": "digits", "images": 1528, "held_out": "--data.val-share 0.85", "training_images": 269}

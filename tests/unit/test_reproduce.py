@@ -14,15 +14,15 @@ from scipy import stats
 from samovar import cli, recipes
 from samovar import config as configs
 from samovar.recipes.regimes import FRACTIONS
-from samovar.records import Record, RunDir
-from samovar.reproduce.claims import decide, difference, larger_gain, ratio
-from samovar.reproduce.columns import COLUMNS
-from samovar.reproduce.plan import Asked, Measured, Task, check, claims_of, command_of, tasks_of
-from samovar.reproduce.results import is_unverified, paper_number
-from samovar.reproduce.rows import Row, config_of, name_of
-from samovar.reproduce.runs import is_done, records_of, run_task
-from samovar.reproduce.scales import SCALES
-from samovar.reproduce.studies import STUDIES
+from samovar.runs.records import Record, RunDir
+from samovar.studies.reproduce.claims import decide, difference, larger_gain, ratio
+from samovar.studies.reproduce.columns import COLUMNS
+from samovar.studies.reproduce.plan import Asked, Measured, Task, check, claims_of, command_of, tasks_of
+from samovar.studies.reproduce.results import is_unverified, paper_number
+from samovar.studies.reproduce.rows import Row, config_of, name_of
+from samovar.studies.reproduce.runs import is_done, records_of, run_task
+from samovar.studies.reproduce.scales import SCALES
+from samovar.studies.reproduce.studies import STUDIES
 
 EVERY = [(name, scale) for name in STUDIES for scale in SCALES if STUDIES[name].rows(SCALES[scale])]
 MORE, LESS = ("a", "x"), ("b", "x")

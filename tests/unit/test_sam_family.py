@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from samovar.family import SamVariant
 from samovar.sam import SAM, SamMemory, plain_backward, sam_backward
+from samovar.sam.variant import SamVariant
 from tests.unit.test_sam import ROUNDING, NoSync, batch, grads, loss_on, net, snapshot
 
 RHO, LR, MAX_NORM, STEPS = 0.1, 0.05, 0.05, 5

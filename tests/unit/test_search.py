@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from samovar import recipes, search
+from samovar import recipes
 from samovar.config import Config, DataConfig, GridConfig, HeadConfig, OptimConfig, SamConfig
-from samovar.search import Outcome, Rung, Search
+from samovar.studies.tune import search
+from samovar.studies.tune.search import Outcome, Rung, Search
 
 CONFIG = recipes.get("vit-digits-sam").config()
 RHO = (0.02, 0.05, 0.1, 0.2, 0.35)

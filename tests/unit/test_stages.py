@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from samovar import checkpoint, cli, recipes
+from samovar import cli, recipes
 from samovar import config as configs
 from samovar.config import (
     Config,
@@ -27,14 +27,15 @@ from samovar.config import (
 )
 from samovar.data.loader import batches
 from samovar.data.sources import open_source
-from samovar.fit import Diverged, Interrupted, fit, prepare
-from samovar.launch import start_lines, train_facts, val_facts
 from samovar.objectives import make_objective
-from samovar.records import RunDir
-from samovar.report.curves import training
+from samovar.report.chapters.training import training
 from samovar.report.parts import Figure
+from samovar.runs import checkpoint
+from samovar.runs.records import RunDir
 from samovar.runtime import Runtime
-from samovar.train import backward, next_stage, steps
+from samovar.train.command import start_lines, train_facts, val_facts
+from samovar.train.fit import Diverged, Interrupted, fit, prepare
+from samovar.train.loop import backward, next_stage, steps
 from tests.unit.report_runs import load
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
@@ -222,7 +223,7 @@ def test_a_class_with_one_training_image_is_refused_by_name(monkeypatch):
     source = open_source(TWO_STAGES.data)
     sevens = np.flatnonzero(source.train.labels == 7)
     kept = np.setdiff1d(np.arange(len(source.train)), sevens[1:])
-    monkeypatch.setattr("samovar.fit.open_source", lambda _: replace(source, train=source.train.take(kept)))
+    monkeypatch.setattr("samovar.train.fit.open_source", lambda _: replace(source, train=source.train.take(kept)))
     with pytest.raises(ValueError, match=r"^--loss supcon compares images of one class, and class '7' [^\n]* has one"):
         prepare(TWO_STAGES, CPU)
     prepare(replace(TWO_STAGES, loss="softmax"), CPU)
@@ -238,7 +239,7 @@ def test_a_warmup_longer_than_its_stage_is_refused_with_its_flag():
 
 def test_the_speed_counts_images_once_for_all_their_views(monkeypatch, tmp_path):
     clock = iter(range(1000))
-    monkeypatch.setattr("samovar.fit.time.perf_counter", lambda: float(next(clock)))  # a second a look
+    monkeypatch.setattr("samovar.train.fit.time.perf_counter", lambda: float(next(clock)))  # a second a look
     run, _ = finish(tmp_path / "run", replace(TWO_STAGES, run=replace(TWO_STAGES.run, eval_every=1000, log_every=1)))
     speeds = {r.where["step"]: r.value for r in run.records("train/images_per_second")}
     assert speeds[2] == speeds[3] == 32

@@ -16,7 +16,7 @@ from samovar.data.testsets import EXTRA, MAIN
 from samovar.measure import testset as published
 from samovar.measure.accuracy import wilson
 from samovar.measure.subject import Batches, Subject
-from samovar.records import from_json, to_json
+from samovar.runs.records import from_json, to_json
 from samovar.runtime import Runtime
 
 CPU = Runtime(torch.device("cpu"), torch.float32)

@@ -7,14 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from samovar import checkpoint, recipes
+from samovar import recipes
 from samovar.config import Config, OptimConfig, RunConfig, SamConfig
 from samovar.data.loader import Batch, batches
-from samovar.fit import Diverged, fingerprint, fit, prepare
 from samovar.objectives import make_objective
-from samovar.records import RunDir
+from samovar.runs import checkpoint
+from samovar.runs.records import RunDir
 from samovar.runtime import Runtime
-from samovar.train import TrainState, backward, evaluate, steps
+from samovar.train.fit import Diverged, fingerprint, fit, prepare
+from samovar.train.loop import TrainState, backward, evaluate, steps
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
 
@@ -104,7 +105,7 @@ def test_ten_non_finite_steps_in_a_row_end_the_run_with_the_last_checkpoint_inta
         for step, batch in enumerate(real(*args, **kwargs)):
             yield batch if step < 7 else replace(batch, images=batch.images * float("nan"))
 
-    monkeypatch.setattr("samovar.fit.batches", poisoned)
+    monkeypatch.setattr("samovar.train.fit.batches", poisoned)
     with pytest.raises(Diverged, match="10 steps in a row, up to step 17"):
         list(fit(settings, run, CPU, source, state))
     found, complaints = checkpoint.load_latest(run.checkpoints, fingerprint(settings))

@@ -9,16 +9,18 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from samovar import checkpoint, cli, optim, recipes
+from samovar import cli, recipes
 from samovar import config as configs
 from samovar.config import AdversarialConfig, Config, OptimConfig, RunConfig, SamConfig, passes
 from samovar.data.loader import batches
-from samovar.fit import Interrupted, fit, prepare
 from samovar.objectives import make_objective
 from samovar.recipes.relatives import RELATIVES, published, related
-from samovar.records import RunDir
+from samovar.runs import checkpoint
+from samovar.runs.records import RunDir
 from samovar.runtime import Runtime
-from samovar.train import backward, steps
+from samovar.train import optim
+from samovar.train.fit import Interrupted, fit, prepare
+from samovar.train.loop import backward, steps
 from tests.conftest import assert_refused
 
 CPU = Runtime(torch.device("cpu"), torch.float32)

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from samovar import cli, launch, transfer, trials
+from samovar import cli
 from samovar import config as configs
 from samovar.config import Config, GridConfig
 from samovar.data.sources import open_source
-from samovar.fit import Interrupted
-from samovar.records import RunDir
-from samovar.weights import resolve
+from samovar.models.load import resolve
+from samovar.runs.records import RunDir
+from samovar.train import command, transfer, trials
+from samovar.train.fit import Interrupted
 from tests.unit.short_run import short_run
 
 FLAGS = "--data.source digits --data.val-share 0.5 --data.crop none --data.no-flip --steps 12 --optim.warmup-steps 2"
@@ -32,7 +33,7 @@ def asked(weights: Path, output: Path) -> Config:
 
 @pytest.fixture(scope="module")
 def tuned(weights: Path, tmp_path_factory) -> RunDir:
-    return launch.train(asked(weights, tmp_path_factory.mktemp("runs")))
+    return command.train(asked(weights, tmp_path_factory.mktemp("runs")))
 
 
 def test_the_better_rate_trains_the_run_from_the_weights_model(weights: Path, tuned: RunDir) -> None:
@@ -77,16 +78,16 @@ def test_an_interrupted_choice_goes_on_where_it_was(weights: Path, tmp_path, mon
 
     monkeypatch.setattr(transfer, "run_trial", stopped_at_the_second)
     with pytest.raises(SystemExit) as stopped:
-        launch.train(asked(weights, tmp_path))
+        command.train(asked(weights, tmp_path))
     (run,) = tmp_path.iterdir()
     assert stopped.value.code == 130
     assert f"samovar train --resume {run}" in capsys.readouterr().err
     config, resumed = cli.parse_train(["--resume", str(run)])
-    launch.train(config, resumed)
+    command.train(config, resumed)
     assert trained == [100.0, 0.0, 0.1]
     assert configs.load(run / "config.json").optim.lr == 0.1
     before = len(list(RunDir(run).records()))
-    launch.train(*cli.parse_train(["--resume", str(run)]))  # all is there: nothing is chosen, trained or scored again
+    command.train(*cli.parse_train(["--resume", str(run)]))  # all is there: nothing is chosen, trained or scored again
     assert trained == [100.0, 0.0, 0.1]
     assert len(list(RunDir(run).records())) == before
 
@@ -104,7 +105,7 @@ def test_the_weights_normalization_is_taken_over_where_none_is_given(weights: Pa
 
 def test_what_was_resized_is_said(weights: Path, tmp_path, capsys) -> None:
     config = replace(asked(weights, tmp_path), grid=GridConfig(), steps=2)
-    launch.train(replace(config, data=replace(config.data, image_size=12)))
+    command.train(replace(config, data=replace(config.data, image_size=12)))
     out = capsys.readouterr().out
     assert "position embeddings resized from 2 x 2 to 3 x 3" in out
     assert "the classifier is new" in out
@@ -113,10 +114,10 @@ def test_what_was_resized_is_said(weights: Path, tmp_path, capsys) -> None:
 def test_a_run_that_has_begun_resumes_without_the_weights_it_began_from(weights: Path, tmp_path) -> None:
     moved = tmp_path / "weights"
     shutil.copytree(weights, moved)
-    run = launch.train(replace(asked(moved, tmp_path / "runs"), grid=GridConfig()))
+    run = command.train(replace(asked(moved, tmp_path / "runs"), grid=GridConfig()))
     shutil.rmtree(moved)
     shutil.rmtree(RunDir(run.path).checkpoints / "step-00000012")
-    launch.train(*cli.parse_train(["--resume", str(run.path)]))
+    command.train(*cli.parse_train(["--resume", str(run.path)]))
     assert (RunDir(run.path).checkpoints / "step-00000012" / "model.safetensors").is_file()
 
 
@@ -131,10 +132,10 @@ def test_a_grid_without_a_finite_result_is_one_line(weights: Path, tmp_path, mon
     diverged = lambda config, folder, _: trials.Trial(folder, config, math.nan, math.nan, 12, 0.1, finite=False)  # noqa: E731
     monkeypatch.setattr(transfer, "run_trial", diverged)
     with pytest.raises(ValueError, match=r"--grid.lr 1e\+30 1e\+35: no rate gave a finite result; give smaller ones"):
-        launch.train(config)
+        command.train(config)
 
 
 def test_transfer_without_weights_is_refused_in_the_words_of_the_flag(tmp_path) -> None:
     config = replace(asked(Path("nowhere"), tmp_path), init="")
     with pytest.raises(ValueError, match=r"--model.name is not given, and there is no --init to take it from"):
-        launch.train(config)
+        command.train(config)

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from samovar import recipes, train, trials
+from samovar import recipes
 from samovar.config import OptimConfig, RunConfig, SamConfig
 from samovar.data.sources import open_source
-from samovar.fit import Interrupted
-from samovar.records import RunDir
-from samovar.trials import Trial, eval_every, run_trial, run_trials
-from samovar.workers import Stopped
+from samovar.runs.records import RunDir
+from samovar.runtime.workers import Stopped
+from samovar.train import loop, trials
+from samovar.train.fit import Interrupted
+from samovar.train.trials import Trial, eval_every, run_trial, run_trials
 
 CONFIG = replace(
     recipes.get("vit-digits-sam").config(),
@@ -29,8 +30,8 @@ CONFIG = replace(
 def steps(monkeypatch) -> list[int]:
     """Grows by one with every optimizer step that is taken."""
     taken: list[int] = []
-    update = train.update
-    monkeypatch.setattr(train, "update", lambda *args: (taken.append(1), update(*args))[1])
+    update = loop.update
+    monkeypatch.setattr(loop, "update", lambda *args: (taken.append(1), update(*args))[1])
     return taken
 
 

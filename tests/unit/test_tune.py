@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from samovar import cli, recipes, tune
+from samovar import cli, recipes
 from samovar import config as configs
 from samovar.config import Config
-from samovar.records import RunDir
-from samovar.search import Search
-from samovar.search_view import Asked
-from samovar.trials import Trial
-from samovar.tune import compared_on
-from samovar.workers import Stopped
+from samovar.runs.records import RunDir
+from samovar.runtime.workers import Stopped
+from samovar.studies.tune import command
+from samovar.studies.tune.command import compared_on
+from samovar.studies.tune.search import Search
+from samovar.studies.tune.view import Asked
+from samovar.train.trials import Trial
 from tests.conftest import assert_refused
 
 BASE = recipes.get("vit-digits-sam").config()
@@ -46,7 +47,7 @@ class Trainer:
 @pytest.fixture
 def trainer(monkeypatch) -> Trainer:
     found = Trainer()
-    monkeypatch.setattr(tune, "run_trials", found)
+    monkeypatch.setattr(command, "run_trials", found)
     return found
 
 
@@ -56,7 +57,7 @@ def asked(config: Config = BASE) -> Asked:
 
 def search(folder: Path, wanted: Search | None = None, config: Config = BASE, **options) -> RunDir:
     config = replace(config, output=folder, name="s")
-    return tune.tune(config, wanted or Search({"rho": RHO}), asked(), **options)
+    return command.tune(config, wanted or Search({"rho": RHO}), asked(), **options)
 
 
 # --- who trains ------------------------------------------------------------------------------------------------------
@@ -105,7 +106,7 @@ def test_one_seed_that_is_not_finite_loses_the_setting(tmp_path, trainer, monkey
         gone = {"accuracy": math.nan, "loss": math.nan, "finite": False}
         return [replace(t, **gone) if bad else t for t, bad in zip(found, lost, strict=True)]
 
-    monkeypatch.setattr(tune, "run_trials", one_lost)
+    monkeypatch.setattr(command, "run_trials", one_lost)
     search(tmp_path, Search({"rho": RHO}, seeds=2))
     assert 0.1 not in {config.sam.rho for config in trainer.ran[10:]}
 
@@ -210,7 +211,7 @@ def test_a_full_disk_is_said_with_the_command_that_goes_on(tmp_path, monkeypatch
     def full(*args, **options):
         raise OSError("cannot write: No space left on device")
 
-    monkeypatch.setattr(tune, "run_trials", full)
+    monkeypatch.setattr(command, "run_trials", full)
     with pytest.raises(SystemExit) as caught:
         search(tmp_path)
     assert caught.value.code == 1

@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from samovar import checkpoint
 from samovar import config as configs
 from samovar.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig
-from samovar.fit import fit, prepare
-from samovar.models import Classifier, create
-from samovar.records import RunDir
-from samovar.weights import load_init, read_init, resolve
+from samovar.models.factory import Classifier, create
+from samovar.models.load import load_init, read_init, resolve
+from samovar.runs import checkpoint
+from samovar.runs.records import RunDir
+from samovar.train.fit import fit, prepare
 from tests.conftest import assert_refused
 from tests.unit.short_run import CPU
 
@@ -382,7 +382,7 @@ def test_what_a_run_says_is_known_without_torch(averaged):
     code = f"""if True:
     import sys
     from samovar.config import Config, DataConfig, ModelConfig
-    from samovar.weights import resolve
+    from samovar.models.load import resolve
     found = resolve(Config(init={str(averaged.path)!r}, model=ModelConfig(name=""), data=DataConfig(image_size=0)))
     assert found.model.name == "vit-digits"
     assert not {{"torch", "timm"}} & set(sys.modules)
@@ -407,7 +407,7 @@ def test_a_run_without_an_image_size_is_refused_before_anything_is_written(avera
     monkeypatch.chdir(tmp_path)
     line = "--data.image-size is 0, and there is no --init to take it from"
     assert_refused("train vit-digits --data.image-size 0", line, capsys)
-    with pytest.raises(ValueError, match="samovar.weights.resolve"):
+    with pytest.raises(ValueError, match="samovar.models.load.resolve"):
         prepare(replace(OPEN, init=str(averaged.path)), CPU)
     assert not (tmp_path / "runs").exists()
 

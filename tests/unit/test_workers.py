@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from samovar.workers import Stopped, cores, share
+from samovar.runtime.workers import Stopped, cores, share
 
 
 def work(task: str) -> str:

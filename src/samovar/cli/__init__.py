@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from samovar.cli import measuring, models, naming, studies, training
+from samovar.cli import listing, measuring, models, studies, training
 from samovar.cli.flags import nearest, parse_flags
 from samovar.cli.measuring import parse_measure
 from samovar.cli.studies import parse_compare, parse_reproduce
@@ -72,6 +72,6 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "corrupt": measuring.corrupt,
     "export": models.export,
     "predict": models.predict,
-    "list": naming.list_names,
-    "show": naming.show,
+    "list": listing.list_names,
+    "show": listing.show,
 }

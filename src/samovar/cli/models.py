@@ -131,7 +131,7 @@ def predict(args: list[str]) -> None:
         print(PREDICT_HELP, end="")
         return
     asked = parse_predict(args)
-    from samovar.predict import show
+    from samovar.export.predict import show
 
     show(
         asked.what, asked.images, checkpoint=asked.checkpoint, name=asked.model, device=asked.device,

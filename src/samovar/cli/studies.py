@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from samovar.cli import compare as interface_of_compare
+from samovar.cli import reproduce as interface_of_reproduce
 from samovar.cli.flags import nearest, parse_flags, take
 from samovar.cli.texts import DEMO_HELP
 from samovar.cli.training import recipe_config
-from samovar.compare import interface as interface_of_compare
-from samovar.compare import plan as plan_of_compare
-from samovar.reproduce import interface as interface_of_reproduce
-from samovar.reproduce.plan import Asked
+from samovar.studies.compare import plan as plan_of_compare
+from samovar.studies.reproduce.plan import Asked
 
 
 def parse_reproduce(args: list[str]) -> tuple[Asked, bool]:
     """What a `reproduce` command line asks for, and whether only its plan.
 
     Raises:
-        ValueError: as `samovar.reproduce.interface.parse`."""
+        ValueError: as `samovar.cli.reproduce.parse`."""
     return interface_of_reproduce.parse(args, parse_flags, take)
 
 
@@ -28,7 +28,7 @@ def reproduce(args: list[str]) -> None:
         raise SystemExit(0 if args else 2)
     words = ["samovar", "reproduce", *args]
     asked, only_plan = parse_reproduce(args)
-    from samovar.reproduce.command import reproduce
+    from samovar.studies.reproduce.command import reproduce
 
     reproduce(asked, words, only_plan=only_plan)
 
@@ -37,7 +37,7 @@ def parse_compare(args: list[str]) -> tuple[plan_of_compare.Asked, bool]:
     """What a `compare` command line asks for, and whether only its plan.
 
     Raises:
-        ValueError: as `samovar.compare.interface.parse`."""
+        ValueError: as `samovar.cli.compare.parse`."""
     return interface_of_compare.parse(args, parse_flags, take, recipe_config)
 
 
@@ -48,7 +48,7 @@ def compare(args: list[str]) -> None:
         raise SystemExit(0 if args else 2)
     words = ["samovar", "compare", *args]
     asked, only_plan = parse_compare(args)
-    from samovar.compare.command import compare
+    from samovar.studies.compare.command import compare
 
     compare(asked, words, only_plan=only_plan)
 
@@ -63,6 +63,6 @@ def demo(args: list[str]) -> None:
         raise ValueError(f"unknown flag {args[0]}; {nearest(args[0], ['--output', '--seed'])}")
     if not seed.isdigit():
         raise ValueError(f"--seed {seed} is not a whole number; give 0 or more")
-    from samovar import demo
+    from samovar.studies import demo
 
     demo.demo(Path(output), int(seed))

@@ -12,7 +12,7 @@ from samovar.cli.flags import count, parse_flags, peek, take, take_last
 from samovar.cli.texts import TRAIN_HELP, TUNE_HELP
 from samovar.config import Config
 from samovar.data.folders import can_count, count_images
-from samovar.search import AXES, Search, make, parse_values
+from samovar.studies.tune.search import AXES, Search, make, parse_values
 
 
 def parse_train(args: list[str]) -> tuple[Config, Path | None]:
@@ -71,11 +71,11 @@ def train(args: list[str]) -> None:
     ranks = take_rehearsal(args)
     config, resumed = parse_train(args)
     if ranks:
-        from samovar.rehearse import dry_run
+        from samovar.train.dry_run import dry_run
 
         print("\n".join(dry_run(config, ranks)))
         return
-    from samovar.launch import train
+    from samovar.train.command import train
 
     train(config, resumed)
 
@@ -143,8 +143,8 @@ def tune(args: list[str]) -> None:
             return
     words = ["samovar", "tune", *args]
     config, search, start, base, share, jobs = parse_tune(args)
-    from samovar.search_view import Asked
-    from samovar.tune import tune
+    from samovar.studies.tune.command import tune
+    from samovar.studies.tune.view import Asked
 
     take_last(words, "--name", "a name")
     tune(config, search, Asked(tuple(words), ("samovar", "train", *start), base), share=share, jobs=jobs)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from samovar import family
 from samovar.config.encoded import dashed, flatten
 from samovar.config.settings import Config, CorruptConfig, MeasureConfig
+from samovar.sam import variant
 
 _RANGES: dict[str, tuple[float, float, str]] = {
     "epochs": (0, math.inf, "passes over the data, above 0 unless --steps is given"),
@@ -179,10 +179,10 @@ def _validate_sam(config: Config) -> None:
         raise ValueError(
             "--sam.m and --sam.shared-ascent exclude each other: one groups examples, the other all of them"
         )
-    if found := family.fault(sam):
+    if found := variant.fault(sam):
         name, allowed = found
         raise ValueError(f"--sam.{dashed(name)} {getattr(sam, name)} is out of range; give {allowed}")
-    if clash := family.conflict(sam) or _conflict(config):
+    if clash := variant.conflict(sam) or _conflict(config):
         one, other, why = clash
         raise ValueError(f"{_given(config, one)} with {_given(config, other)}: {why}")
 

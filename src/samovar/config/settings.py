@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from samovar.family import SamVariant
+from samovar.sam.variant import SamVariant
 
 Crop = Literal["none", "affine", "pad", "inception"]
 Loader = Literal["auto", "resident", "streaming"]

@@ -24,7 +24,7 @@ from samovar.data.decode import UnreadableImage, decode
 from samovar.data.folders import EXTENSIONS, images_in, readable
 from samovar.data.pipeline import frame
 from samovar.data.streaming import num_workers, worker_context
-from samovar.records import replace_text
+from samovar.runs.records import replace_text
 
 SHOWN = 5
 """Unreadable files that are named."""

@@ -22,7 +22,7 @@ def export(
     """Write a copy of a model as a folder; returns its path.
 
     Args:
-        what: a run, or any model that `samovar.opened.open_model` opens.
+        what: a run, or any model that `samovar.models.open.open_model` opens.
         kind: one of `FORMATS`.
         output: the folder, which may hold an earlier copy; None is `export-KIND` in the run, or beside the caller.
         checkpoint: of a run: `best`, `last` or a step.

@@ -14,7 +14,7 @@ from samovar import recipes
 from samovar.config import Config
 from samovar.export.original import Original
 from samovar.measure.accuracy import wilson
-from samovar.records import Record, RunDir
+from samovar.runs.records import Record, RunDir
 
 
 def card(original: Original, kind: str, difference: float) -> str:

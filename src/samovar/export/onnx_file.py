@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from samovar.export.original import Original, compare
+from samovar.export.preprocessing import Interface, from_dict, to_dict
 from samovar.export.program import traced
-from samovar.interface import Interface, from_dict, to_dict
 
 MODEL = "model.onnx"
 INPUT, OUTPUT = "images", "logits"

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from samovar import checkpoint as checkpoints
-from samovar.interface import Interface, interface_of
-from samovar.opened import Opened, open_model
-from samovar.records import RunDir
+from samovar.export.preprocessing import Interface, interface_of
+from samovar.models.open import Opened, open_model
+from samovar.runs import checkpoint as checkpoints
+from samovar.runs.records import RunDir
 
 BATCH_SIZES = (1, 2, 7)
 """Of the images on which a copy is compared; one is a case of its own to programs that are traced."""

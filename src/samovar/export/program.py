@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from samovar.export.original import Original, compare
-from samovar.interface import to_dict
+from samovar.export.preprocessing import to_dict
 
 PROGRAM, FACTS = "model.pt2", "model.json"
 

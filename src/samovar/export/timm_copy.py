@@ -22,8 +22,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from samovar.export.original import Original, compare
-from samovar.interface import KEY, Interface, resize_side, to_dict
-from samovar.timm_folder import CONFIG, WEIGHTS
+from samovar.export.preprocessing import KEY, Interface, resize_side, to_dict
+from samovar.models.timm_folder import CONFIG, WEIGHTS
 
 
 @dataclass(frozen=True)

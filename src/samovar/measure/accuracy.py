@@ -17,7 +17,7 @@ from samovar.config import MeasureConfig
 from samovar.data.loader import Batch
 from samovar.measure.lend import borrowed
 from samovar.measure.subject import Subject, arrays_name
-from samovar.records import Record
+from samovar.runs.records import Record
 
 NUM_BINS = 15
 """Of Guo et al., arXiv:1706.04599."""

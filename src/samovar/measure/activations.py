@@ -23,7 +23,7 @@ from samovar.config import MeasureConfig
 from samovar.curvature.borrow import bare
 from samovar.measure.capture import block_of, capture, channel_axis, network
 from samovar.measure.subject import Subject
-from samovar.records import Record
+from samovar.runs.records import Record
 
 Per = Literal["token", "image"]
 

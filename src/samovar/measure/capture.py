@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from samovar.curvature.borrow import bare
 from samovar.measure.lend import borrowed
-from samovar.models import Classifier
+from samovar.models.factory import Classifier
 
 
 @dataclass(frozen=True)

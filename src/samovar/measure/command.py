@@ -15,11 +15,11 @@ from rich.progress import Progress
 from rich.table import Table
 
 from samovar import config as configs
-from samovar import timm_folder
 from samovar.config import MeasureConfig, RunConfig
 from samovar.measure.subject import Subject, open_subject
 from samovar.measure.table import default_split, measure
-from samovar.records import Record, RunDir, timestamp
+from samovar.models import timm_folder
+from samovar.runs.records import Record, RunDir, timestamp
 from samovar.runtime import Runtime, started
 
 ROWS = 20

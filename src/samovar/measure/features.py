@@ -20,8 +20,8 @@ from samovar.data.splits import hold_out
 from samovar.measure.accuracy import share
 from samovar.measure.lend import borrowed
 from samovar.measure.subject import Subject
-from samovar.models import Classifier
-from samovar.records import Record
+from samovar.models.factory import Classifier
+from samovar.runs.records import Record
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Inverse strengths C of the L2 penalty that a linear probe chooses from."""

@@ -36,7 +36,7 @@ from samovar.curvature.borrow import seed
 from samovar.curvature.graphs import free_bytes
 from samovar.curvature.inputs import fingerprint, num_examples
 from samovar.measure.lend import borrowed
-from samovar.records import replace_text
+from samovar.runs.records import replace_text
 from samovar.runtime import keep_freed_memory
 
 Direction = Mapping[str, Tensor]

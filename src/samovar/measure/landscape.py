@@ -24,7 +24,7 @@ from samovar.measure.lend import borrowed
 from samovar.measure.plane import Plane, axis, filter_direction, loss_between, loss_plane
 from samovar.measure.subject import Batches, Subject, open_subject
 from samovar.objectives import make_objective
-from samovar.records import Record
+from samovar.runs.records import Record
 
 SOURCE = "arXiv:1712.09913; Figure 1 of arXiv:2106.01548"
 OUTPUT_BYTES = 16 << 20  # of a layer's output, up to which larger batches are no slower on a CPU (measured on six nets)

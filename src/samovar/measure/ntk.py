@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from samovar.measure.jacobian import Output, column_chunks, jacobian_columns, set_up
 from samovar.measure.lend import borrowed
-from samovar.measure.swaps import gelu_as_relu, head_layers, random_head
+from samovar.measure.ntk_protocol import gelu_as_relu, head_layers, random_head
 
 MIB = 2**20
 

@@ -20,7 +20,7 @@ from samovar.data.loader import Batch
 from samovar.measure.accuracy import share
 from samovar.measure.lend import borrowed
 from samovar.measure.subject import Subject, arrays_name
-from samovar.records import Record
+from samovar.runs.records import Record
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from samovar.measure.accuracy import share
 from samovar.measure.lend import borrowed
 from samovar.measure.predictions import Predicted, predict, save, to_rgb
 from samovar.measure.subject import Batches, Subject
-from samovar.records import Record
+from samovar.runs.records import Record
 
 CHUNK = 2048
 """Images that are decoded and held at once while every corruption is made of them."""

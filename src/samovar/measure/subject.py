@@ -12,19 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from samovar import checkpoint, timm_folder, zoo
 from samovar import config as configs
 from samovar.config import Config, DataConfig, MeasureConfig, ModelConfig
 from samovar.data.loader import Batch, eval_batches
 from samovar.data.sources import open_source
 from samovar.data.splits import Source, Split, evenly, keep_fraction
-from samovar.models import Classifier, create, describe
+from samovar.models import table, timm_folder
+from samovar.models.factory import Classifier, create, describe
+from samovar.models.load import load_init
+from samovar.models.open import Opened, open_model
+from samovar.models.read import SUFFIXES
 from samovar.objectives import make_objective
-from samovar.opened import Opened, open_model
-from samovar.pretrained import SUFFIXES
-from samovar.records import RunDir
+from samovar.runs import checkpoint
+from samovar.runs.records import RunDir
 from samovar.runtime import Runtime, seed_everything
-from samovar.weights import load_init
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def _opened_subject(name: str, config: MeasureConfig, runtime: Runtime) -> Subje
 
 def _config_of_model(name: str, config: MeasureConfig) -> Config:
     """Settings for a network outside any run; its own image size, the data the flags name."""
-    row = zoo.MODELS.get(name)
+    row = table.MODELS.get(name)
     size = config.image_size or (row.image_size if row else 0)
     if not size:
         size = describe(name).image_size if ":" not in name else 224

@@ -26,7 +26,7 @@ from samovar.measure.robustness import attack, robustness
 from samovar.measure.sharpness import sam_sharpness
 from samovar.measure.subject import Subject, arrays_name
 from samovar.measure.testset import testset
-from samovar.records import Record
+from samovar.runs.records import Record
 
 Measurement = Callable[[Subject, MeasureConfig, Path], Iterator[Record]]
 

@@ -16,7 +16,7 @@ from samovar.data.splits import Arrays
 from samovar.data.testsets import MAIN, SEVERITIES, Condition, TestSet, open_testset
 from samovar.measure.accuracy import any_of, logits_of, share, top_k
 from samovar.measure.subject import Subject
-from samovar.records import Record
+from samovar.runs.records import Record
 
 Rule = Callable[[Tensor, Tensor], Tensor]
 """Of logits [n, K] and labels [n], whether each image is right, [n] bool."""

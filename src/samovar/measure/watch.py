@@ -14,7 +14,7 @@ from samovar.data.loader import Batch, eval_batches
 from samovar.data.splits import Source, keep_fraction
 from samovar.measure.sharpness import sam_sharpness
 from samovar.objectives import make_objective
-from samovar.records import Record
+from samovar.runs.records import Record
 
 SOURCE = "Cohen et al., arXiv:2103.00065; with SAM: Long and Bartlett, arXiv:2309.12488"
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from samovar import published
 from samovar.config import (
     Config,
     ContrastiveConfig,
@@ -17,6 +16,7 @@ from samovar.config import (
     SamConfig,
     image_gradients,
 )
+from samovar.recipes import paper_numbers
 from samovar.recipes.recipe import Recipe, twins
 from samovar.recipes.regimes import FRACTIONS, adversarial, momentum, strong, subset
 
@@ -111,12 +111,12 @@ def with_cost(recipe: Recipe) -> Recipe:
 
 # --- what to expect: the paper's numbers, in percent -----------------------------------------------------------------
 
-_TABLE_5 = published.ADVERSARIAL_BENCHMARKS.index("top1"), published.ADVERSARIAL_BENCHMARKS.index("pgd")
+_TABLE_5 = paper_numbers.ADVERSARIAL_BENCHMARKS.index("top1"), paper_numbers.ADVERSARIAL_BENCHMARKS.index("pgd")
 
 
 def _of_table_4(model: str, share: str, aug: str = "") -> tuple[float, float]:
     """Top-1 without and with SAM."""
-    found = published.TABLE_4[share]
+    found = paper_numbers.TABLE_4[share]
     return found[f"{model}{aug}"], found[f"{model}{aug}-sam"]
 
 
@@ -128,7 +128,7 @@ def paper() -> list[Recipe]:
             model,
             "",
             "Table 8 of the paper",
-            _top1(published.plain_and_sam(published.TABLE_2[model][0]), "Table 2"),
+            _top1(paper_numbers.plain_and_sam(paper_numbers.TABLE_2[model][0]), "Table 2"),
             rho,
         )
     for model, rho in PAPER_RHO_AUG.items():
@@ -139,10 +139,15 @@ def paper() -> list[Recipe]:
     for model, rho in PAPER_RHO_ADVERSARIAL.items():
         summary = "fast adversarial training within 2/255"
         rows += _rows(
-            model, "-adversarial", summary, _robust(*(published.TABLE_5[model][k] for k in _TABLE_5)), rho, adversarial
+            model,
+            "-adversarial",
+            summary,
+            _robust(*(paper_numbers.TABLE_5[model][k] for k in _TABLE_5)),
+            rho,
+            adversarial,
         )
     rows += _rows("vit-b16", "-sgd", "SGD with momentum, settings of ours", _UNPUBLISHED, 0.2, _sgd)
-    for model, numbers in published.CONTRASTIVE.items():
+    for model, numbers in paper_numbers.CONTRASTIVE.items():
         make = partial(_make, model, contrastive)
         summary = f"{model} on ImageNet, supervised contrastive, then a linear classifier"
         rows += twins(f"supcon-{model}-imagenet", summary, _top1(numbers, "section 5.3"), 0.02, make)
@@ -196,6 +201,6 @@ def _top1(numbers: tuple[float, float], table: str) -> tuple[str, str]:
 
 def _robust(top1: tuple[float, float], pgd: tuple[float, float]) -> tuple[str, str]:
     text = "{:.1f} % top-1, {:.1f} % under PGD-10 in the paper (Table 5, one run); not measured here"
-    pairs = zip(published.plain_and_sam(top1), published.plain_and_sam(pgd), strict=True)
+    pairs = zip(paper_numbers.plain_and_sam(top1), paper_numbers.plain_and_sam(pgd), strict=True)
     plain, sam = (text.format(*pair) for pair in pairs)
     return plain, sam

@@ -13,10 +13,10 @@ def write(runs: Sequence[Path], output: Path) -> Path:
 
     Raises:
         ValueError: a folder that is no run, a run given twice, an output that cannot be written."""
-    from samovar.records import replace_text
-    from samovar.report.naming import named
     from samovar.report.page import render
     from samovar.report.read import read_runs
+    from samovar.report.run_names import named
+    from samovar.runs.records import replace_text
 
     if output.is_dir():
         raise ValueError(f"cannot write to {output}: it is a folder; give a file, such as {output / 'report.html'}")
@@ -34,8 +34,8 @@ def figures(runs: Sequence[Path], folder: Path, formats: Sequence[str] = ("pdf",
 
     Raises:
         ValueError: as `write`; a format that is none of svg, pdf and png; runs without anything to draw."""
-    from samovar.report.naming import named
     from samovar.report.paper import save
     from samovar.report.read import read_runs
+    from samovar.report.run_names import named
 
     return save(named(read_runs(runs)), folder, formats)

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from samovar.report.naming import command
 from samovar.report.read import RunData
+from samovar.report.run_names import command
 
 
 @dataclass(frozen=True)

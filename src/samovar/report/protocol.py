@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from samovar.records import Record
 from samovar.report.read import RunData, number
 from samovar.report.text import setting
+from samovar.runs.records import Record
 
 # Settings that name the subject, or say again what others say.
 _SUBJECT = ("model", "weights", "measurement", "request", "records", "curvature", "residuals", "other", "other_weights")

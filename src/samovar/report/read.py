@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from samovar.records import Record, RunDir, from_json
+from samovar.runs.records import Record, RunDir, from_json
 
 MAX_ARRAY_BYTES = 256 * 2**20
 

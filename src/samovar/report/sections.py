@@ -5,21 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from samovar.report.attention import attention
-from samovar.report.background import provenance, settings
-from samovar.report.curves import training, watch
-from samovar.report.headline import headline
-from samovar.report.inside import activations, blocks
-from samovar.report.pareto import comparison, is_comparison
+from samovar.report.chapters.attention import attention
+from samovar.report.chapters.blocks import activations, blocks
+from samovar.report.chapters.comparison import comparison, is_comparison
+from samovar.report.chapters.headline import headline
+from samovar.report.chapters.landscape import landscape
+from samovar.report.chapters.predictions import predictions
+from samovar.report.chapters.provenance import provenance, settings
+from samovar.report.chapters.reproduction import NUMBER, is_study, reproduction
+from samovar.report.chapters.robustness import robustness
+from samovar.report.chapters.spectrum import spectrum
+from samovar.report.chapters.training import training, watch
+from samovar.report.chapters.tuning import is_search, tuning
 from samovar.report.parts import Section, labels_of
-from samovar.report.predictions import predictions
 from samovar.report.read import RunData
-from samovar.report.reproduction import NUMBER, is_study, reproduction
-from samovar.report.robust import robustness
-from samovar.report.spectra import spectrum
-from samovar.report.surfaces import landscape
 from samovar.report.text import count, setting
-from samovar.report.tuning import is_search, tuning
 
 SECTIONS: dict[str, Callable[[Sequence[RunData]], Section]] = {
     "headline": headline,

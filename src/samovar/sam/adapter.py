@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
-from samovar.family import SamVariant
 from samovar.sam.climb import Leaf, against_momentum, climbed, layerwise, leaves_of, norm_parameters
 from samovar.sam.combine import combined, mixed
 from samovar.sam.memory import SamMemory
 from samovar.sam.scene import Scene
 from samovar.sam.settings import check_own_ascent, check_settings, check_variant
+from samovar.sam.variant import SamVariant
 
 
 def _of_base(name: str) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from samovar.family import SamVariant
+from samovar.sam.variant import SamVariant
 
 Grads = Sequence[Tensor | None]
 """Of the same parameters in the same order; None, of one that a pass did not use, counts as zero."""

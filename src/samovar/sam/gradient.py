@@ -21,12 +21,12 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from samovar.family import SamVariant
 from samovar.sam.climb import Leaf, against_momentum, climbed, layerwise, leaves_of, norm_parameters
 from samovar.sam.combine import combined, laid_out_as, mixed
 from samovar.sam.memory import SamMemory
 from samovar.sam.scene import Scene, mean_over_ranks
 from samovar.sam.settings import check_own_ascent, check_settings, check_variant
+from samovar.sam.variant import SamVariant
 
 LossFn = Callable[[nn.Module], Tensor]
 LossFns = LossFn | Sequence[LossFn]

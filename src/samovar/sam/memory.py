@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from samovar.family import SamVariant
 from samovar.sam.combine import across, mixed, norm
+from samovar.sam.variant import SamVariant
 
 Named = Mapping[str, Tensor]
 Average = Callable[[Sequence[Tensor | None], Sequence[Tensor]], list[Tensor | None]]

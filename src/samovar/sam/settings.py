@@ -6,7 +6,7 @@ import math
 
 from torch.optim import Optimizer
 
-from samovar.family import SamVariant, changed, conflict, fault
+from samovar.sam.variant import SamVariant, changed, conflict, fault
 
 
 def check_settings(rho: float, eta: float) -> None:

@@ -1,0 +1,230 @@
+"""Networks by name: the paper's variants, any timm model, or a function of yours, behind one input layer.
+
+Images are [B, C, H, W] in [0, 1] at the border; normalization is the first layer. Below it, `Classifier.body` is
+timm's (or your) module with its own state-dict keys: `vit-b16` fits timm's `vit_base_patch16_224` (there pass
+`act_layer="gelu_tanh"`, the paper's GELU), `mixer-b16` fits `mixer_b16_224`, and `resnet50-bn` fits `resnet50`."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import timm
+import torch
+from timm.layers.patch_embed import PatchEmbed
+from timm.models.mlp_mixer import MixerBlock, MlpMixer
+from timm.models.resnet import ResNet
+from timm.models.resnetv2 import ResNetV2
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from samovar.config import ModelConfig
+from samovar.models.networks import Sizes, build, check_patch, heads, zero_head
+from samovar.models.table import MODELS, Family, Variant, unknown
+
+__all__ = ["MODELS", "Classifier", "create", "describe", "family"]
+
+
+class Classifier(nn.Module):
+    """A network whose first layer normalizes: images [B, C, H, W] in [0, 1] to logits [B, K].
+
+    `mean` and `std` are buffers that are not saved: they belong to the config, a state dict holds the body alone."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, body: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]):
+        super().__init__()
+        self.body = body
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, K] of images [B, C, H, W] in [0, 1].
+
+        Raises:
+            TypeError: integer images, which are on another scale."""
+        return cast(Tensor, self.body(self._normalized(images)))
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the classifier layer sees of images [B, C, H, W] in [0, 1]: class token or pooled features, [B, D].
+
+        Raises:
+            TypeError: integer images.
+            ValueError: the network does not part its head from the rest as timm's do."""
+        body: Any = self.body
+        if not (hasattr(body, "forward_features") and hasattr(body, "forward_head")):
+            raise ValueError(
+                f"{type(body).__name__} has no forward_features and forward_head, which timm's networks have; "
+                "features before the classifier are asked for"
+            )
+        return cast(Tensor, body.forward_head(body.forward_features(self._normalized(images)), pre_logits=True))
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the classifier layer.
+
+        Raises:
+            ValueError: the network does not tell its head by `get_classifier`."""
+        found = [p for layer in heads(self.body) for p in layer.parameters()]
+        if not found:
+            raise ValueError(
+                f"{type(self.body).__name__} does not tell its classifier layer by get_classifier, as timm's do"
+            )
+        return found
+
+    def _normalized(self, images: Tensor) -> Tensor:
+        if not images.is_floating_point():
+            raise TypeError(f"images are {images.dtype}; give floating point in [0, 1], for uint8 images / 255")
+        return (images - self.mean) / self.std
+
+
+def create(config: ModelConfig, *, num_classes: int, image_size: int, channels: int = 3) -> Classifier:
+    """The network a config names, with weights drawn from torch's global generator.
+
+    Under `init="paper"` a timm model gets a zero head and is otherwise as timm made it. `module:function` is imported
+    and called with those of num_classes, image_size, channels, dropout, drop_path and head_bias that its signature
+    takes; the nn.Module it returns, from normalized images to logits, is left as it is. A `Classifier` is not wrapped
+    again.
+
+    Args:
+        config: Name, initialisation, dropout, normalization.
+        num_classes: Logits K.
+        image_size: Height and width in pixels.
+        channels: Colours of a pixel, C.
+
+    Raises:
+        ValueError: an unknown name (with the nearest), a size or a setting that does not fit the network."""
+    for flag, values in (("mean", config.mean), ("std", config.std)):
+        if len(values) not in (1, channels):
+            raise ValueError(
+                f"--model.{flag} has {len(values)} values and images have {channels} channels; give 1 or {channels}"
+            )
+    sizes = Sizes(num_classes, image_size, channels)
+    if config.name in MODELS:
+        body = build(MODELS[config.name], config, sizes)
+    elif ":" in config.name:
+        body = _user_model(config, sizes)
+    else:
+        body = _timm_model(config, sizes)
+    return body if isinstance(body, Classifier) else Classifier(body, config.mean, config.std)
+
+
+def family(model: nn.Module | str) -> Family:
+    """Which of the paper's three families a network, or the one of this name, belongs to."""
+    if isinstance(model, str):
+        return describe(model).family
+    body = model.body if isinstance(model, Classifier) else model
+    if isinstance(body, VisionTransformer):
+        return "vit"
+    if isinstance(body, MlpMixer) and all(isinstance(block, MixerBlock) for block in body.blocks):
+        return "mixer"  # ResMLP and gMLP are MlpMixers with other blocks
+    return "resnet" if isinstance(body, ResNet | ResNetV2) else "other"
+
+
+def describe(name: str) -> Variant:
+    """What is known of the network of this name, without its weights; 0 stands for unknown.
+
+    A timm model is built on the meta device; of `module:function` nothing is known before it is called.
+
+    Raises:
+        ValueError: an unknown name."""
+    if name in MODELS:
+        return MODELS[name]
+    if ":" in name:
+        return Variant("other", 0)
+    _check_timm_name(name)
+    with torch.device("meta"):
+        body: Any = timm.create_model(name)
+    embed = next((m for m in body.modules() if isinstance(m, PatchEmbed)), None)
+    channels, image_size, _ = body.pretrained_cfg.get("input_size", (0, 0, 0))
+    return Variant(
+        family(body),
+        sum(p.numel() for p in body.parameters() if p.requires_grad),
+        width=getattr(body, "num_features", 0),
+        depth=len(getattr(body, "blocks", ())),
+        patch=embed.patch_size[0] if embed else 0,
+        image_size=image_size,
+        channels=channels,
+        classes=body.num_classes,
+    )
+
+
+def _timm_model(config: ModelConfig, sizes: Sizes) -> nn.Module:
+    _check_timm_name(config.name)
+    rates = {"drop_rate": config.dropout, "drop_path_rate": config.drop_path}
+    options: dict[str, Any] = {"num_classes": sizes.num_classes, "in_chans": sizes.channels}
+    options |= {"img_size": sizes.image_size} | {name: rate for name, rate in rates.items() if rate}
+    try:
+        options = _accepted(config.name, options)
+        with torch.device("meta"):  # one image through no memory: does the model take this size at all?
+            timm.create_model(config.name, **options).eval()(torch.zeros(1, sizes.channels, *[sizes.image_size] * 2))
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"timm's {config.name} does not take {sizes.channels} x {sizes.image_size} x {sizes.image_size} images "
+            f"({reason}); pick another --data.image-size or model"
+        ) from error
+    for name, flag in (("drop_rate", "dropout"), ("drop_path_rate", "drop-path")):
+        if rates[name] and name not in options:
+            raise ValueError(f"timm's {config.name} has no {name}; leave --model.{flag} at 0")
+    body: nn.Module = timm.create_model(config.name, **options)
+    for embed in (m for m in body.modules() if isinstance(m, PatchEmbed) and not m.dynamic_img_pad):
+        check_patch(embed.patch_size[0], sizes.image_size)  # timm would cut the rest of the image off
+    if config.init == "paper":
+        zero_head(body, config, sizes.num_classes)
+    return body
+
+
+def _accepted(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options that a timm model takes, which shows only when it refuses one."""
+    try:
+        with torch.device("meta"):
+            timm.create_model(name, **options)
+        return dict(options)
+    except TypeError as error:
+        refused = next((option for option in options if f"argument '{option}'" in str(error)), None)
+        if refused is None:
+            raise
+        return _accepted(name, {option: value for option, value in options.items() if option != refused})
+
+
+def _user_model(config: ModelConfig, sizes: Sizes) -> nn.Module:
+    function = _import_function(config.name)
+    settings = {"dropout": config.dropout, "drop_path": config.drop_path, "head_bias": config.head_bias}
+    parameters = inspect.signature(function).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for name, value in settings.items():
+        if value and not takes_any and name not in parameters:
+            raise ValueError(f"{config.name} takes no {name}; leave --model.{name.replace('_', '-')} at 0")
+    offered: dict[str, Any] = dataclasses.asdict(sizes) | settings
+    body = function(**{name: value for name, value in offered.items() if takes_any or name in parameters})
+    if not isinstance(body, nn.Module):
+        raise ValueError(f"{config.name} returned {type(body).__name__}; return an nn.Module from images to logits")
+    return body
+
+
+def _import_function(name: str) -> Callable[..., object]:
+    module_name, _, function_name = name.partition(":")
+    if not all(part.isidentifier() for part in [*module_name.split("."), function_name]):
+        raise ValueError(f"--model.name {name} is not of the form module:function, such as my_package.nets:tiny")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the module is there, something that it imports is not
+        raise ValueError(
+            f"--model.name {name}: no module {error.name!r} on the Python path; install it or set PYTHONPATH"
+        ) from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        names = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
+        raise ValueError(f"--model.name {name}: {module_name} has no function {function_name!r}; it has {names}")
+    return cast(Callable[..., object], function)
+
+
+def _check_timm_name(name: str) -> None:
+    if not timm.is_model(name):
+        raise unknown(name, [*MODELS, *timm.list_models()])

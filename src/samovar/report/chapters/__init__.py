@@ -1,0 +1,1 @@
+"""Chapters of the report: each file turns run folders into sections of plain data."""

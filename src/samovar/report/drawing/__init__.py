@@ -1,0 +1,1 @@
+"""Drawing for the report: colours, line plots, labels, pictures and relief."""

@@ -1,0 +1,95 @@
+"""What the figures of the page have in common: layout, lines of a run, numbers JSON can hold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from samovar.report.parts import Key
+from samovar.report.read import RunData
+from samovar.report.run_names import MANY
+from samovar.report.text import plain
+from samovar.runs.records import Record
+
+MODEBAR = {"bgcolor": "rgba(0,0,0,0)", "color": "var(--muted)", "activecolor": "var(--ink)"}
+
+
+def legend(runs: Iterable[RunData]) -> tuple[Key, ...]:
+    """Keys of runs, or of their recipes where runs are many; one a label."""
+    labels = {run.group or run.label: run.color for run in runs}
+    return tuple(Key(label, color) for label, color in labels.items())
+
+
+def style(color: int) -> dict[str, Any]:
+    """Line of a run: colours repeat after a while, with another dash."""
+    dashes = ("solid", "dash", "dot", "dashdot")
+    return {"color": f"var(--run-{color % MANY})", "dash": dashes[color // MANY % len(dashes)], "width": 2}
+
+
+def finite(value: float | None) -> float | None:
+    """The value to seven digits, or None: JSON has no NaN, and a plot leaves a gap."""
+    if value is None or not math.isfinite(value):
+        return None
+    return float(f"{value:.7g}")
+
+
+def layout(x: str = "", *, log_y: Sequence[float | None] | None = None, **more: Any) -> dict[str, Any]:
+    """Layout of a plane figure, whose title names the y axis; colours follow the page.
+
+    Args:
+        x: title of the x axis.
+        log_y: the values, for a logarithmic y axis.
+        more: further keys, joined with those here."""
+    line = {"gridcolor": "var(--grid)", "linecolor": "var(--axis)", "zeroline": False, "automargin": True, "ticks": ""}
+    base: dict[str, Any] = {
+        "font": {"family": "system-ui, sans-serif", "size": 12, "color": "var(--muted)"},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "margin": {"l": 8, "r": 14, "t": 10, "b": 8},
+        "showlegend": False,
+        "modebar": MODEBAR,
+        "hovermode": "closest",
+        "hoverlabel": {"bgcolor": "var(--surface)", "bordercolor": "var(--axis)", "font": {"color": "var(--ink)"}},
+        "xaxis": line | {"showline": True, "showgrid": False},
+        "yaxis": line | (_log_axis([v for v in log_y if v]) if log_y else {}),
+    }
+    if x:
+        base["xaxis"]["title"] = {"text": x, "standoff": 8, "font": {"size": 12}}
+    for name, values in more.items():
+        base[name] = base.get(name, {}) | values if isinstance(values, dict) else values
+    return base
+
+
+def _log_axis(values: Sequence[float]) -> dict[str, Any]:
+    """Powers of ten where there are several, else 1, 2, 5."""
+    decades = math.log10(max(values) / min(values))
+    ticks = {"dtick": max(1, round(decades / 6))} if decades > 2 else {"dtick": "D2" if decades > 0.6 else "D1"}
+    wide = decades > 5 or max(values) >= 1e5 or min(values) < 1e-4
+    return {"type": "log", **ticks, "exponentformat": "power", **({} if wide else {"tickformat": "~g"})}
+
+
+def points(run: RunData, x: Sequence[Any], records: Sequence[Record]) -> dict[str, Any]:
+    """Markers with error bars, hollow where an iteration stopped early."""
+    line = style(run.color)
+    return {
+        "type": "scatter",
+        "x": list(x),
+        "y": [finite(r.value) for r in records],
+        "name": plain(run.label),
+        "meta": run.color,
+        "line": line | {"width": 1.5},
+        "marker": {
+            "symbol": ["circle" if r.converged else "circle-open" for r in records],
+            "size": 8,
+            "color": line["color"],
+            "line": {"width": 1.5, "color": line["color"]},
+        },
+        "error_y": {"type": "data", "array": [error_of(r) for r in records], "thickness": 1, "width": 3},
+        "hovertemplate": "%{fullData.name}<br>%{x}: %{y:.4g}<extra></extra>",
+    }
+
+
+def error_of(record: Record) -> float | None:
+    """Standard error of a record, or its residual."""
+    return finite(record.stderr if record.stderr is not None else record.residual)

@@ -1,0 +1,101 @@
+"""The page: sections as one HTML file that needs nothing else, no network and no server."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+from plotly.offline import get_plotlyjs
+
+from samovar.report.drawing import palette
+from samovar.report.drawing.plots import legend
+from samovar.report.parts import Data, Figure, Gallery, Group, Part, Table
+from samovar.report.read import RunData
+from samovar.report.sections import chapters, is_summary, notices, title
+
+HERE = Path(__file__).parent
+
+
+def render(runs: Sequence[RunData]) -> str:
+    """The whole page, as HTML."""
+    sections = chapters(runs)
+    parts = [part for section in sections for part in _walk(section.parts)]
+    images = _images(parts)
+    scripts = [_inline(text) for text in (get_plotlyjs(), (HERE / "script.js").read_text(encoding="utf-8"))]
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"json": embed, "image": images.__getitem__, "math": _math}
+    page = environment.get_template("template.html.j2").render(
+        title=title(runs),
+        runs=runs,
+        keys=legend([run for run in runs if not is_summary(run)]),
+        sections=sections,
+        notices=notices(runs),
+        updated=_updated(runs),
+        images=images,
+        style=Markup((HERE / "style.css").read_text(encoding="utf-8")),
+        scripts=[Markup(script) for script in scripts],
+        hashes=" ".join(f"'sha256-{_digest(script)}'" for script in scripts),
+        heights=palette.HEIGHT,
+        colors=list(zip(palette.LIGHT, palette.DARK, strict=True)),
+        payload={part.id: found for part in parts if (found := payload(part))},
+    )
+    return page.encode("utf-8", "replace").decode("utf-8")  # a name that is not valid Unicode must not stop the rest
+
+
+def payload(part: Part) -> dict[str, Any]:
+    """What the page's script needs of a part: its plot, and its data as CSV."""
+    found: dict[str, Any] = {}
+    if isinstance(part, Figure):
+        found["plot"] = part.plot
+    if isinstance(part, Figure | Table | Gallery) and isinstance(part.data, Data):
+        found["csv"] = part.data.csv
+    return found
+
+
+def embed(values: Any) -> Markup:
+    """JSON that can stand inside a script element: no markup, and no line ends that JavaScript knows."""
+    text = json.dumps(values, allow_nan=False, separators=(",", ":"))  # ASCII only, so U+2028 is written as an escape
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def _inline(script: str) -> str:
+    return script.replace("\r\n", "\n").replace("</script", "<\\/script")
+
+
+def _digest(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _walk(parts: Sequence[Part]) -> Iterator[Part]:
+    for part in parts:
+        yield part
+        if isinstance(part, Group):
+            yield from _walk(part.parts)
+
+
+def _images(parts: Sequence[Part]) -> dict[str, str]:
+    """CSS classes of the images, each of which is in the page once however often it is shown."""
+    galleries = [part for part in parts if isinstance(part, Gallery)]
+    pictures = [picture for gallery in galleries for strip in gallery.strips for picture in strip.pictures]
+    uris = dict.fromkeys(uri for picture in pictures for uri in (picture.image, picture.overlay) if uri)
+    return {uri: f"i{index}" for index, uri in enumerate(uris)}
+
+
+def _updated(runs: Sequence[RunData]) -> str:
+    """When the last record was written: the same runs make the same page, byte for byte."""
+    times = [path.stat().st_mtime for run in runs if (path := run.path / "records.jsonl").is_file()]
+    return datetime.fromtimestamp(max(times), UTC).strftime("%Y-%m-%d %H:%M UTC") if times else ""
+
+
+def _math(text: str) -> Markup:
+    """Escaped text with its one subscript."""
+    return Markup(str(escape(text)).replace("λ_max", "λ<sub>max</sub>"))

@@ -1,0 +1,1 @@
+"""Studies of many runs: the demo, `tune`, `compare` and `reproduce`."""

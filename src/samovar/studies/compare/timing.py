@@ -1,0 +1,130 @@
+"""Processor time of a training step of SAM's relatives, taken side by side on made images.
+
+The step alone: what loads images and what evaluates is the same for all."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import torch
+
+from samovar import config as configs
+from samovar.config import Config
+from samovar.data.loader import Batch
+from samovar.models.load import resolve
+from samovar.objectives import make_objective
+from samovar.runtime import Runtime, started
+from samovar.studies.compare.cost import Cost, Kind, costs_of, shares, weighed
+from samovar.train.dry_run import Data
+from samovar.train.loop import build, steps
+
+REPETITIONS = 7
+
+SHORTEST = 0.05
+"""Seconds of a timing, at least."""
+
+MOST_PIXELS = 2**21
+"""Of a timed batch and channel; of larger batches a part is timed."""
+
+TOTAL = 10**6
+"""Steps of the schedule in which steps are timed; any would do in which every kind occurs."""
+
+
+def measure(configs_by_name: Mapping[str, Config], data: Data) -> dict[str, Cost]:
+    """The cost of a step of each relative, `plain` among them, averaged over the kinds of steps of its run.
+
+    Every repetition times all relatives one after the other, in rotated order, so that what else the machine does
+    falls on all; one thread, no compilation. On a GPU it is the clock's time, once the GPU is done."""
+    plain = configs_by_name["plain"]
+    before = torch.get_num_threads()
+    try:
+        with started(replace(plain.run, threads=1)) as runtime:
+            timers = {name: Timer(config, data, runtime) for name, config in configs_by_name.items()}
+            times = _rotated(timers)
+    finally:
+        torch.set_num_threads(before)
+    return costs_of(times, {name: configs.passes(config) for name, config in configs_by_name.items()})
+
+
+def _rotated(timers: Mapping[str, Timer]) -> dict[str, list[float]]:
+    """Seconds of a step of each, per repetition; the first steps of each are not counted."""
+    for timer in timers.values():
+        timer.seconds(1)
+    count = max(1, math.ceil(SHORTEST / timers["plain"].seconds(1)))
+    times: dict[str, list[float]] = {name: [] for name in timers}
+    order = list(timers)
+    for _ in range(REPETITIONS):
+        for name in order:
+            times[name].append(timers[name].seconds(count))
+        order = order[1:] + order[:1]
+    return times
+
+
+def timed_images(config: Config) -> int:
+    """Images of a timed batch: those of the config's, as far as their pixels go, in whole ascent groups."""
+    most = max(1, MOST_PIXELS // config.data.image_size**2)
+    group = config.sam.m or 1
+    return min(config.data.batch_size, max(group, most // group * group))
+
+
+def _made(config: Config, data: Data, runtime: Runtime) -> Batch:
+    """Noise in the place of images; labels in pairs, so that a contrastive loss has something to compare."""
+    count, side = config.data.batch_size * config.data.views, config.data.image_size
+    generator = torch.Generator().manual_seed(config.seed)
+    pixels = torch.rand(count, data.channels, side, side, generator=generator)
+    labels = torch.arange(count) // 2 % data.num_classes
+    return Batch(pixels.to(runtime.device), labels.to(runtime.device))
+
+
+def _now(runtime: Runtime) -> float:
+    if runtime.device.type == "cuda":
+        torch.cuda.synchronize(runtime.device)
+        return time.perf_counter()
+    return time.process_time()
+
+
+class Timer:
+    """Steps of one relative, to be timed again and again."""
+
+    def __init__(self, config: Config, data: Data, runtime: Runtime) -> None:
+        self.share = shares(config.sam, configs.num_steps(config, data.num_train))
+        if not (config.model.name and config.data.image_size):
+            config = resolve(config)
+        # a hundredth of the rate: noise is learned by heart within some steps, or the weights run away
+        optim = replace(config.optim, lr=config.optim.lr / 100, warmup_steps=0)
+        config = replace(config, init="", optim=optim, run=replace(config.run, compile=False))
+        self.config = replace(config, data=replace(config.data, batch_size=timed_images(config)))
+        self.runtime = runtime
+        self.state = build(self.config, runtime, num_classes=data.num_classes, channels=data.channels)
+        batch = _made(self.config, data, runtime)
+        objective = make_objective(self.config, data.num_classes)
+        self.steps = steps(self.state, itertools.repeat(batch), objective, self.config, runtime, TOTAL)
+
+    def seconds(self, count: int) -> float:
+        """Seconds of an average step of the run, from at least `count` steps of each kind that it has."""
+        spent: dict[Kind, list[float]] = {}
+        for at, length in self._blocks(count):
+            self.state.step = at
+            for step in range(at, at + length):
+                since = _now(self.runtime)
+                next(self.steps)
+                spent.setdefault(self._kind(step), []).append(_now(self.runtime) - since)
+        return weighed({kind: math.fsum(found) / len(found) for kind, found in spent.items()}, self.share)
+
+    def _blocks(self, count: int) -> Iterator[tuple[int, int]]:
+        """First step and number of steps of what is timed at a stretch."""
+        sam = self.config.sam
+        if "climb" in self.share or "between" in self.share:
+            yield round(sam.start * TOTAL), count * sam.every
+        if "outside" in self.share:
+            yield (0 if sam.start or not sam.rho else round(sam.end * TOTAL)), count
+
+    def _kind(self, step: int) -> Kind:
+        sam = self.config.sam
+        if not sam.rho or not round(sam.start * TOTAL) <= step < round(sam.end * TOTAL):
+            return "outside"
+        return "between" if step % sam.every else "climb"

@@ -1,0 +1,70 @@
+"""The demo: one small ViT, trained with and without SAM on embedded images, everything else the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from samovar import recipes
+from samovar.config import MeasureConfig
+from samovar.measure.command import measure_once, open_subjects
+from samovar.report import write
+from samovar.runs.records import Record, RunDir
+from samovar.runtime import Runtime
+from samovar.train.command import train
+
+TWINS = ("vit-digits", "vit-digits-sam")
+MEASURED = (
+    "hessian", "blocks", "flatness", "landscape", "activations", "attention", "predictions", "accuracy", "robustness",
+)  # fmt: skip
+SETTINGS = MeasureConfig(checkpoint="last", threads=1, points=21, processes=1, corruption_images=300)
+
+
+def demo(output: Path, seed: int) -> list[RunDir]:
+    """Train both twins below `output`, measure them, print them side by side, write a report that compares them."""
+    runs = [train(replace(recipes.get(name).config(), output=output, seed=seed)) for name in TWINS]
+    found = [_numbers(run) for run in runs]
+    table = Table("", "AdamW", "AdamW + SAM", title=f"digits, seed {seed}")
+    for title, name, show in _ROWS:
+        table.add_row(title, *(show(records[name]) for records in found))
+    Console().print(table)
+    print("geometry: last checkpoint, training images without augmentation; corruptions: 19 at 5 severities")
+    for run in runs:
+        print(f"run: {run.path}")
+    print(f"report: {write([run.path for run in runs], output / f'demo-seed{seed}.html')}")
+    return runs
+
+
+def _numbers(run: RunDir) -> dict[str, Record]:
+    """The last record of each name, the demo's measurements among them."""
+    print(f"measuring {run.path.name}: {', '.join(MEASURED)}", flush=True)
+    runtime = Runtime(torch.device("cpu"), torch.float32)
+    for name, subject in open_subjects(str(run.path), MEASURED, SETTINGS, runtime).items():
+        measure_once(name, subject, SETTINGS, run)
+    return {record.name: record for record in run.records()}
+
+
+def _eigenvalue(record: Record) -> str:
+    return f"{record.value:.1f} ± {record.residual:.2g}" + ("" if record.converged else " (not converged)")
+
+
+def _percent(record: Record) -> str:
+    return f"{100 * record.value:.1f} %"
+
+
+_ROWS: tuple[tuple[str, str, Callable[[Record], str]], ...] = (
+    ("held-out accuracy", "val/accuracy", _percent),
+    ("held-out loss", "val/loss", lambda r: f"{r.value:.3f}"),
+    ("accuracy on corrupted images", "robustness/mean_corruption_accuracy", _percent),
+    ("lambda_max of the Hessian (± residual)", "hessian/lambda_max", _eigenvalue),
+    (
+        "average loss under weight noise 0.05",
+        "sharpness/average_flatness",
+        lambda r: f"{r.value:.2f} ± {r.stderr or 0:.2f}",
+    ),
+)

@@ -1,0 +1,1 @@
+"""`samovar tune`: successive halving over rho, learning rate and weight decay."""
