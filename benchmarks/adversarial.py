@@ -1,10 +1,11 @@
-"""What adversarial training costs: a step of `samovar train` with each attack, in plain and in SAM steps.
+"""What adversarial training costs: a step of `samovar train` with each attack, in plain and in SAM
+steps.
 
     python benchmarks/adversarial.py --cases vit32 resnet18 --repeats 7
 
-Time is processor time of one thread. Every repetition runs every row once, in rotated order, and a ratio is the median
-of the ratios within repetitions. The last row takes the images' gradient in a pass of its own, as two methods put
-together would.
+Time is processor time of one thread. Every repetition runs every row once, in rotated order, and a
+ratio is the median of the ratios within repetitions. The last row takes the images' gradient in a
+pass of its own, as two methods put together would.
 """
 
 import argparse
@@ -35,7 +36,11 @@ CASES: dict[str, Callable[[], nn.Module]] = {
     "vit32": nets.vit32,
     "resnet18": lambda: timm.create_model("resnet18", num_classes=10),
 }
-ATTACKS = {"": AdversarialConfig(), " + FGSM": AdversarialConfig(EPS), " + PGD-3": AdversarialConfig(EPS, 3)}
+ATTACKS = {
+    "": AdversarialConfig(),
+    " + FGSM": AdversarialConfig(EPS),
+    " + PGD-3": AdversarialConfig(EPS, 3),
+}
 
 
 def our_loop(rho: float, attack: AdversarialConfig, model: nn.Module, batch: Batch) -> Step:
@@ -44,7 +49,9 @@ def our_loop(rho: float, attack: AdversarialConfig, model: nn.Module, batch: Bat
     state = TrainState(model, model, adamw(model), scaler=None, ema=None, tally=tally)
     config = Config(optim=OptimConfig(lr=1e-4), sam=SamConfig(rho=rho), adversarial=attack)
     stream, runtime = itertools.repeat(batch), Runtime(torch.device("cpu"), torch.float32)
-    return partial(next, steps(state, stream, make_objective(config, 10), config, runtime, total=10**6))
+    return partial(
+        next, steps(state, stream, make_objective(config, 10), config, runtime, total=10**6)
+    )
 
 
 def by_three_passes(model: nn.Module, batch: Batch) -> Step:
@@ -87,7 +94,8 @@ def build(case: str, row: str, size: int) -> Step:
 
 
 def times(case: str, repeats: int, size: int) -> dict[str, list[float]]:
-    """Processor seconds of a step, per row and repetition; the first step of each is not counted."""
+    """Processor seconds of a step, per row and repetition; the first step of each is not
+    counted."""
     built = {row: build(case, row, size) for row in ROWS}
     found: dict[str, list[float]] = {row: [] for row in ROWS}
     order = list(ROWS)
@@ -107,7 +115,9 @@ def ratio(a: list[float], b: list[float]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--batch-size", type=int, default=32)
@@ -118,7 +128,9 @@ def main() -> None:
     )
     for case in args.cases:
         found = times(case, args.repeats, args.batch_size)
-        print(f"\n{case}, {args.batch_size} images\n{'row':<22}{'seconds':>8}   {'x plain':<22}x SAM")
+        print(
+            f"\n{case}, {args.batch_size} images\n{'row':<22}{'seconds':>8}   {'x plain':<22}x SAM"
+        )
         for row, spent in found.items():
             against = f"{ratio(spent, found['plain']):<22}{ratio(spent, found['SAM'])}"
             print(f"{row:<22}{statistics.median(spent):>8.3f}   {against}", flush=True)

@@ -1,6 +1,7 @@
 """What corrupting an image costs, beside imagecorruptions-imaug: each of the 19 at 224 px.
 
-Both sides run in one process on one thread and are timed in turns, by processor time, so that the ratios hold on a busy
+Both sides run in one process on one thread and are timed in turns, by processor time, so that the
+ratios hold on a busy
 machine. Targets: the sum over the 19 at severity 3 at least 3 times faster; none over 60 ms.
 
     python benchmarks/corruptions.py [--rounds 15] [--severity 3] [--size 224]"""
@@ -40,12 +41,19 @@ def processor_ms(function: Callable[[], object]) -> float:
     return 1000 * (time.process_time() - start)
 
 
-def in_turns(name: str, severity: int, images: list[np.ndarray], rounds: int) -> tuple[list[float], list[float]]:
-    """Milliseconds of processor time of ours and of theirs, a new seed and the next image each round."""
+def in_turns(
+    name: str, severity: int, images: list[np.ndarray], rounds: int
+) -> tuple[list[float], list[float]]:
+    """Milliseconds of processor time of ours and of theirs, a new seed and the next image each
+    round."""
     ours, theirs = [], []
-    for step in range(-2, rounds):  # two rounds to warm: tables, numba's compiler, first allocations
+    for step in range(
+        -2, rounds
+    ):  # two rounds to warm: tables, numba's compiler, first allocations
         image = images[step % len(images)]
-        ms = processor_ms(lambda image=image, step=step: corrupt(image, name, severity=severity, seed=step))
+        ms = processor_ms(
+            lambda image=image, step=step: corrupt(image, name, severity=severity, seed=step)
+        )
         their_ms = processor_ms(lambda image=image: imagecorruptions.corrupt(image, severity, name))
         if step >= 0:
             ours.append(ms)
@@ -54,7 +62,9 @@ def in_turns(name: str, severity: int, images: list[np.ndarray], rounds: int) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=15, help="times each side is run")
     parser.add_argument("--severity", type=int, default=3)
     parser.add_argument("--size", type=int, default=224, help="pixels of the side")
@@ -62,10 +72,18 @@ def main() -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     images = photos(args.size)
-    table = Table("corruption", "ours, ms", "theirs, ms", "ratio", title=f"{args.size} px, severity {args.severity}")
+    table = Table(
+        "corruption",
+        "ours, ms",
+        "theirs, ms",
+        "ratio",
+        title=f"{args.size} px, severity {args.severity}",
+    )
     medians = []
     for name in CORRUPTIONS:
-        ours, theirs = (statistics.median(times) for times in in_turns(name, args.severity, images, args.rounds))
+        ours, theirs = (
+            statistics.median(times) for times in in_turns(name, args.severity, images, args.rounds)
+        )
         medians.append((ours, theirs, name))
         table.add_row(name, f"{ours:.2f}", f"{theirs:.2f}", f"{theirs / ours:.1f} x")
     total, their_total = sum(row[0] for row in medians), sum(row[1] for row in medians)
@@ -75,9 +93,12 @@ def main() -> None:
     console.print(table)
     slowest = max(medians)
     console.print(
-        f"sum: {their_total / total:.2f} x faster (target {TIMES_FASTER} x at 224 px, severity 3)", highlight=False
+        f"sum: {their_total / total:.2f} x faster (target {TIMES_FASTER} x at 224 px, severity 3)",
+        highlight=False,
     )
-    console.print(f"slowest: {slowest[2]}, {slowest[0]:.1f} ms (target {LONGEST_MS} ms)", highlight=False)
+    console.print(
+        f"slowest: {slowest[2]}, {slowest[0]:.1f} ms (target {LONGEST_MS} ms)", highlight=False
+    )
     packages = ("imagecorruptions-imaug", "numpy", "scipy", "pillow", "torch")
     versions = ", ".join(f"{package} {version(package)}" for package in packages)
     console.print(

@@ -1,15 +1,18 @@
-"""What the largest Hessian eigenvalue costs, ours beside PyHessian, hessian-eigenthings and curvlinops with scipy.
+"""What the largest Hessian eigenvalue costs, ours beside PyHessian, hessian-eigenthings and
+curvlinops with scipy.
 
     python benchmarks/curvature.py --repeats 3
 
-Time is processor time of one thread for a whole solve, operator set-up included, so that neighbours on the machine
-count less. Every repetition runs every row once, in rotated order, each on a copy of the same briefly trained model; a
-ratio is the median of the ratios within repetitions. All get math attention, without which none of them runs on a timm
-ViT. PyHessian runs with its own stopping rule at 1e-3, a small change, and once more with that rule tightened tenfold
-until the residual is 1e-3 (how far is found beforehand). The other two cannot stop at a residual, so they get the
-number of steps that ours needs from a random start, and more if that falls short. `residual` is |Hv - lambda v| /
-lambda and `error` is against ours at 1e-6, in float64, both checked after the clock stopped. `loader` is 8 batches of a
-quarter of the size. `two processes` compares one process over 8 batches with two over 4 each, for the same products.
+Time is processor time of one thread for a whole solve, operator set-up included, so that neighbours
+on the machine count less. Every repetition runs every row once, in rotated order, each on a copy of
+the same briefly trained model; a ratio is the median of the ratios within repetitions. All get math
+attention, without which none of them runs on a timm ViT. PyHessian runs with its own stopping rule
+at 1e-3, a small change, and once more with that rule tightened tenfold until the residual is 1e-3
+(how far is found beforehand). The other two cannot stop at a residual, so they get the number of
+steps that ours needs from a random start, and more if that falls short. `residual` is |Hv - lambda
+v| / lambda and `error` is against ours at 1e-6, in float64, both checked after the clock stopped.
+`loader` is 8 batches of a quarter of the size. `two processes` compares one process over 8 batches
+with two over 4 each, for the same products.
 """
 
 import argparse
@@ -59,7 +62,9 @@ def images(pixels: int, indices: Tensor) -> tuple[Tensor, Tensor]:
     """Digits, enlarged."""
     digits = load_digits()
     x = torch.tensor(digits.images, dtype=torch.float32)[indices, None] / 8 - 1
-    return F.interpolate(x.repeat(1, 3, 1, 1), size=pixels, mode="bilinear"), torch.tensor(digits.target)[indices]
+    return F.interpolate(x.repeat(1, 3, 1, 1), size=pixels, mode="bilinear"), torch.tensor(
+        digits.target
+    )[indices]
 
 
 def trained(case: str, train_steps: int) -> tuple[nn.Module, Batches, Batches]:
@@ -74,7 +79,9 @@ def trained(case: str, train_steps: int) -> tuple[nn.Module, Batches, Batches]:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     small = max(1, size // 4)
-    loader = [images(pixels, torch.arange(i * small, (i + 1) * small)) for i in range(LOADER_BATCHES)]
+    loader = [
+        images(pixels, torch.arange(i * small, (i + 1) * small)) for i in range(LOADER_BATCHES)
+    ]
     return model.eval(), [images(pixels, torch.arange(size))], loader
 
 
@@ -100,7 +107,11 @@ def pyhessian(model: nn.Module, batches: Batches, steps: int, tol: float = TOL) 
         warnings.simplefilter("ignore")  # its create_graph leaks, which torch tells every time
         solver = hessian(model, F.cross_entropy, cuda=False, **data)
         values, vectors = solver.eigenvalues(tol=tol)
-    return values[0], torch.cat([part.flatten() for part in vectors[0]]).detach(), calls[0] // len(batches)
+    return (
+        values[0],
+        torch.cat([part.flatten() for part in vectors[0]]).detach(),
+        calls[0] // len(batches),
+    )
 
 
 def pyhessian_on(model: nn.Module, batches: Batches, steps: int) -> Found:
@@ -140,7 +151,9 @@ def curvlinops(model: nn.Module, batches: Batches, steps: int) -> Found:
     params = [param for param in model.parameters() if param.requires_grad]
     calls = [0]
     with sdpa_kernel(SDPBackend.MATH):
-        operator = HessianLinearOperator(model, nn.CrossEntropyLoss(), params, batches, check_deterministic=False)
+        operator = HessianLinearOperator(
+            model, nn.CrossEntropyLoss(), params, batches, check_deterministic=False
+        )
         inner = operator.to_scipy()
 
         def counted(v: Any) -> Any:
@@ -193,7 +206,8 @@ def report(case: str, setting: str, rows: list[str], repeats: int, train_steps: 
     for _ in range(repeats):
         for row in order:
             result = timed(row, model, batches, told[row])
-            # these two end where they were told to; one step more until that is enough, and the last is what counts
+            # these two end where they were told to; one step more until that is enough, and the
+            # last is what counts
             while row in TOLD and told[row] < steps + 4 and off(exact, result[1]) > TOL:
                 told[row] += 1
                 result = timed(row, model, batches, told[row])
@@ -204,7 +218,9 @@ def report(case: str, setting: str, rows: list[str], repeats: int, train_steps: 
         f"\n{case} after {train_steps} steps, {setting}: lambda_max {float(best.values[0]):.4f}, next {gap:.2f} of it; "
         f"{steps} products from a random start"
     )
-    print(f"{'row':<24}{'seconds':>8}{'products':>9}{'residual':>10}{'error':>9}   samovar / row [min, max], target")
+    print(
+        f"{'row':<24}{'seconds':>8}{'products':>9}{'residual':>10}{'error':>9}   samovar / row [min, max], target"
+    )
     for row in rows:
         show(row, found, exact, float(best.values[0]), TARGETS.get((setting, row)))
 
@@ -217,13 +233,19 @@ def off(exact: Hessian, found: Found | str) -> float:
     return float((exact @ v - found[0] * v).norm()) / abs(found[0])
 
 
-def show(row: str, found: dict[str, Any], exact: Hessian, best: float, target: float | None) -> None:
+def show(
+    row: str, found: dict[str, Any], exact: Hessian, best: float, target: float | None
+) -> None:
     seconds, last = statistics.median(spent for spent, _ in found[row]), found[row][-1][1]
     if isinstance(last, str):
         print(f"{row:<24}does not run: {last}", flush=True)
         return
     ratios = sorted(a[0] / b[0] for a, b in zip(found["samovar"], found[row], strict=True))
-    verdict = "" if target is None else f", {'meets' if statistics.median(ratios) <= target else 'MISSES'} {target}"
+    verdict = (
+        ""
+        if target is None
+        else f", {'meets' if statistics.median(ratios) <= target else 'MISSES'} {target}"
+    )
     print(
         f"{row:<24}{seconds:>8.2f}{last[2] or '?':>9}{off(exact, last):>10.1e}{abs(last[0] / best - 1):>9.1e}   "
         f"{statistics.median(ratios):.2f} [{ratios[0]:.2f}, {ratios[-1]:.2f}]{verdict}",
@@ -271,20 +293,36 @@ def report_processes(case: str, repeats: int, steps: int = 5) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--settings", nargs="+", choices=["one", "loader", "processes"])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--loader-repeats", type=int, default=1)
-    parser.add_argument("--train-steps", type=int, nargs="+", default=[30], help="of AdamW before; more than one: each")
+    parser.add_argument(
+        "--train-steps",
+        type=int,
+        nargs="+",
+        default=[30],
+        help="of AdamW before; more than one: each",
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    cpu = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
-    print(f"torch {torch.__version__}, timm {timm.__version__}, Python {platform.python_version()}, {cpu}")
-    print(f"1 thread, {args.repeats} repetitions (loader {args.loader_repeats}); {' '.join(sys.argv[1:])}", flush=True)
+    cpu = next(
+        (line.partition(": ")[2] for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )
+    print(
+        f"torch {torch.__version__}, timm {timm.__version__}, Python {platform.python_version()}, {cpu}"
+    )
+    print(
+        f"1 thread, {args.repeats} repetitions (loader {args.loader_repeats}); {' '.join(sys.argv[1:])}",
+        flush=True,
+    )
     settings = args.settings or ["one", "loader", "processes"]
     few = ["samovar", "samovar, retain=False", "PyHessian", "PyHessian to residual"]
     for case in args.cases:

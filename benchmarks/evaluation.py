@@ -1,10 +1,12 @@
-"""What evaluating costs beside a bare loop of forward passes over the same batches, in processor time.
+"""What evaluating costs beside a bare loop of forward passes over the same batches, in processor
+time.
 
     python benchmarks/evaluation.py --repeats 7
 
-Rows: `logits_of`, which `samovar measure accuracy` uses; `train.evaluate`, which training uses; `predict`, which
-`predictions` uses. Each repetition runs every row once, in rotated order, on one thread; a ratio is the median over
-repetitions of bare loop / row, so 1 is as fast and the aim is 0.95 or more.
+Rows: `logits_of`, which `samovar measure accuracy` uses; `train.evaluate`, which training uses;
+    `predict`, which
+`predictions` uses. Each repetition runs every row once, in rotated order, on one thread; a ratio is
+the median over repetitions of bare loop / row, so 1 is as fast and the aim is 0.95 or more.
 """
 
 import argparse
@@ -47,7 +49,9 @@ def bare(model: nn.Module, batches: list[Batch]) -> None:
 
 
 def by_evaluate(model: nn.Module, batches: list[Batch]) -> None:
-    evaluate(model, batches, make_objective(Config(), 10), Runtime(torch.device("cpu"), torch.float32))
+    evaluate(
+        model, batches, make_objective(Config(), 10), Runtime(torch.device("cpu"), torch.float32)
+    )
 
 
 def by_predict(model: nn.Module, batches: list[Batch]) -> None:
@@ -82,15 +86,21 @@ def report(case: str, repeats: int) -> None:
         middle = statistics.median(ratios)
         verdict = "" if row == "bare loop" else f", {'meets' if middle >= AIM else 'MISSES'} {AIM}"
         rate = sum(map(len, batches)) / statistics.median(seconds)
-        print(f"{case:<10}{row:<16}{rate:>8.0f} images/s   {middle:.3f} [{ratios[0]:.3f}, {ratios[-1]:.3f}]{verdict}")
+        print(
+            f"{case:<10}{row:<16}{rate:>8.0f} images/s   {middle:.3f} [{ratios[0]:.3f}, {ratios[-1]:.3f}]{verdict}"
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=7)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, Python {platform.python_version()}, 1 thread, {args.repeats} repetitions")
+    print(
+        f"torch {torch.__version__}, Python {platform.python_version()}, 1 thread, {args.repeats} repetitions"
+    )
     for case in CASES:
         report(case, args.repeats)
 

@@ -1,13 +1,15 @@
-"""What a point of a loss landscape costs, ours beside loss-landscapes; and what a second process brings.
+"""What a point of a loss landscape costs, ours beside loss-landscapes; and what a second process
+brings.
 
     python benchmarks/landscape.py --repeats 3
 
-Time is processor time of one thread, so that neighbours on the machine count less. Every repetition runs every row
-once, in rotated order, on a grid of the same number of points, over the same images, in eval mode, each on a copy of
-the same model, whose biases are off 0, by which the peer divides; a ratio is the median of the ratios within
-repetitions. The peer takes all images in one batch, as its `Loss` does; `its batches as ours` gives it a metric with
-our batches, without a graph. A point is from the end of one to the end of the next; the rest, drawing and normalizing
-two directions in the main, is the set-up. `two processes` compares the processor time that the busier of two processes
+Time is processor time of one thread, so that neighbours on the machine count less. Every repetition
+runs every row once, in rotated order, on a grid of the same number of points, over the same images,
+in eval mode, each on a copy of the same model, whose biases are off 0, by which the peer divides; a
+ratio is the median of the ratios within repetitions. The peer takes all images in one batch, as its
+`Loss` does; `its batches as ours` gives it a metric with our batches, without a graph. A point is
+from the end of one to the end of the next; the rest, drawing and normalizing two directions in the
+main, is the set-up. `two processes` compares the processor time that the busier of two processes
 spends on points with that of one alone, and wall times, both from when the second has started.
 """
 
@@ -125,7 +127,9 @@ def peer(model: nn.Module, batches: Batches, chunked: bool = False) -> tuple[flo
         def __call__(self, wrapper: Any) -> float:
             if chunked:
                 with torch.no_grad():
-                    value = sum(F.cross_entropy(wrapper.forward(x), y).item() * len(y) for x, y in batches)
+                    value = sum(
+                        F.cross_entropy(wrapper.forward(x), y).item() * len(y) for x, y in batches
+                    )
             else:
                 value = whole(wrapper)
             laps.lap()
@@ -139,7 +143,11 @@ def peer_chunked(model: nn.Module, batches: Batches) -> tuple[float, float]:
     return peer(model, batches, chunked=True)
 
 
-ROWS: dict[str, Row] = {"samovar": ours, "loss-landscapes": peer, "its batches as ours": peer_chunked}
+ROWS: dict[str, Row] = {
+    "samovar": ours,
+    "loss-landscapes": peer,
+    "its batches as ours": peer_chunked,
+}
 
 
 def report(case: str, count: int, repeats: int) -> None:
@@ -151,13 +159,19 @@ def report(case: str, count: int, repeats: int) -> None:
         for row in order:
             found[row].append(ROWS[row](copy.deepcopy(model), batches))
         order = order[1:] + order[:1]
-    print(f"\n{case}, {count} images, ours in batches of {len(batches[0][1])}, {POINTS} x {POINTS} points")
+    print(
+        f"\n{case}, {count} images, ours in batches of {len(batches[0][1])}, {POINTS} x {POINTS} points"
+    )
     print(f"{'row':<22}{'set-up':>9}{'a point':>9}   samovar / row a point [min, max]")
     for row in ROWS:
         setup, point = (statistics.median(part) for part in zip(*found[row], strict=True))
         ratios = sorted(a[1] / b[1] for a, b in zip(found["samovar"], found[row], strict=True))
         ratio = statistics.median(ratios)
-        verdict = f", {'meets' if ratio <= TARGET else 'MISSES'} {TARGET}" if row == "loss-landscapes" else ""
+        verdict = (
+            f", {'meets' if ratio <= TARGET else 'MISSES'} {TARGET}"
+            if row == "loss-landscapes"
+            else ""
+        )
         print(
             f"{row:<22}{setup:>8.3f}s{point:>8.3f}s   {ratio:.2f} [{ratios[0]:.2f}, {ratios[-1]:.2f}]{verdict}",
             flush=True,
@@ -166,7 +180,8 @@ def report(case: str, count: int, repeats: int) -> None:
 
 @dataclass(frozen=True)
 class Clocked:
-    """The loss, which starts once all processes are there, and leaves in a folder when each began and ended."""
+    """The loss, which starts once all processes are there, and leaves in a folder when each began
+    and ended."""
 
     folder: Path
     processes: int
@@ -184,26 +199,46 @@ class Clocked:
         return found
 
 
-def spent(model: nn.Module, batches: Batches, rows: int, processes: int) -> tuple[float, float, float]:
-    """Processor time on points of the busier process, wall time with both, and processor time to start the other."""
+def spent(
+    model: nn.Module, batches: Batches, rows: int, processes: int
+) -> tuple[float, float, float]:
+    """Processor time on points of the busier process, wall time with both, and processor time to
+    start the other."""
     generator = torch.Generator().manual_seed(0)
     directions = [filter_direction(model, generator) for _ in range(2)]
     with tempfile.TemporaryDirectory() as name:
         folder, how = Path(name), Execution(processes=processes)
-        loss_plane(model, Clocked(folder, processes), batches, directions, axis(POINTS, 1.0), axis(rows, 1.0), how)
+        loss_plane(
+            model,
+            Clocked(folder, processes),
+            batches,
+            directions,
+            axis(POINTS, 1.0),
+            axis(rows, 1.0),
+            how,
+        )
         end = time.time()
         first, began, last = (
-            {int(path.name.partition("-")[2]): float(path.read_text()) for path in folder.glob(f"{part}-*")}
+            {
+                int(path.name.partition("-")[2]): float(path.read_text())
+                for path in folder.glob(f"{part}-*")
+            }
             for part in ("first", "began", "last")
         )
     busier = max(last[pid] - first[pid] for pid in first)
-    return busier, end - max(began.values()), max((first[pid] for pid in first if pid != os.getpid()), default=0.0)
+    return (
+        busier,
+        end - max(began.values()),
+        max((first[pid] for pid in first if pid != os.getpid()), default=0.0),
+    )
 
 
 def report_processes(case: str, count: int, rows: int, repeats: int) -> None:
     model, pixels = built(case)
     batches = images(model, pixels, count)
-    pairs = [[spent(model, batches, rows, processes) for processes in (1, 2)] for _ in range(repeats)]
+    pairs = [
+        [spent(model, batches, rows, processes) for processes in (1, 2)] for _ in range(repeats)
+    ]
     cpu, wall = (sorted(one[place] / two[place] for one, two in pairs) for place in (0, 1))
     ratio = statistics.median(cpu)
     verdict = "meets" if ratio >= TARGET_PROCESSES else "MISSES"
@@ -216,24 +251,37 @@ def report_processes(case: str, count: int, rows: int, repeats: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cases", nargs="+", choices=CASES, default=["vit32", "resnet18"])
-    parser.add_argument("--settings", nargs="+", choices=["point", "processes"], default=["point", "processes"])
+    parser.add_argument(
+        "--settings", nargs="+", choices=["point", "processes"], default=["point", "processes"]
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--images", type=int, default=512)
-    parser.add_argument("--rows", type=int, default=41, help="rows of the grid that two processes share")
+    parser.add_argument(
+        "--rows", type=int, default=41, help="rows of the grid that two processes share"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    cpu = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
-    print(f"torch {torch.__version__}, timm {timm.__version__}, Python {platform.python_version()}, {cpu}")
+    cpu = next(
+        (line.partition(": ")[2] for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )
+    print(
+        f"torch {torch.__version__}, timm {timm.__version__}, Python {platform.python_version()}, {cpu}"
+    )
     print(f"1 thread, {args.repeats} repetitions; {' '.join(sys.argv[1:])}", flush=True)
     for case in args.cases:
         if "point" in args.settings:
             report(case, args.images, args.repeats)
-    if "processes" in args.settings:  # once is enough: it takes minutes, and depends little on the network
+    if (
+        "processes" in args.settings
+    ):  # once is enough: it takes minutes, and depends little on the network
         report_processes(args.cases[0], max(1, args.images // 4), args.rows, 1)
 
 

@@ -1,7 +1,10 @@
-"""What loading costs: streaming against PIL with torchvision v1 transforms, and the resident loader within a step.
+"""What loading costs: streaming against PIL with torchvision v1 transforms, and the resident loader
+within a step.
 
-Both sides run in one process on one thread and are timed in turns, by processor time, so that the ratios hold on a busy
-machine. Targets: streaming at least 1.9 x the images/s of PIL; resident at most 3 % of the 32-pixel ViT's step.
+Both sides run in one process on one thread and are timed in turns, by processor time, so that the
+ratios hold on a busy
+machine. Targets: streaming at least 1.9 x the images/s of PIL; resident at most 3 % of the 32-pixel
+    ViT's step.
 
     python benchmarks/loading.py [--rounds 15] [--photos ../shared/data/flowers5/train]"""
 
@@ -62,7 +65,9 @@ def write_photos(photos: Path, folder: Path) -> float:
     for number in range(64):
         if files:
             image = (
-                Image.open(files[number * len(files) // 64]).convert("RGB").resize((500, 375), Image.Resampling.LANCZOS)
+                Image.open(files[number * len(files) // 64])
+                .convert("RGB")
+                .resize((500, 375), Image.Resampling.LANCZOS)
             )
         else:  # smooth noise: about the size on disk of a photo
             coarse = np.random.default_rng(number).integers(0, 256, (47, 63, 3), dtype=np.uint8)
@@ -86,11 +91,14 @@ def pil_batches(folder: str) -> Iterator[torch.Tensor]:
     )
     images = torchvision.datasets.ImageFolder(folder, transform)
     for first in itertools.count(step=BATCH):
-        yield torch.stack([images[number % len(images)][0] for number in range(first, first + BATCH)])
+        yield torch.stack(
+            [images[number % len(images)][0] for number in range(first, first + BATCH)]
+        )
 
 
 def worker_batches(source: Source, config: DataConfig) -> Iterator[list[torch.Tensor]]:
-    """What a decoding worker does for a batch: bytes out, which become floats on the training device."""
+    """What a decoding worker does for a batch: bytes out, which become floats on the training
+    device."""
     maker, plan = Maker(source.train, config, 0), Plan(0, len(source.train), BATCH)
     for step in itertools.count():
         parts = np.split(plan.positions(step), BATCH // IMAGES_PER_TASK)
@@ -101,18 +109,27 @@ def bench_streaming(photos: Path, rounds: int) -> list[tuple[str, str, str]]:
     with tempfile.TemporaryDirectory() as folder:
         kib = write_photos(photos, Path(folder))
         config = DataConfig(
-            source=f"folder:{folder}", image_size=224, batch_size=BATCH, crop="inception", flip=True, workers=0
+            source=f"folder:{folder}",
+            image_size=224,
+            batch_size=BATCH,
+            crop="inception",
+            flip=True,
+            workers=0,
         )
         source = open_source(config)
         streams: dict[str, Iterator[object]] = {
             "ImageFolder (PIL) + v1 transforms": pil_batches(folder),
             "streaming, a worker's part": worker_batches(source, config),
-            "streaming, floats made on this core too": batches(source, config, seed=0, stop=10**9, device=CPU),
+            "streaming, floats made on this core too": batches(
+                source, config, seed=0, stop=10**9, device=CPU
+            ),
             "the same without antialias": batches(
                 source, replace(config, antialias=False), seed=0, stop=10**9, device=CPU
             ),
         }
-        times = in_turns({name: functools.partial(next, stream) for name, stream in streams.items()}, rounds)
+        times = in_turns(
+            {name: functools.partial(next, stream) for name, stream in streams.items()}, rounds
+        )
     base = next(iter(times.values()))
     rows = [(f"JPEG 500 x 375, {kib:.0f} KiB, to 224 px", "", "")]
     for name, values in times.items():
@@ -142,18 +159,28 @@ def bench_resident(rounds: int) -> list[tuple[str, str, str]]:
         optimizer.step()
 
     times = in_turns({"training step": step, "load": lambda: next(stream)}, rounds)
-    share = statistics.median(load / step for load, step in zip(times["load"], times["training step"], strict=True))
+    share = statistics.median(
+        load / step for load, step in zip(times["load"], times["training step"], strict=True)
+    )
     return [
         ("32-px ViT step, batch 128", f"{statistics.median(times['training step']):.1f} ms", ""),
-        ("resident batch, pad-crop + flip", f"{statistics.median(times['load']):.2f} ms", f"{100 * share:.2f} %"),
+        (
+            "resident batch, pad-crop + flip",
+            f"{statistics.median(times['load']):.2f} ms",
+            f"{100 * share:.2f} %",
+        ),
     ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=15, help="times each side is run")
     here = Path(__file__).parents[1].parent
-    parser.add_argument("--photos", type=Path, default=here / "shared/data/flowers5/train", help="CLASS/*.jpg")
+    parser.add_argument(
+        "--photos", type=Path, default=here / "shared/data/flowers5/train", help="CLASS/*.jpg"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     table = Table("what", "processor time", "ratio", title="Loading, medians, one thread")

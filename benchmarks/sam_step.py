@@ -1,12 +1,14 @@
-"""What a SAM step costs: time and memory, ours beside a plain step, a hand-written loop and other SAMs.
+"""What a SAM step costs: time and memory, ours beside a plain step, a hand-written loop and other
+SAMs.
 
     python benchmarks/sam_step.py --cases vit32 resnet50 vit_small --repeats 7
     python benchmarks/sam_step.py --cases vit32 --rows quarter every5 looksam msam sam-on gsam fsam
 
-Time is processor time of one thread, so that neighbours on the machine count less. Every repetition runs every row
-once, in rotated order, and a ratio is the median of the ratios within repetitions. A step of a relative that climbs at
-each fifth is the mean of five. Memory is counted, not sampled: the largest number of tensor bytes alive from a freshly
-built model to its second climb, in copies of the weights above plain.
+Time is processor time of one thread, so that neighbours on the machine count less. Every repetition
+runs every row once, in rotated order, and a ratio is the median of the ratios within repetitions. A
+step of a relative that climbs at each fifth is the mean of five. Memory is counted, not sampled:
+the largest number of tensor bytes alive from a freshly built model to its second climb, in copies
+of the weights above plain.
 """
 
 import argparse
@@ -144,7 +146,8 @@ def pytorch_optimizer(model: nn.Module, x: Tensor, y: Tensor) -> Step:
 
 
 def keeps_old_p(model: nn.Module, x: Tensor, y: Tensor) -> Step:
-    """A SAM that behaves as davda54/sam does: copies in the state, one parameter at a time, storage swapped."""
+    """A SAM that behaves as davda54/sam does: copies in the state, one parameter at a time, storage
+    swapped."""
     optimizer, params, state = adamw(model), list(model.parameters()), {}
     closure = closure_of(optimizer, model, x, y)
 
@@ -163,7 +166,9 @@ def keeps_old_p(model: nn.Module, x: Tensor, y: Tensor) -> Step:
     return step
 
 
-def relative(model: nn.Module, x: Tensor, y: Tensor, *, variant: SamVariant, share: float = 1.0) -> Step:
+def relative(
+    model: nn.Module, x: Tensor, y: Tensor, *, variant: SamVariant, share: float = 1.0
+) -> Step:
     """A step of one of SAM's relatives, whose climb sees a share of the batch."""
     optimizer, memory, some = adamw(model), SamMemory(), int(share * len(y))
 
@@ -173,7 +178,9 @@ def relative(model: nn.Module, x: Tensor, y: Tensor, *, variant: SamVariant, sha
             lambda net: F.cross_entropy(net(x), y),
             model,
             rho=RHO,
-            ascent_loss_fn=None if share == 1 else lambda net: F.cross_entropy(net(x[:some]), y[:some]),
+            ascent_loss_fn=None
+            if share == 1
+            else lambda net: F.cross_entropy(net(x[:some]), y[:some]),
             variant=variant,
             memory=memory,
             optimizer=optimizer,
@@ -224,7 +231,8 @@ def seconds(step: Step, count: int) -> float:
 
 
 def times(case: str, rows: list[str], repeats: int) -> dict[str, list[float]]:
-    """Processor seconds of a step, per row and repetition; the first step, or cycle, of each is not counted."""
+    """Processor seconds of a step, per row and repetition; the first step, or cycle, of each is not
+    counted."""
     steps = {row: build(case, row)[1] for row in rows}
     for row, step in steps.items():
         seconds(step, CYCLE.get(row, 1))
@@ -238,7 +246,8 @@ def times(case: str, rows: list[str], repeats: int) -> dict[str, list[float]]:
 
 
 def peak_bytes(case: str, row: str) -> tuple[int, int]:
-    """Largest sum of tensor bytes allocated from a fresh model to its second climb, and the bytes of its weights."""
+    """Largest sum of tensor bytes allocated from a fresh model to its second climb, and the bytes
+    of its weights."""
     model, step = build(case, row)
     with torch.profiler.profile(profile_memory=True) as profiler:
         for _ in range(CYCLE.get(row, 1) + 1):
@@ -260,19 +269,33 @@ def report(case: str, rows: list[str], repeats: int) -> None:
     found = times(case, rows, repeats)
     memory = {row: peak_bytes(case, row) for row in rows}
     base, weights = memory["plain_backward"]
-    print(f"\n{case}: weights {weights / 2**20:.0f} MiB, plain step peaks {base / 2**20:.0f} MiB above them")
-    print(f"{'row':<20}{'seconds':>8}   {'x plain_backward':<22}{'x sam_backward':<22}{'copies above plain':>18}")
+    print(
+        f"\n{case}: weights {weights / 2**20:.0f} MiB, plain step peaks {base / 2**20:.0f} MiB above them"
+    )
+    print(
+        f"{'row':<20}{'seconds':>8}   {'x plain_backward':<22}{'x sam_backward':<22}{'copies above plain':>18}"
+    )
     for row, spent in found.items():
         copies = (memory[row][0] - base) / weights
-        against = f"{ratio(spent, found['plain_backward']):<22}{ratio(spent, found['sam_backward']):<22}"
+        against = (
+            f"{ratio(spent, found['plain_backward']):<22}{ratio(spent, found['sam_backward']):<22}"
+        )
         print(f"{row:<20}{statistics.median(spent):>8.3f}   {against}{copies:>18.2f}", flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=["vit32", "resnet50", "vit_small"])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--rows", nargs="+", choices=ALL, default=list(ALL), help="beside plain_backward and sam_backward"
+        "--cases", nargs="+", choices=CASES, default=["vit32", "resnet50", "vit_small"]
+    )
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        choices=ALL,
+        default=list(ALL),
+        help="beside plain_backward and sam_backward",
     )
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
@@ -283,9 +306,16 @@ def main() -> None:
         rows = [row for row in rows if row != "pytorch_optimizer"]
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    cpu = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
-    print(f"torch {torch.__version__}, timm {timm.__version__}, Python {platform.python_version()}, {cpu}")
-    print(f"{args.threads} thread(s), {args.repeats} repetitions, median [min, max]; {' '.join(sys.argv[1:])}")
+    cpu = next(
+        (line.partition(": ")[2] for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )
+    print(
+        f"torch {torch.__version__}, timm {timm.__version__}, Python {platform.python_version()}, {cpu}"
+    )
+    print(
+        f"{args.threads} thread(s), {args.repeats} repetitions, median [min, max]; {' '.join(sys.argv[1:])}"
+    )
     for case in args.cases:
         report(case, rows, args.repeats)
 

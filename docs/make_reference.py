@@ -1,4 +1,5 @@
-"""Writes docs/reference.md from docstrings, help texts and defaults: `python docs/make_reference.py [FILE]`."""
+"""Writes docs/reference.md from docstrings, help texts and defaults:
+`python docs/make_reference.py [FILE]`."""
 
 from __future__ import annotations
 
@@ -54,7 +55,9 @@ def documented(name: str, item: Any) -> Iterator[str]:
     yield f"```text\n{signature(name, item)}\n\n{inspect.getdoc(item) or ''}"
     if inspect.isclass(item):
         for method, value in vars(item).items():
-            function = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+            function = (
+                value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+            )
             if method[0] != "_" and inspect.isfunction(function) and function.__doc__:
                 head = method if isinstance(value, property) else signature(method, function)
                 yield f"\n.{head}\n{textwrap.indent(inspect.getdoc(function) or '', '    ')}"
@@ -66,14 +69,19 @@ def documented(name: str, item: Any) -> Iterator[str]:
 
 
 def signature(name: str, item: Any) -> str:
-    """`name(arguments) -> result` as the source has it, which no version of Python prints otherwise."""
+    """`name(arguments) -> result` as the source has it, which no version of Python prints
+    otherwise."""
     if inspect.isclass(item):
         own = None if dataclasses.is_dataclass(item) else vars(item).get("__init__")
         return signature(name, own).partition(" -> ")[0] if own else name
     source = textwrap.dedent(inspect.getsource(inspect.unwrap(item)))
     (node,) = ast.parse(source).body
     assert isinstance(node, ast.FunctionDef)
-    header = "\n".join(source.splitlines()[node.lineno - 1 : node.body[0].lineno - 1]).strip().removesuffix(":")
+    header = (
+        "\n".join(source.splitlines()[node.lineno - 1 : node.body[0].lineno - 1])
+        .strip()
+        .removesuffix(":")
+    )
     header = re.sub(r"\(\s*(self|cls)(,\s*(?=\S))?", "(\n    " if "\n" in header else "(", header)
     return header.replace(f"def {node.name}", name, 1)
 
@@ -87,7 +95,8 @@ def result_of(item: Any) -> type | None:
 
 
 def field_docs(item: type) -> dict[str, str]:
-    """The string below each annotated attribute of a class, inherited ones first; empty where there is none."""
+    """The string below each annotated attribute of a class, inherited ones first; empty where there
+    is none."""
     (node,) = ast.parse(textwrap.dedent(inspect.getsource(item))).body
     assert isinstance(node, ast.ClassDef)
     docs: dict[str, str] = {}
@@ -95,7 +104,11 @@ def field_docs(item: type) -> dict[str, str]:
         docs |= field_docs(base)
     for statement, after in zip(node.body, [*node.body[1:], ast.Pass()], strict=True):
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-            text = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
+            text = (
+                after.value.value
+                if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                else ""
+            )
             docs[statement.target.id] = inspect.cleandoc(str(text))
     return {name: text for name, text in docs.items() if name[0] != "_"}
 
@@ -113,8 +126,12 @@ def commands() -> Iterator[str]:
 def sections() -> dict[type, str]:
     """The dataclasses of settings, with the prefix of their flags."""
     hints = typing.get_type_hints(config.Config)
-    tree: dict[type, str] = {hint: f"{name}." for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
-    others = [x for x in vars(config).values() if inspect.isclass(x) and dataclasses.is_dataclass(x)]
+    tree: dict[type, str] = {
+        hint: f"{name}." for name, hint in hints.items() if dataclasses.is_dataclass(hint)
+    }
+    others = [
+        x for x in vars(config).values() if inspect.isclass(x) and dataclasses.is_dataclass(x)
+    ]
     return {config.Config: ""} | dict.fromkeys((x for x in others if x not in tree), "") | tree
 
 

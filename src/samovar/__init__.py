@@ -1,4 +1,5 @@
-"""samovar: sharpness-aware minimization of vision architectures, and the loss geometry that shows what it does.
+"""samovar: sharpness-aware minimization of vision architectures, and the loss geometry that shows
+what it does.
 
 The public names are imported when first used, so that the command line starts without torch."""
 

@@ -1,7 +1,8 @@
 """Images changed within a small ball so that a model errs: FGSM and PGD, in pixels from 0 to 1.
 
-The model takes images in [0, 1] and normalizes them itself (`models.Classifier` does), so that radii mean what they
-say. It runs in eval mode and comes back as it was; only the images are differentiated."""
+The model takes images in [0, 1] and normalizes them itself (`models.Classifier` does), so that
+radii mean what they say. It runs in eval mode and comes back as it was; only the images are
+differentiated."""
 
 from __future__ import annotations
 
@@ -32,11 +33,13 @@ def fgsm(
     criterion: Criterion | None = None,
     generator: Generator | None = None,
 ) -> Tensor:
-    """One step of length eps up the loss's gradient, from the images or from a random point of the ball; [B, C, H, W].
+    """One step of length eps up the loss's gradient, from the images or from a random point of the
+    ball; [B, C, H, W].
 
     Cost: one gradient of the images. Arguments and errors as for `pgd`.
 
-    Source: Goodfellow et al., arXiv:1412.6572; the random start: Wong et al., arXiv:2001.03994, whose step of 1.25 eps
+    Source: Goodfellow et al., arXiv:1412.6572; the random start: Wong et al., arXiv:2001.03994,
+        whose step of 1.25 eps
     is `pgd(..., num_steps=1, step_size=1.25 * eps)`."""
     return pgd(
         model, images, labels, eps=eps, step_size=eps, num_steps=1, norm=norm, random_start=random_start,
@@ -58,10 +61,12 @@ def pgd(
     criterion: Criterion | None = None,
     generator: Generator | None = None,
 ) -> Tensor:
-    """Projected gradient ascent of each image's loss within its ball and [0, 1]; the last point [B, C, H, W].
+    """Projected gradient ascent of each image's loss within its ball and [0, 1]; the last point [B,
+    C, H, W].
 
-    Without restarts the last point counts, whatever the steps before it met, as everywhere. With restarts each image
-    keeps the last point that is misclassified, and among equals the one of higher loss.
+    Without restarts the last point counts, whatever the steps before it met, as everywhere. With
+    restarts each image keeps the last point that is misclassified, and among equals the one of
+    higher loss.
 
     Cost: num_steps * (1 + restarts) gradients of the images, and with restarts a forward pass each.
 
@@ -69,17 +74,20 @@ def pgd(
         model: maps images in [0, 1] to logits [B, K]; lent in eval mode.
         images: [B, C, H, W] floating point in [0, 1].
         labels: [B] class indices.
-        eps: radius, 0 to 1: largest change of a pixel, or for norm="2" the Euclidean length of an image's change.
+        eps: radius, 0 to 1: largest change of a pixel, or for norm="2" the Euclidean length of an
+            image's change.
         step_size: length of a step in the same norm, > 0.
         num_steps: >= 0.
         norm: "inf", steps along the sign of the gradient; "2", along the normalized gradient.
         random_start: begin at a random point, uniform in the ball, not at the image.
         restarts: further ascents from other random points.
         criterion: losses [B] of logits and labels; None is softmax cross-entropy.
-        generator: the source of random points, drawn on its device; None is a fresh one on the CPU with seed 0.
+        generator: the source of random points, drawn on its device; None is a fresh one on the CPU
+            with seed 0.
 
     Raises:
-        ValueError: images outside [0, 1] or of integers, a setting out of range, a gradient that is not finite.
+        ValueError: images outside [0, 1] or of integers, a setting out of range, a gradient that is
+            not finite.
 
     Source: Madry et al., arXiv:1706.06083."""
     _check(images, labels)
@@ -98,9 +106,15 @@ def pgd(
             if not restarts:
                 return point
             score = _score(model, point, labels, losses)
-            better = torch.ones_like(labels, dtype=torch.bool) if best is None else _beats(score, best)
+            better = (
+                torch.ones_like(labels, dtype=torch.bool) if best is None else _beats(score, best)
+            )
             found[better] = point[better]
-            best = score if best is None else tuple(torch.where(better, a, b) for a, b in zip(score, best, strict=True))
+            best = (
+                score
+                if best is None
+                else tuple(torch.where(better, a, b) for a, b in zip(score, best, strict=True))
+            )
     return found
 
 
@@ -111,11 +125,13 @@ class Ball:
     images: Tensor
     """[B, C, H, W] in [0, 1]."""
     radius: float | Tensor
-    """How far in the norm, 0 to 1 for "inf"; or a radius for each image, [B, 1, 1, 1], where 0 pins the image."""
+    """How far in the norm, 0 to 1 for "inf"; or a radius for each image, [B, 1, 1, 1], where 0 pins
+    the image."""
     norm: Norm = "inf"
 
     def split(self, size: int) -> Iterator[Ball]:
-        """Balls around contiguous groups of `size` images, the last maybe smaller; views, not copies."""
+        """Balls around contiguous groups of `size` images, the last maybe smaller; views, not
+        copies."""
         for first in range(0, len(self.images), size):
             part = slice(first, first + size)
             radius = self.radius[part] if isinstance(self.radius, Tensor) else self.radius
@@ -134,22 +150,34 @@ class Ball:
     def project(self, points: Tensor) -> Tensor:
         """The nearest points of the ball, or on the way there."""
         if self.norm == "inf":
-            low, high = (self.images - self.radius).clamp(min=0), (self.images + self.radius).clamp(max=1)
+            low, high = (
+                (self.images - self.radius).clamp(min=0),
+                (self.images + self.radius).clamp(max=1),
+            )
             return torch.clamp(points, low, high)
         change = points - self.images
-        change *= (self.radius / _lengths(change).clamp(min=torch.finfo(change.dtype).tiny)).clamp(max=1)
-        return (self.images + change).clamp_(0, 1)  # nearer to the image in every pixel, so still in the ball
+        change *= (self.radius / _lengths(change).clamp(min=torch.finfo(change.dtype).tiny)).clamp(
+            max=1
+        )
+        return (self.images + change).clamp_(
+            0, 1
+        )  # nearer to the image in every pixel, so still in the ball
 
     def random(self, generator: Generator) -> Tensor:
-        """Points uniform in the ball, cut to [0, 1]; drawn on the generator's device, which decides their bits."""
+        """Points uniform in the ball, cut to [0, 1]; drawn on the generator's device, which decides
+        their bits."""
         shape, device = self.images.shape, generator.device
         if self.norm == "inf":
             change = torch.rand(shape, generator=generator, device=device) * 2 - 1
         else:
             change = torch.randn(shape, generator=generator, device=device)
-            length = torch.rand(len(change), generator=generator, device=device) ** (1 / max(1, change[:1].numel()))
+            length = torch.rand(len(change), generator=generator, device=device) ** (
+                1 / max(1, change[:1].numel())
+            )
             change *= length.view(-1, 1, 1, 1) / _lengths(change)
-        return self.project(self.images + self.radius * change.to(self.images.device, self.images.dtype))
+        return self.project(
+            self.images + self.radius * change.to(self.images.device, self.images.dtype)
+        )
 
 
 def _lengths(changes: Tensor) -> Tensor:
@@ -171,7 +199,9 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _score(model: nn.Module, point: Tensor, labels: Tensor, losses: Criterion) -> tuple[Tensor, ...]:
+def _score(
+    model: nn.Module, point: Tensor, labels: Tensor, losses: Criterion
+) -> tuple[Tensor, ...]:
     logits = model(point)
     return (logits.argmax(1) != labels).float(), losses(logits, labels)
 
@@ -182,7 +212,8 @@ def _beats(score: tuple[Tensor, ...], best: tuple[Tensor, ...]) -> Tensor:
 
 @contextmanager
 def _lent(model: nn.Module) -> Iterator[None]:
-    """Eval mode, and weights that need no gradient, so that no graph is built for them; all as before outside."""
+    """Eval mode, and weights that need no gradient, so that no graph is built for them; all as
+    before outside."""
     modes = [(module, module.training) for module in model.modules()]
     flags = [(param, param.requires_grad) for param in model.parameters()]
     try:
@@ -205,7 +236,9 @@ def _check(images: Tensor, labels: Tensor) -> None:
             f"images are {images.dtype} of shape {list(images.shape)}; give floating point [B, C, H, W] in [0, 1]"
         )
     if len(labels) != len(images):
-        raise ValueError(f"{len(images)} images and {len(labels)} labels; give a label for each image")
+        raise ValueError(
+            f"{len(images)} images and {len(labels)} labels; give a label for each image"
+        )
     if len(images) and not (images.min() >= 0 and images.max() <= 1):
         raise ValueError(
             f"images run from {float(images.min()):.3g} to {float(images.max()):.3g}; give pixels in [0, 1], before "
@@ -213,9 +246,13 @@ def _check(images: Tensor, labels: Tensor) -> None:
         )
 
 
-def _check_settings(eps: float, norm: str, step_size: float, num_steps: int, restarts: int, random_start: bool) -> None:
+def _check_settings(
+    eps: float, norm: str, step_size: float, num_steps: int, restarts: int, random_start: bool
+) -> None:
     if not 0 <= eps <= 1:
-        raise ValueError(f"eps={eps} is not within [0, 1], the range of a pixel; 2/255 is the paper's")
+        raise ValueError(
+            f"eps={eps} is not within [0, 1], the range of a pixel; 2/255 is the paper's"
+        )
     if norm not in ("inf", "2"):
         raise ValueError(f"norm={norm!r} is unknown; pick 'inf' or '2'")
     if not step_size > 0 or num_steps < 0 or restarts < 0:
@@ -223,4 +260,6 @@ def _check_settings(eps: float, norm: str, step_size: float, num_steps: int, res
             f"step_size={step_size}, num_steps={num_steps}, restarts={restarts}; pick step_size > 0, the others >= 0"
         )
     if restarts and not random_start:
-        raise ValueError("restarts without random_start would repeat the same ascent; set random_start=True")
+        raise ValueError(
+            "restarts without random_start would repeat the same ascent; set random_start=True"
+        )

@@ -58,7 +58,10 @@ def _dispatch(args: list[str]) -> None:
 
 def _say(message: str) -> None:
     rank = os.environ.get("RANK", "0")
-    print(f"samovar: {message}" if rank == "0" else f"samovar [rank {rank}]: {message}", file=sys.stderr)
+    print(
+        f"samovar: {message}" if rank == "0" else f"samovar [rank {rank}]: {message}",
+        file=sys.stderr,
+    )
 
 
 VERBS: dict[str, Callable[[list[str]], None]] = {

@@ -66,7 +66,8 @@ def parse(
         start: the settings of a recipe, given its name and the flags.
 
     Raises:
-        ValueError: an unknown recipe, relative (all are listed) or flag, a number that is none, a folder of others."""
+        ValueError: an unknown recipe, relative (all are listed) or flag, a number that is none, a
+            folder of others."""
     names = take(args, "--sam", "names, such as quarter,late")
     seeds, jobs = (count(take(args, flag, "a number"), flag) for flag in ("--seeds", "--jobs"))
     budget = take(args, "--budget", f"one of {', '.join(BUDGETS)}") or "steps"
@@ -79,12 +80,16 @@ def parse(
         raise ValueError("compare needs a recipe; see `samovar list recipes`")
     recipe, *flags = words
     if flags and not flags[0].startswith("-"):
-        raise ValueError(f"compare takes one recipe, not {recipe} and {flags[0]}; give relatives as --sam {flags[0]}")
+        raise ValueError(
+            f"compare takes one recipe, not {recipe} and {flags[0]}; give relatives as --sam {flags[0]}"
+        )
     base = replace(with_sam(recipe, start(recipe, flags)), recipe=recipe)
     changes, measure = changes_of(flags, base, parse_flags, f"samovar compare {recipe}", FLAGS)
     for name in CHOSEN:
         if name in changes:
-            raise ValueError(f"--{name} is what compare chooses; give --seeds N for runs of several seeds")
+            raise ValueError(
+                f"--{name} is what compare chooses; give --seeds N for runs of several seeds"
+            )
     asked = Asked(
         recipe, shorter(base, changes), relatives_of(names), seeds or SEEDS,
         Path(output or f"runs/compare-{recipe}"), BUDGETS[budget], changed(MEASURE, measure), jobs or 1,

@@ -14,7 +14,9 @@ from samovar.config import Config, CorruptConfig, MeasureConfig
 Settings = TypeVar("Settings", Config, MeasureConfig, CorruptConfig)
 
 
-def parse_flags(base: Settings, args: list[str], title: str, others: Sequence[str] = ()) -> Settings:
+def parse_flags(
+    base: Settings, args: list[str], title: str, others: Sequence[str] = ()
+) -> Settings:
     """`base` overridden by flags; `others` are flags of the command that were taken off before.
 
     Raises:
@@ -51,7 +53,8 @@ def _known_flags(base: Config | MeasureConfig | CorruptConfig) -> list[str]:
 
 
 def _first_sentence(box: str) -> str:
-    """The message in the box that tyro draws around an error, whose sections are parted by rules."""
+    """The message in the box that tyro draws around an error, whose sections are parted by
+    rules."""
     sections: list[list[str]] = [[]]
     for line in box.splitlines():
         text = line.strip("│ \t")
@@ -59,7 +62,9 @@ def _first_sentence(box: str) -> str:
             sections.append([])
         elif text and text[0] not in "╭╰":
             sections[-1].append(text)
-    first = 0 if "╭" in box else min(1, len(sections) - 1)  # without a frame the title is a section of its own
+    first = (
+        0 if "╭" in box else min(1, len(sections) - 1)
+    )  # without a frame the title is a section of its own
     return " ".join(sections[first]).rstrip(".") or box.strip()
 
 

@@ -59,11 +59,17 @@ def show(args: list[str]) -> None:
         _print_settings(config)
     else:
         words = [*recipes.RECIPES, *table.MODELS]
-        raise ValueError(f"{name!r} is no recipe, model or run folder; {nearest(name, words)[:120]}")
+        raise ValueError(
+            f"{name!r} is no recipe, model or run folder; {nearest(name, words)[:120]}"
+        )
 
 
 def _base_of(config: Config) -> Config:
-    return recipes.get(config.recipe).config() if config.recipe in recipes.RECIPES else Config(recipe=config.recipe)
+    return (
+        recipes.get(config.recipe).config()
+        if config.recipe in recipes.RECIPES
+        else Config(recipe=config.recipe)
+    )
 
 
 def _print_settings(config: Config) -> None:

@@ -45,7 +45,9 @@ def corrupt(args: list[str]) -> None:
         print(CORRUPT_HELP, end="")
         raise SystemExit(0 if args else 2)
     if len(args) < 2 or args[0].startswith("-") or args[1].startswith("-"):
-        raise ValueError("corrupt needs a folder of images and one to write to; see `samovar corrupt --help`")
+        raise ValueError(
+            "corrupt needs a folder of images and one to write to; see `samovar corrupt --help`"
+        )
     data, output = Path(args[0]), Path(args[1])
     config = parse_flags(CorruptConfig(), args[2:], f"samovar corrupt {data} {output}")
     configs.validate_corrupt(config)
@@ -78,8 +80,19 @@ def parse_report(args: list[str]) -> tuple[list[Path], Path | None, Path | None,
     if formats and figures is None:
         raise ValueError("--format is of figures; give --figures DIR with it")
     runs = [Path(arg) for arg in args]
-    page = None if figures and not output else runs[0] / "report.html" if len(runs) == 1 else Path("report.html")
-    return runs, Path(output) if output else page, Path(figures) if figures else None, formats or ["pdf", "png"]
+    page = (
+        None
+        if figures and not output
+        else runs[0] / "report.html"
+        if len(runs) == 1
+        else Path("report.html")
+    )
+    return (
+        runs,
+        Path(output) if output else page,
+        Path(figures) if figures else None,
+        formats or ["pdf", "png"],
+    )
 
 
 def report(args: list[str]) -> None:

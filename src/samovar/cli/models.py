@@ -1,4 +1,5 @@
-"""The verbs that use a trained model elsewhere: `export` and `predict`. Their parsing imports no torch."""
+"""The verbs that use a trained model elsewhere: `export` and `predict`. Their parsing imports no
+torch."""
 
 from __future__ import annotations
 
@@ -87,7 +88,9 @@ def parse_export(args: Sequence[str]) -> ExportCommand:
         said = f"--format {found.format} is unknown" if found.format else "export needs --format"
         raise ValueError(f"{said}; give timm, onnx or torch")
     output = Path(found.output) if found.output else None
-    return ExportCommand(found.what[0], found.format, output, found.checkpoint or "best", found.title, found.model)
+    return ExportCommand(
+        found.what[0], found.format, output, found.checkpoint or "best", found.title, found.model
+    )
 
 
 def parse_predict(args: Sequence[str]) -> PredictCommand:
@@ -120,7 +123,12 @@ def export(args: list[str]) -> None:
     from samovar.export import export as write
 
     path = write(
-        asked.what, asked.kind, output=asked.output, checkpoint=asked.checkpoint, name=asked.model, title=asked.title
+        asked.what,
+        asked.kind,
+        output=asked.output,
+        checkpoint=asked.checkpoint,
+        name=asked.model,
+        title=asked.title,
     )
     print(f"{asked.kind}: {path}")
 

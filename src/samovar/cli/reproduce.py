@@ -37,7 +37,9 @@ done is not done again. Ends in a page that sets our numbers beside the paper's 
 """
 
 
-def parse(args: list[str], parse_flags: Callable[..., Any], take: Callable[..., str | None]) -> tuple[Asked, bool]:
+def parse(
+    args: list[str], parse_flags: Callable[..., Any], take: Callable[..., str | None]
+) -> tuple[Asked, bool]:
     """What a `reproduce` command line asks for, and whether only the plan.
 
     Args:
@@ -63,11 +65,17 @@ def parse(args: list[str], parse_flags: Callable[..., Any], take: Callable[..., 
     title = f"samovar reproduce {' '.join(names)} --scale {scale}"
     changes, measured = changes_of(words[end:], Config(), parse_flags, title)
     seeds, jobs = seeds or SCALES[scale].seeds, jobs or _jobs(scale)
-    return Asked(names, scale, seeds, output, changes, measured, tuple(testsets), jobs, rows), only_plan
+    return Asked(
+        names, scale, seeds, output, changes, measured, tuple(testsets), jobs, rows
+    ), only_plan
 
 
 def changes_of(
-    words: Sequence[str], base: Config, parse_flags: Callable[..., Any], title: str, others: Sequence[str] = ()
+    words: Sequence[str],
+    base: Config,
+    parse_flags: Callable[..., Any],
+    title: str,
+    others: Sequence[str] = (),
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What flags change of all runs, and of all measurements, by dotted name.
 
@@ -81,7 +89,9 @@ def changes_of(
         ValueError: one line on the first flag that is unknown or does not fit."""
     measure = [flag for flag in _pairs(words) if flag[0].startswith("--measure.")]
     train = [word for pair in _pairs(words) if pair not in measure for word in pair]
-    asked = [word for pair in measure for word in (pair[0].replace("--measure.", "--", 1), *pair[1:])]
+    asked = [
+        word for pair in measure for word in (pair[0].replace("--measure.", "--", 1), *pair[1:])
+    ]
     changes = _given(train, parse_flags(base, train, title, others))
     try:
         return changes, _given(asked, parse_flags(configs.MeasureConfig(), asked, title))
@@ -104,17 +114,25 @@ def _given(words: Sequence[str], parsed: Any) -> dict[str, Any]:
     """The settings that flags name, by dotted name, though their values be the defaults."""
     names = [word[2:].split("=")[0].replace("-", "_") for word in words if word.startswith("--")]
     flat = configs.flatten(parsed)
-    return {name: flat[name] for given in names if (name := given if given in flat else given.replace("no_", "", 1))}
+    return {
+        name: flat[name]
+        for given in names
+        if (name := given if given in flat else given.replace("no_", "", 1))
+    }
 
 
 def _studies(words: Sequence[str], scale: str) -> tuple[str, ...]:
     if not words:
-        raise ValueError(f"reproduce needs a table or figure; give some of: {', '.join(STUDIES)}, or all")
+        raise ValueError(
+            f"reproduce needs a table or figure; give some of: {', '.join(STUDIES)}, or all"
+        )
     for word in words:
         if word not in (*STUDIES, "all"):
             near = difflib.get_close_matches(word, STUDIES, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
-            raise ValueError(f"cannot reproduce {word!r}; {hint}there are: {', '.join(STUDIES)}, and all")
+            raise ValueError(
+                f"cannot reproduce {word!r}; {hint}there are: {', '.join(STUDIES)}, and all"
+            )
     able = [name for name, study in STUDIES.items() if study.rows(SCALES[scale])]
     return tuple(able) if "all" in words else tuple(dict.fromkeys(words))
 
@@ -133,5 +151,7 @@ def count(text: str | None, flag: str) -> int:
 
 def _jobs(scale: str) -> int:
     """As many as cores where a run is for one core, else one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return cores if scale in ("digits", "cifar10k") else 1

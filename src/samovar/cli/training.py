@@ -29,14 +29,17 @@ def parse_train(args: list[str]) -> tuple[Config, Path | None]:
             raise ValueError(f"--resume {resumed} is not a run: it has no config.json")
         base, start = configs.load(path), ["--resume", resumed]
     else:
-        base, start = _start(args, "train needs a recipe, --config or --resume; see `samovar list recipes`")
+        base, start = _start(
+            args, "train needs a recipe, --config or --resume; see `samovar list recipes`"
+        )
     config = parse_flags(base, args, f"samovar train {' '.join(start)}")
     configs.validate(config)
     return config, Path(resumed) if resumed else None
 
 
 def _start(args: list[str], complaint: str) -> tuple[Config, list[str]]:
-    """Take the recipe or the saved config off a command line: its settings, and the words that named it."""
+    """Take the recipe or the saved config off a command line: its settings, and the words that
+    named it."""
     replayed = take(args, "--config")
     if replayed:
         return configs.load(Path(replayed)), ["--config", replayed]
@@ -59,8 +62,12 @@ def recipe_config(name: str, args: list[str]) -> Config:
     return base
 
 
-_BY_NUMBER: dict[str, Callable[[int], Config]] = {"photos": recipes.photos, "transfer": recipes.transfer}
-"""Recipes whose settings follow from the number of images, which only the flags say where to find."""
+_BY_NUMBER: dict[str, Callable[[int], Config]] = {
+    "photos": recipes.photos,
+    "transfer": recipes.transfer,
+}
+"""Recipes whose settings follow from the number of images, which only the flags say where to
+find."""
 
 
 def train(args: list[str]) -> None:
@@ -81,24 +88,28 @@ def train(args: list[str]) -> None:
 
 
 def take_rehearsal(args: list[str]) -> int:
-    """Take `--dry-run` with its `--ranks` off a command line; the number of ranks, 0 without `--dry-run`.
+    """Take `--dry-run` with its `--ranks` off a command line; the number of ranks, 0 without
+    `--dry-run`.
 
     Raises:
         ValueError: ranks that are no number, or without `--dry-run`."""
     if "--dry-run" not in args:
         if peek(args, "--ranks"):
-            raise ValueError("--ranks is of --dry-run; torchrun's --nproc-per-node says how many there are in earnest")
+            raise ValueError(
+                "--ranks is of --dry-run; torchrun's --nproc-per-node says how many there are in earnest"
+            )
         return 0
     args.remove("--dry-run")
     return count(args, "--ranks")
 
 
 def parse_tune(args: list[str]) -> tuple[Config, Search, list[str], Config, float | None, int]:
-    """What a `tune` command line asks for: the config, the search, the words that name the recipe and its settings
-    without flags, the share of images to compare on, the runs at a time.
+    """What a `tune` command line asks for: the config, the search, the words that name the recipe
+    and its settings without flags, the share of images to compare on, the runs at a time.
 
     Raises:
-        ValueError: as `parse_train`; a list that is none, numbers that do not fit, nothing to compare."""
+        ValueError: as `parse_train`; a list that is none, numbers that do not fit, nothing to
+            compare."""
     values = {}
     for name, axis in AXES.items():
         flag = "--" + name.replace("_", "-")
@@ -119,7 +130,16 @@ def parse_tune(args: list[str]) -> tuple[Config, Search, list[str], Config, floa
     return config, search, start, base, share, jobs
 
 
-_TUNE_FLAGS = ("--rho", "--lr", "--weight-decay", "--seeds", "--full", "--share", "--jobs", "--config")
+_TUNE_FLAGS = (
+    "--rho",
+    "--lr",
+    "--weight-decay",
+    "--seeds",
+    "--full",
+    "--share",
+    "--jobs",
+    "--config",
+)
 
 
 def _share(args: list[str]) -> float | None:
@@ -131,7 +151,9 @@ def _share(args: list[str]) -> float | None:
     except ValueError:
         share = -1.0
     if not 0 <= share <= 0.9:
-        raise ValueError(f"--share {text} is out of range; give a share of the training images from 0 to 0.9")
+        raise ValueError(
+            f"--share {text} is out of range; give a share of the training images from 0 to 0.9"
+        )
     return share
 
 
@@ -147,4 +169,10 @@ def tune(args: list[str]) -> None:
     from samovar.studies.tune.view import Asked
 
     take_last(words, "--name", "a name")
-    tune(config, search, Asked(tuple(words), ("samovar", "train", *start), base), share=share, jobs=jobs)
+    tune(
+        config,
+        search,
+        Asked(tuple(words), ("samovar", "train", *start), base),
+        share=share,
+        jobs=jobs,
+    )

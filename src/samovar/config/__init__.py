@@ -1,4 +1,5 @@
-"""The settings of a run: frozen dataclasses, their checks, JSON, and the flags that replay them; without torch."""
+"""The settings of a run: frozen dataclasses, their checks, JSON, and the flags that replay them;
+without torch."""
 
 from samovar.config.checks import validate, validate_corrupt, validate_layout, validate_measure
 from samovar.config.derived import image_gradients, num_steps, passes, sam_words, stages

@@ -113,9 +113,13 @@ def validate_measure(config: MeasureConfig) -> None:
         ValueError: names the flag, the value given, what is allowed."""
     _check_ranges(flatten(config), _MEASURE_RANGES)
     if config.k > config.max_steps:
-        raise ValueError(f"--k {config.k} is more than --max-steps {config.max_steps}; give at most as many")
+        raise ValueError(
+            f"--k {config.k} is more than --max-steps {config.max_steps}; give at most as many"
+        )
     if not (config.ntk_output in ("sum", "full") or config.ntk_output.isdigit()):
-        raise ValueError(f"--ntk-output {config.ntk_output} is unknown; give sum, full or the index of a logit")
+        raise ValueError(
+            f"--ntk-output {config.ntk_output} is unknown; give sum, full or the index of a logit"
+        )
     _check_severities(config.severities)
     if config.attack_norm == "2" and config.attack_eps == MeasureConfig.attack_eps:
         raise ValueError(
@@ -134,7 +138,10 @@ def validate_corrupt(config: CorruptConfig) -> None:
 
     Raises:
         ValueError: names the flag, the value given, what is allowed."""
-    ranges = {"size": (0, math.inf, "a side in pixels, 0 to keep it"), "workers": _MEASURE_RANGES["workers"]}
+    ranges = {
+        "size": (0, math.inf, "a side in pixels, 0 to keep it"),
+        "workers": _MEASURE_RANGES["workers"],
+    }
     _check_ranges(flatten(config), ranges)
     _check_severities(config.severities)
 
@@ -154,9 +161,13 @@ def validate(config: Config) -> None:
     if config.epochs == 0 and config.steps == 0:
         raise ValueError("--epochs 0 with --steps 0 trains nothing; give one of the two")
     if config.data.fraction == 0:
-        raise ValueError("--data.fraction 0 leaves no training images; give a share above 0, up to 1")
+        raise ValueError(
+            "--data.fraction 0 leaves no training images; give a share above 0, up to 1"
+        )
     if config.sam.adaptive and config.sam.eta == 0:
-        raise ValueError("--sam.eta 0 freezes zero weights under ASAM; give a small positive number such as 0.01")
+        raise ValueError(
+            "--sam.eta 0 freezes zero weights under ASAM; give a small positive number such as 0.01"
+        )
     _validate_sam(config)
     if any(s <= 0 for s in config.model.std):
         raise ValueError(f"--model.std {config.model.std} divides pixels; give positive numbers")
@@ -181,7 +192,9 @@ def _validate_sam(config: Config) -> None:
         )
     if found := variant.fault(sam):
         name, allowed = found
-        raise ValueError(f"--sam.{dashed(name)} {getattr(sam, name)} is out of range; give {allowed}")
+        raise ValueError(
+            f"--sam.{dashed(name)} {getattr(sam, name)} is out of range; give {allowed}"
+        )
     if clash := variant.conflict(sam) or _conflict(config):
         one, other, why = clash
         raise ValueError(f"{_given(config, one)} with {_given(config, other)}: {why}")
@@ -225,11 +238,16 @@ def _given(config: Config, name: str) -> str:
 
 
 def _validate_contrastive(config: Config) -> None:
-    """Refuse what a loss that compares all images of a batch by their classes cannot have beside it."""
+    """Refuse what a loss that compares all images of a batch by their classes cannot have beside
+    it."""
     if config.data.views < 2:
-        raise ValueError(f"--data.views {config.data.views} with --loss supcon compares nothing; give 2")
+        raise ValueError(
+            f"--data.views {config.data.views} with --loss supcon compares nothing; give 2"
+        )
     if config.head.epochs == 0 and config.head.steps == 0:
-        raise ValueError("--head.epochs 0 with --head.steps 0 trains no classifier; give one of the two")
+        raise ValueError(
+            "--head.epochs 0 with --head.steps 0 trains no classifier; give one of the two"
+        )
     defaults = Config()
     flat, free = flatten(config), flatten(defaults)
     for name in (
@@ -256,5 +274,9 @@ def validate_layout(config: Config, world_size: int) -> None:
         )
     per_rank = batch // world_size
     if m and per_rank % m:
-        near = min((d for d in range(1, per_rank + 1) if per_rank % d == 0), key=lambda d: (abs(d - m), d))
-        raise ValueError(f"--sam.m {m} does not divide the {per_rank} images of a rank; pick a divisor such as {near}")
+        near = min(
+            (d for d in range(1, per_rank + 1) if per_rank % d == 0), key=lambda d: (abs(d - m), d)
+        )
+        raise ValueError(
+            f"--sam.m {m} does not divide the {per_rank} images of a rank; pick a divisor such as {near}"
+        )

@@ -14,7 +14,8 @@ def num_steps(config: Config, num_train: int) -> int:
 
 
 def stages(config: Config) -> tuple[Config, ...]:
-    """What a run trains one after the other: itself, and under `supcon` a linear classifier after it."""
+    """What a run trains one after the other: itself, and under `supcon` a linear classifier after
+    it."""
     if config.loss != "supcon":
         return (config,)
     head = replace(
@@ -31,10 +32,11 @@ def stages(config: Config) -> tuple[Config, ...]:
 
 
 def image_gradients(config: Config, num_train: int) -> float:
-    """Gradients of images that a whole training on `num_train` of them takes; evaluation is left out.
+    """Gradients of images that a whole training on `num_train` of them takes; evaluation is left
+    out.
 
-    A step with SAM takes two of each image, one with an adversary of k steps k + 1, with SAM or without; each view is
-    an image."""
+    A step with SAM takes two of each image, one with an adversary of k steps k + 1, with SAM or
+    without; each view is an image."""
     return sum(
         passes(stage) * stage.data.views * stage.data.batch_size * num_steps(stage, num_train)
         for stage in stages(config)
@@ -45,12 +47,17 @@ def sam_words(sam: SamConfig) -> str:
     """What tells a relative of SAM from it, as `alpha 0.4, rho_min 0.02`; empty for SAM."""
     told = {"m", "rho", "adaptive", "eta", "shared_ascent"}
     free = flatten(SamConfig())
-    given = {name: value for name, value in flatten(sam).items() if value != free[name] and name not in told}
+    given = {
+        name: value
+        for name, value in flatten(sam).items()
+        if value != free[name] and name not in told
+    }
     return ", ".join(name if value is True else f"{name} {value}" for name, value in given.items())
 
 
 def passes(config: Config) -> float:
-    """Gradients of each of its images that a step takes, on average over the run; 1 is plain, 2 is SAM."""
+    """Gradients of each of its images that a step takes, on average over the run; 1 is plain, 2 is
+    SAM."""
     attack = config.adversarial.num_steps if config.adversarial.eps else 0
     sam = config.sam
     if not sam.rho or sam.momentum:

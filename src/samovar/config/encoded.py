@@ -35,7 +35,9 @@ def from_dict(values: dict[str, Any], cls: type[Section] = Config) -> Section:  
     hints = typing.get_type_hints(cls)
     unknown = sorted(set(values) - set(hints))
     if unknown:
-        raise ValueError(f"unknown setting {unknown[0]!r} in {cls.__name__}; known: {', '.join(hints)}")
+        raise ValueError(
+            f"unknown setting {unknown[0]!r} in {cls.__name__}; known: {', '.join(hints)}"
+        )
     return cls(**{name: _typed(value, hints[name], name) for name, value in values.items()})
 
 
@@ -56,7 +58,11 @@ def _typed(value: Any, hint: Any, name: str) -> Any:
         return float(value)
     if isinstance(hint, type) and not isinstance(hint, types.GenericAlias) and type(value) is hint:
         return value
-    allowed = ", ".join(map(str, typing.get_args(hint))) if origin is Literal else getattr(hint, "__name__", str(hint))
+    allowed = (
+        ", ".join(map(str, typing.get_args(hint)))
+        if origin is Literal
+        else getattr(hint, "__name__", str(hint))
+    )
     raise ValueError(f"setting {name!r} is {value!r}; allowed: {allowed}")
 
 
@@ -75,7 +81,9 @@ def load(path: Path) -> Config:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"cannot read a config from {path}: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path} holds no config: expected an object, found {type(values).__name__}")
+        raise ValueError(
+            f"{path} holds no config: expected an object, found {type(values).__name__}"
+        )
     return from_dict(values)
 
 

@@ -23,11 +23,14 @@ class ModelConfig:
     """Which network, and how it starts."""
 
     name: str = "vit-digits"
-    """A name of `samovar list models`, any timm model name, or `module:function` returning an nn.Module."""
+    """A name of `samovar list models`, any timm model name, or `module:function` returning an
+    nn.Module."""
     init: Literal["paper", "library"] = "paper"
-    """`paper`: our models start as in the Flax code of the paper, timm's with a zero head; `library`: as timm does."""
+    """`paper`: our models start as in the Flax code of the paper, timm's with a zero head;
+    `library`: as timm does."""
     head_bias: float = 0.0
-    """Initial bias of the classification head under `--model.init paper`; the paper's sigmoid loss wants -10."""
+    """Initial bias of the classification head under `--model.init paper`; the paper's sigmoid loss
+    wants -10."""
     dropout: float = 0.0
     """Dropout rate: after position embeddings, attention output and both dense layers of an MLP."""
     drop_path: float = 0.0
@@ -35,7 +38,8 @@ class ModelConfig:
     mean: tuple[float, ...] = (0.5,)
     """Subtracted from images in [0, 1] by the model's first layer; one value, or one a channel."""
     std: tuple[float, ...] = (0.5,)
-    """Divides images in [0, 1] after `mean` in the model's first layer; one value, or one a channel."""
+    """Divides images in [0, 1] after `mean` in the model's first layer; one value, or one a
+    channel."""
     trainable: Literal["all", "head"] = "all"
     """`head`: only the classifier learns, on an encoder that is frozen and in eval mode."""
 
@@ -51,17 +55,21 @@ class DataConfig:
     fraction: float = 1.0
     """Share of the training images used, taken per class; the paper uses 1, 1/2, 1/4 and 1/10."""
     val_share: float = 0.1
-    """Share of each class held out for validation where the source has no validation split of its own."""
+    """Share of each class held out for validation where the source has no validation split of its
+    own."""
     tune_share: float = 0.0
-    """Share of each training class to validate on in place of the validation split, which is then not looked at."""
+    """Share of each training class to validate on in place of the validation split, which is then
+    not looked at."""
     split_seed: int = 0
-    """Seed of the held-out split and of `fraction`; kept apart from the run's seed so that seeds share their data."""
+    """Seed of the held-out split and of `fraction`; kept apart from the run's seed so that seeds
+    share their data."""
     image_size: int = 8
     """Height and width in pixels of the images the model sees; 0 is that of `--init`."""
     batch_size: int = 128
     """Images per step, over all ranks."""
     crop: Crop = "none"
-    """`affine` (digits), `pad` and crop (CIFAR), `inception` (the paper's 5-100 % area) or `none`."""
+    """`affine` (digits), `pad` and crop (CIFAR), `inception` (the paper's 5-100 % area) or
+    `none`."""
     pad: int = 4
     """Zero pixels added on each side under `--data.crop pad`."""
     degrees: float = 10.0
@@ -73,7 +81,8 @@ class DataConfig:
     flip: bool = False
     """Mirror half of the training images left to right."""
     autoaugment: AutoAugment = "none"
-    """AutoAugment's policy for ImageNet or CIFAR-10 (torchvision), the augmentation of contrastive training."""
+    """AutoAugment's policy for ImageNet or CIFAR-10 (torchvision), the augmentation of contrastive
+    training."""
     randaugment_layers: int = 0
     """RandAugment operations per image (torchvision); 0 is off, the paper's AUG is 2."""
     randaugment_magnitude: int = 15
@@ -81,13 +90,16 @@ class DataConfig:
     mixup: float = 0.0
     """Mixup Beta(a, a) parameter; 0 is off, the paper's AUG is 0.5."""
     cutmix: float = 0.0
-    """CutMix Beta(a, a) parameter; 0 is off. With mixup on as well, each batch takes one of the two."""
+    """CutMix Beta(a, a) parameter; 0 is off. With mixup on as well, each batch takes one of the
+    two."""
     views: int = 1
-    """Differently augmented copies of each image in a batch, side by side; contrastive training takes 2."""
+    """Differently augmented copies of each image in a batch, side by side; contrastive training
+    takes 2."""
     antialias: bool = True
     """Antialias when a photo or an Inception crop is made smaller; the paper's pipeline did not."""
     loader: Loader = "auto"
-    """`resident` keeps decoded images on the device, `streaming` decodes in workers; `auto` picks what fits."""
+    """`resident` keeps decoded images on the device, `streaming` decodes in workers; `auto` picks
+    what fits."""
     workers: int = -1
     """Decoding processes per rank of the streaming loader; -1 is one a core, 0 is none."""
     max_bad_share: float = 0.001
@@ -107,11 +119,14 @@ class OptimConfig:
     momentum: float = 0.9
     """Momentum of SGD-like optimizers."""
     weight_decay: float = 0.0
-    """Decay; decoupled (lr x decay) in adamw, lion and sgdw, part of the gradient in sgd, of the update in lamb."""
+    """Decay; decoupled (lr x decay) in adamw, lion and sgdw, part of the gradient in sgd, of the
+    update in lamb."""
     decay: Literal["kernels", "all"] = "kernels"
-    """`kernels`: only weights of linear and convolution layers, as the paper; `all`: every parameter."""
+    """`kernels`: only weights of linear and convolution layers, as the paper; `all`: every
+    parameter."""
     schedule: Schedule = "cosine"
-    """Shape of the learning rate after warm-up: cosine to 0, linear or exponential to an end, or constant."""
+    """Shape of the learning rate after warm-up: cosine to 0, linear or exponential to an end, or
+    constant."""
     warmup_steps: int = 0
     """Steps over which the learning rate rises linearly from 0."""
     linear_end: float = 1e-5
@@ -119,14 +134,17 @@ class OptimConfig:
     exponential_end: float = 0.01
     """Where the exponential schedule ends, relative to the peak."""
     clip_norm: float = 0.0
-    """Largest global norm of the gradient that reaches the optimizer (with SAM: the SAM gradient); 0 is off."""
+    """Largest global norm of the gradient that reaches the optimizer (with SAM: the SAM gradient);
+    0 is off."""
     ema: float = 0.0
-    """Decay per step of an average of the weights, which is then evaluated; rises as (1 + n) / (10 + n). 0 is off."""
+    """Decay per step of an average of the weights, which is then evaluated; rises as (1 + n) / (10
+    + n). 0 is off."""
 
 
 @dataclass(frozen=True)
 class SamConfig(SamVariant):
-    """Sharpness-aware minimization; rho = 0 is plain training. All but rho are neutral by default, and go together."""
+    """Sharpness-aware minimization; rho = 0 is plain training. All but rho are neutral by default,
+    and go together."""
 
     rho: float = 0.0
     """Radius of the weight perturbation."""
@@ -135,31 +153,37 @@ class SamConfig(SamVariant):
     rho_min: float = 0.0
     """Lowest radius under `--sam.rho-schedule lr`."""
     m: int = 0
-    """Examples that share one ascent step (m-sharpness); 0 is all of a rank's batch. The paper: 32."""
+    """Examples that share one ascent step (m-sharpness); 0 is all of a rank's batch. The paper:
+    32."""
     adaptive: bool = False
     """Element-wise adaptive SAM (ASAM); wants a rho about ten times larger."""
     eta: float = 0.01
     """Added to |w| by ASAM."""
     shared_ascent: bool = False
-    """Average the ascent gradient over ranks, so that all take one perturbation (m = whole batch)."""
+    """Average the ascent gradient over ranks, so that all take one perturbation (m = whole
+    batch)."""
     fraction: float = 1.0
     """Share of a group's images that the climb's gradient is taken from."""
     start: float = 0.0
-    """Share of the run before the first climb; 0.8 is SAM late in training, of whose steps the others are plain."""
+    """Share of the run before the first climb; 0.8 is SAM late in training, of whose steps the
+    others are plain."""
     end: float = 1.0
     """Share of the run after which there is no climb."""
 
 
 @dataclass(frozen=True)
 class AdversarialConfig:
-    """Training on attacked images; eps = 0 is off. With SAM, weights and images ascend by the same backward pass."""
+    """Training on attacked images; eps = 0 is off. With SAM, weights and images ascend by the same
+    backward pass."""
 
     eps: float = 0.0
     """Largest change of a pixel from 0 to 1; the paper's 2/255 is 0.00784."""
     num_steps: int = 1
-    """Steps of the attack from a random start: 1 is fast adversarial training (FGSM), more is PGD."""
+    """Steps of the attack from a random start: 1 is fast adversarial training (FGSM), more is
+    PGD."""
     step_size: float = 0.0
-    """Length of a step; 0 is 1.25 eps for one step (fast adversarial training), 2.5 eps / num_steps for more."""
+    """Length of a step; 0 is 1.25 eps for one step (fast adversarial training), 2.5 eps / num_steps
+    for more."""
     clean_share: float = 0.0
     """Share of the images that are left as they are; 1 is ordinary training."""
 
@@ -177,12 +201,15 @@ class ContrastiveConfig:
 
 
 def _head_optim() -> OptimConfig:
-    return OptimConfig(name="rmsproptf", lr=0.05, momentum=0.0, weight_decay=1e-6, schedule="exponential")
+    return OptimConfig(
+        name="rmsproptf", lr=0.05, momentum=0.0, weight_decay=1e-6, schedule="exponential"
+    )
 
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """The second stage under `--loss supcon`: a linear classifier learns by softmax on the frozen encoder."""
+    """The second stage under `--loss supcon`: a linear classifier learns by softmax on the frozen
+    encoder."""
 
     epochs: float = 90.0
     """Passes over the training images; ignored where `steps` is given."""
@@ -193,12 +220,14 @@ class HeadConfig:
 
 @dataclass(frozen=True)
 class GridConfig:
-    """Learning rates to choose from on images held out of the training split, before the run itself."""
+    """Learning rates to choose from on images held out of the training split, before the run
+    itself."""
 
     lr: tuple[float, ...] = ()
     """Rates that are tried; empty is none, and `--optim.lr` holds."""
     share: float = 0.1
-    """Share of each training class that the choice is made on; the run itself then trains on all of them."""
+    """Share of each training class that the choice is made on; the run itself then trains on all of
+    them."""
 
 
 @dataclass(frozen=True)
@@ -226,7 +255,8 @@ class RunConfig:
     max_nonfinite: int = 10
     """Non-finite gradients in a row that end the run."""
     watch_every: int = 0
-    """Steps between measurements of sharpness on a fixed batch, at some 30 gradients each; 0 is off."""
+    """Steps between measurements of sharpness on a fixed batch, at some 30 gradients each; 0 is
+    off."""
     watch_images: int = 256
     """Images of that batch, from the training split, without augmentation."""
     loggers: tuple[Logger, ...] = ()
@@ -250,9 +280,11 @@ class Config:
     steps: int = 0
     """Optimizer steps; 0 is what `epochs` makes."""
     init: str = ""
-    """Weights to start from: a run folder, a timm name with pretrained weights, or a file; empty is random."""
+    """Weights to start from: a run folder, a timm name with pretrained weights, or a file; empty is
+    random."""
     loss: TrainingLoss = "softmax"
-    """Softmax or (paper's ViT and Mixer) sigmoid cross-entropy, or supervised contrastive, then a linear classifier."""
+    """Softmax or (paper's ViT and Mixer) sigmoid cross-entropy, or supervised contrastive, then a
+    linear classifier."""
     label_smoothing: float = 0.0
     """Share of each target spread evenly over the classes."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -271,15 +303,18 @@ class MeasureConfig:
     """How `samovar measure` measures; all of it is stated in the records."""
 
     checkpoint: str = "best"
-    """`best`, `last`, `init` or a step of the run, averaged where it keeps that; `pretrained` of a timm name."""
+    """`best`, `last`, `init` or a step of the run, averaged where it keeps that; `pretrained` of a
+    timm name."""
     model: str = ""
     """The network that a file of weights is of; a Flax `.npz` tells it."""
     source: str = ""
-    """Images to take the loss over; empty is what the run was trained on (digits for a model by name)."""
+    """Images to take the loss over; empty is what the run was trained on (digits for a model by
+    name)."""
     root: Path | None = None
     """Where downloaded data sets are kept; empty is the run's."""
     split: Literal["", "train", "val"] = ""
-    """Which split of the source; empty is `train` for the loss's geometry, `val` for what is right and wrong."""
+    """Which split of the source; empty is `train` for the loss's geometry, `val` for what is right
+    and wrong."""
     images: int = 0
     """How many of its images, evenly per class; 0 is all. The paper: a tenth of ImageNet."""
     image_size: int = 0
@@ -309,7 +344,8 @@ class MeasureConfig:
     draws: int = 10
     """Draws of the noise."""
     noise: Literal["isotropic", "filter"] = "isotropic"
-    """The same sigma for every weight, or sigma times the root mean square of the weight's filter."""
+    """The same sigma for every weight, or sigma times the root mean square of the weight's
+    filter."""
     rho: float = 0.05
     """Radius under `sharpness`; ten times of it for the adaptive form."""
     ascent_steps: int = 10
@@ -325,7 +361,8 @@ class MeasureConfig:
     ntk_head: Literal["keep", "random"] = "keep"
     """`random`: draw a classifier head, which a network at a zero-head initialisation needs."""
     landscape: Literal["random", "eigenvectors", "between"] = "random"
-    """Directions under `landscape`: filter-normalised Gaussian, the Hessian's top eigenvectors, or to `--other`."""
+    """Directions under `landscape`: filter-normalised Gaussian, the Hessian's top eigenvectors, or
+    to `--other`."""
     other: str = ""
     """Under `--landscape between`: another run, or a step of this one, at 1 on the x axis."""
     dims: Literal[1, 2] = 2
@@ -337,21 +374,26 @@ class MeasureConfig:
     landscape_images: int = 512
     """Images of the landscape's loss, evenly per class; 0 is all that are measured."""
     processes: int = 0
-    """Processes that share the grid's rows; 0 is one a core on a CPU. Under torchrun the ranks share them."""
+    """Processes that share the grid's rows; 0 is one a core on a CPU. Under torchrun the ranks
+    share them."""
     pictures: int = 8
     """Images under `attention` and `predictions`, evenly per class."""
     testset: str = ""
-    """A published test set under `testset`: NAME:PATH, for instance imagenet-r:PATH or cifar10-c:PATH."""
+    """A published test set under `testset`: NAME:PATH, for instance imagenet-r:PATH or
+    cifar10-c:PATH."""
     corruptions: tuple[str, ...] = ()
     """Names under `robustness` and `testset`; empty is all 19."""
     severities: tuple[int, ...] = (1, 2, 3, 4, 5)
     """Severities under `robustness` and `testset`."""
     corruption_images: int = 1000
-    """Images that are corrupted, evenly per class, each in every way; 0 is all that are measured."""
+    """Images that are corrupted, evenly per class, each in every way; 0 is all that are
+    measured."""
     attack_eps: float = 2 / 255
-    """Radius under `attack`, in pixels from 0 to 1; the paper's. Fractions and multiples of it make the curve."""
+    """Radius under `attack`, in pixels from 0 to 1; the paper's. Fractions and multiples of it make
+    the curve."""
     attack_steps: int = 10
-    """Steps of PGD, each an eighth of the radius long, as the paper's; fewer than ten are longer, to reach it."""
+    """Steps of PGD, each an eighth of the radius long, as the paper's; fewer than ten are longer,
+    to reach it."""
     attack_norm: Literal["inf", "2"] = "inf"
     """Largest change of a pixel, or Euclidean length."""
     attack_restarts: int = 0
@@ -385,7 +427,8 @@ class CorruptConfig:
     severities: tuple[int, ...] = (1, 2, 3, 4, 5)
     """Of 1 to 5."""
     size: int = 0
-    """Resize and crop to this side in pixels first, as evaluation does; 0 keeps each image's own size."""
+    """Resize and crop to this side in pixels first, as evaluation does; 0 keeps each image's own
+    size."""
     seed: int = 0
     """With an image's path below the folder it decides every random number."""
     workers: int = -1

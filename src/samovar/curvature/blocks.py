@@ -1,9 +1,11 @@
-"""Parts of a network whose curvature is worth a row of its own: the columns of the paper's Table 3, by parameter names.
+"""Parts of a network whose curvature is worth a row of its own: the columns of the paper's Table 3,
+by parameter names.
 
-The paper does not say where LayerNorms, position embeddings and class tokens belong. Here a numbered block is all that
-is in it, its LayerNorms included; `msa`, `mlp`, `token_mlp` and `channel_mlp` are what is inside those modules over all
-blocks, without the LayerNorms before them; `embedding` is the patch embedding module alone. Position embedding, class
-token, the last norm and the head are in `whole` only. No block's largest eigenvalue exceeds that of the whole (Cauchy).
+The paper does not say where LayerNorms, position embeddings and class tokens belong. Here a
+numbered block is all that is in it, its LayerNorms included; `msa`, `mlp`, `token_mlp` and
+`channel_mlp` are what is inside those modules over all blocks, without the LayerNorms before them;
+`embedding` is the patch embedding module alone. Position embedding, class token, the last norm and
+the head are in `whole` only. No block's largest eigenvalue exceeds that of the whole (Cauchy).
 
 Source: arXiv:2106.01548, Table 3."""
 
@@ -22,7 +24,11 @@ __all__ = ["blocks", "match"]
 _KINDS: list[tuple[list[str], dict[str, str]]] = [
     (
         [r"patch_embed\.", r"blocks\.\d+\.attn\.", r"blocks\.\d+\.mlp\."],
-        {"embedding": r"patch_embed\.", "msa": r"blocks\.\d+\.attn\.", "mlp": r"blocks\.\d+\.mlp\."},
+        {
+            "embedding": r"patch_embed\.",
+            "msa": r"blocks\.\d+\.attn\.",
+            "mlp": r"blocks\.\d+\.mlp\.",
+        },
     ),
     (
         [r"stem\.", r"blocks\.\d+\.mlp_tokens\.", r"blocks\.\d+\.mlp_channels\."],
@@ -34,25 +40,35 @@ _KINDS: list[tuple[list[str], dict[str, str]]] = [
     ),
     (  # timm's ResNet, torchvision's too; the stem is what comes before the first stage
         [r"conv1\.", r"layer1\.", r"layer4\."],
-        {"stem": r"(conv1|bn1)\.", **{f"stage{i}": rf"layer{i}\." for i in (1, 2, 3, 4)}, "head": r"fc\."},
+        {
+            "stem": r"(conv1|bn1)\.",
+            **{f"stage{i}": rf"layer{i}\." for i in (1, 2, 3, 4)},
+            "head": r"fc\.",
+        },
     ),
     (  # timm's ResNetV2 (BiT), ConvNeXt
         [r"stem\.", r"stages\.0\."],
-        {"stem": r"stem\.", **{f"stage{i + 1}": rf"stages\.{i}\." for i in range(4)}, "head": r"head\."},
+        {
+            "stem": r"stem\.",
+            **{f"stage{i + 1}": rf"stages\.{i}\." for i in range(4)},
+            "head": r"head\.",
+        },
     ),
 ]
 
 
 def blocks(model: nn.Module) -> dict[str, list[str]]:
-    """Names of the trainable parameters in each block of a network, to be given to an operator as `params`.
+    """Names of the trainable parameters in each block of a network, to be given to an operator as
+    `params`.
 
-    - ViT and alike: embedding, msa, mlp, block1, the middle one, the last one (block6 and block12 of 12), whole.
+    - ViT and alike: embedding, msa, mlp, block1, the middle one, the last one (block6 and block12
+      of 12), whole.
     - MLP-Mixer: embedding, token_mlp, channel_mlp, and numbered blocks as for ViT, whole.
     - ResNet, ResNetV2, ConvNeXt: stem, stage1 to stage4, head, whole.
     - Any other: its direct submodules that have parameters, whole.
 
-    Modules around the network that add no parameters, such as a normalization of images, are looked through; names are
-    those of the outer model. Blocks without trainable parameters are left out.
+    Modules around the network that add no parameters, such as a normalization of images, are looked
+    through; names are those of the outer model. Blocks without trainable parameters are left out.
 
     Raises:
         ValueError: the model has nothing trainable."""
@@ -61,15 +77,22 @@ def blocks(model: nn.Module) -> dict[str, list[str]]:
     if not names:
         raise ValueError("the model has no trainable parameters; unfreeze some (requires_grad_)")
     inner, prefix = _unwrapped(model)
-    found = {title: _starting(names, prefix, pattern) for title, pattern in _patterns(inner).items()}
+    found = {
+        title: _starting(names, prefix, pattern) for title, pattern in _patterns(inner).items()
+    }
     return {title: inside for title, inside in found.items() if inside} | {"whole": names}
 
 
 def _unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
-    """The innermost module that still has all parameters and is not just a list of layers, and the prefix of names."""
+    """The innermost module that still has all parameters and is not just a list of layers, and the
+    prefix of names."""
     prefix = ""
     while not any(True for _ in model.parameters(recurse=False)):
-        filled = [(name, child) for name, child in model.named_children() if any(True for _ in child.parameters())]
+        filled = [
+            (name, child)
+            for name, child in model.named_children()
+            if any(True for _ in child.parameters())
+        ]
         if len(filled) != 1:
             break
         name, model = filled[0]

@@ -1,4 +1,5 @@
-"""A model on loan: its tensors replaced, its mode set, second derivatives possible, and all given back."""
+"""A model on loan: its tensors replaced, its mode set, second derivatives possible, and all given
+back."""
 
 from __future__ import annotations
 
@@ -15,10 +16,13 @@ Result = TypeVar("Result")
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel and torch.compile, neither of which has second derivatives."""
+    """The model inside DistributedDataParallel and torch.compile, neither of which has second
+    derivatives."""
     while True:
         inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+        if inner is None and isinstance(
+            model, (nn.parallel.DistributedDataParallel, nn.DataParallel)
+        ):
             inner = model.module
         if not isinstance(inner, nn.Module):
             return model
@@ -45,24 +49,38 @@ def refuse_batch_coupling(model: nn.Module, mode: Mode) -> None:
 
 
 def borrow(
-    model: nn.Module, tensors: Mapping[str, Tensor], mode: Mode, device: torch.device, task: Callable[[], Result]
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    mode: Mode,
+    device: torch.device,
+    task: Callable[[], Result],
 ) -> Result:
-    """task() while the model has other tensors and another mode; flags and random streams come back as they were.
+    """task() while the model has other tensors and another mode; flags and random streams come back
+    as they were.
 
-    All that differentiates must run in here, because activation checkpointing calls the model once more.
+    All that differentiates must run in here, because activation checkpointing calls the model once
+    more.
 
     Args:
         tensors: by the names of the parameters and buffers that they stand in for."""
     slots = {f"model.{name}": tensor for name, tensor in _slots(model, tensors).items()}
-    with _second_order(device), _moded(model, mode), torch.random.fork_rng([device] if device.type == "cuda" else []):
-        result: Result = torch.func.functional_call(_Holder(model, task), slots, (), tie_weights=False)
+    with (
+        _second_order(device),
+        _moded(model, mode),
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+    ):
+        result: Result = torch.func.functional_call(
+            _Holder(model, task), slots, (), tie_weights=False
+        )
     return result
 
 
 def _slots(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A replacement for every place that holds a parameter or buffer, tied ones in all their places.
+    """A replacement for every place that holds a parameter or buffer, tied ones in all their
+    places.
 
-    Each place once: `functional_call` would swap that of a module with two names twice, and leave the replacement."""
+    Each place once: `functional_call` would swap that of a module with two names twice, and leave
+        the replacement."""
     known = [*model.named_parameters(), *model.named_buffers()]
     replacement = {id(tensor): tensors[name] for name, tensor in known}
     slots = {}
@@ -82,7 +100,8 @@ def seed(number: int, device: torch.device) -> None:
 
 
 class _Holder(nn.Module):
-    """Makes a task a module, for `functional_call` to run with the tensors of the model inside replaced."""
+    """Makes a task a module, for `functional_call` to run with the tensors of the model inside
+    replaced."""
 
     def __init__(self, model: nn.Module, task: Callable[[], Any]):
         super().__init__()
@@ -107,7 +126,8 @@ def _moded(model: nn.Module, mode: Mode) -> Iterator[None]:
 
 @contextmanager
 def _second_order(device: torch.device) -> Iterator[None]:
-    """Where second derivatives exist and are float32: math attention, no autocast, no inference mode, no TF32."""
+    """Where second derivatives exist and are float32: math attention, no autocast, no inference
+    mode, no TF32."""
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(torch.autocast(device.type, enabled=False))

@@ -1,6 +1,8 @@
-"""Gradient graphs: a loss differentiated once per batch, so that each product costs only a second backward pass.
+"""Gradient graphs: a loss differentiated once per batch, so that each product costs only a second
+backward pass.
 
-A retained graph gives a product for 2.1 to 2.4 gradients, a fresh one for 3.4; it holds every activation meanwhile."""
+A retained graph gives a product for 2.1 to 2.4 gradients, a fresh one for 3.4; it holds every
+activation meanwhile."""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ class Graph(Protocol):
     """What holds the graph; `held_bytes` starts from them."""
 
     def product(self, v: Sequence[Tensor], *, keep: bool) -> Sequence[Tensor | None]:
-        """The matrix times v, a tensor per leaf; None is zero. Without `keep` the graph is freed on the way."""
+        """The matrix times v, a tensor per leaf; None is zero. Without `keep` the graph is freed on
+        the way."""
 
     def gradient(self) -> Sequence[Tensor | None]:
         """The gradient of the loss, a tensor per leaf; None is zero."""
@@ -39,10 +42,16 @@ class HessianGraph:
 
     def product(self, v: Sequence[Tensor], *, keep: bool) -> Sequence[Tensor | None]:
         """H v for 2.1 to 2.4 gradients, from the graph of the gradient."""
-        along = [x for grad, x in zip(self._grads, v, strict=True) if grad is not None and grad.requires_grad]
+        along = [
+            x
+            for grad, x in zip(self._grads, v, strict=True)
+            if grad is not None and grad.requires_grad
+        ]
         if not along:  # the loss is linear in the leaves
             return [None] * len(self._leaves)
-        return torch.autograd.grad(self.roots, self._leaves, along, retain_graph=keep, allow_unused=True)
+        return torch.autograd.grad(
+            self.roots, self._leaves, along, retain_graph=keep, allow_unused=True
+        )
 
     def gradient(self) -> Sequence[Tensor | None]:
         """The gradient, for nothing."""
@@ -52,11 +61,13 @@ class HessianGraph:
 class GaussNewtonGraph:
     """G = J^T H_out J of a loss of outputs: the Hessian without the curvature of the model.
 
-    J v is the derivative of J^T w, which is linear in w, along v: no forward-mode rules are needed. A product costs
-    some 1.4 gradients.
+    J v is the derivative of J^T w, which is linear in w, along v: no forward-mode rules are needed.
+    A product costs some 1.4 gradients.
     """
 
-    def __init__(self, outputs: Tensor, criterion: Callable[[Tensor], Tensor], leaves: Sequence[Tensor]):
+    def __init__(
+        self, outputs: Tensor, criterion: Callable[[Tensor], Tensor], leaves: Sequence[Tensor]
+    ):
         cut = outputs.detach().requires_grad_()
         loss = criterion(cut)
         self.loss, self._outputs, self._cut, self._leaves = _checked(loss), outputs, cut, leaves
@@ -64,23 +75,33 @@ class GaussNewtonGraph:
         if not outputs.requires_grad:
             raise ValueError(_UNREACHED.format("outputs do"))
         self._w = torch.zeros_like(outputs, requires_grad=True)
-        self._jtw = torch.autograd.grad(outputs, leaves, self._w, create_graph=True, allow_unused=True)
+        self._jtw = torch.autograd.grad(
+            outputs, leaves, self._w, create_graph=True, allow_unused=True
+        )
         self.roots = [outputs, *(x for x in self._jtw if x is not None)]
 
     def product(self, v: Sequence[Tensor], *, keep: bool) -> Sequence[Tensor | None]:
         """J^T (H_out (J v))."""
         if not self._slope.requires_grad:  # the loss is linear in the outputs
             return [None] * len(self._leaves)
-        pairs = [(x, along) for x, along in zip(self._jtw, v, strict=True) if x is not None and x.requires_grad]
+        pairs = [
+            (x, along)
+            for x, along in zip(self._jtw, v, strict=True)
+            if x is not None and x.requires_grad
+        ]
         jtw, along = zip(*pairs, strict=True)
         (jv,) = torch.autograd.grad(jtw, [self._w], along, retain_graph=True)
         (hjv,) = torch.autograd.grad(self._slope, [self._cut], jv, retain_graph=True)
-        return torch.autograd.grad(self._outputs, self._leaves, hjv, retain_graph=keep, allow_unused=True)
+        return torch.autograd.grad(
+            self._outputs, self._leaves, hjv, retain_graph=keep, allow_unused=True
+        )
 
     def gradient(self) -> Sequence[Tensor | None]:
         """J^T times the gradient of the loss with respect to the outputs: one backward pass."""
         slope = self._slope.detach()
-        return torch.autograd.grad(self._outputs, self._leaves, slope, retain_graph=True, allow_unused=True)
+        return torch.autograd.grad(
+            self._outputs, self._leaves, slope, retain_graph=True, allow_unused=True
+        )
 
 
 _UNREACHED = (
@@ -102,16 +123,25 @@ def hessian_graph(loss: Any, leaves: Sequence[Tensor]) -> HessianGraph:
 
 def _checked(loss: Any) -> float:
     if not isinstance(loss, Tensor) or loss.dim() != 0:
-        given = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else f"{type(loss).__name__}"
-        raise ValueError(f"the loss is {given}, not a scalar tensor; return its mean over the batch, as loss.mean()")
+        given = (
+            f"a tensor of shape {list(loss.shape)}"
+            if isinstance(loss, Tensor)
+            else f"{type(loss).__name__}"
+        )
+        raise ValueError(
+            f"the loss is {given}, not a scalar tensor; return its mean over the batch, as loss.mean()"
+        )
     value = float(loss.detach())
     if value - value != 0:
-        raise ValueError(f"the loss is {value}; curvature needs a finite one: look at the weights and at the batch")
+        raise ValueError(
+            f"the loss is {value}; curvature needs a finite one: look at the weights and at the batch"
+        )
     return value
 
 
 def held_bytes(graph: Graph, leaves: Iterable[Tensor]) -> int:
-    """Bytes of the tensors that a graph keeps alive, each storage once, the leaves' own not counted."""
+    """Bytes of the tensors that a graph keeps alive, each storage once, the leaves' own not
+    counted."""
     ignored = {leaf.untyped_storage().data_ptr() for leaf in leaves}
     sizes: dict[int, int] = {}
     stack: list[Any] = [root.grad_fn for root in graph.roots]
@@ -131,16 +161,23 @@ def _saved(node: Any) -> Iterable[Tensor]:
     kind: Any = type(node)
     for name in _saved_names(kind):
         value = getattr(node, name)
-        yield from (x for x in (value if isinstance(value, (tuple, list)) else (value,)) if isinstance(x, Tensor))
+        yield from (
+            x
+            for x in (value if isinstance(value, (tuple, list)) else (value,))
+            if isinstance(x, Tensor)
+        )
 
 
 @cache
 def _saved_names(kind: Any) -> tuple[str, ...]:
-    return tuple(name for name in dir(kind) if name.startswith("_saved_") or name == "saved_tensors")
+    return tuple(
+        name for name in dir(kind) if name.startswith("_saved_") or name == "saved_tensors"
+    )
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that can still be allocated on a device; of the host, also within the limit of its container."""
+    """Memory that can still be allocated on a device; of the host, also within the limit of its
+    container."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + cached

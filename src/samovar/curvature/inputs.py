@@ -16,8 +16,8 @@ from torch import Tensor, nn
 def match(model: nn.Module, patterns: str | Iterable[str]) -> list[str]:
     """Names of the parameters that fit any of the patterns, in the model's order.
 
-    A pattern is a name, a shell pattern over whole names (`blocks.*.attn.*`, where * also spans dots), or the name of
-    a module or such a pattern for it, which stands for all parameters inside.
+    A pattern is a name, a shell pattern over whole names (`blocks.*.attn.*`, where * also spans
+    dots), or the name of a module or such a pattern for it, which stands for all parameters inside.
 
     Raises:
         ValueError: a pattern that fits nothing."""
@@ -34,7 +34,9 @@ def _fits(name: str, pattern: str) -> bool:
     return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
 
 
-def choose(model: nn.Module, params: Iterable[str | Tensor] | str | None) -> dict[str, nn.Parameter]:
+def choose(
+    model: nn.Module, params: Iterable[str | Tensor] | str | None
+) -> dict[str, nn.Parameter]:
     """The chosen parameters by name, in the model's order; None is all that require gradients.
 
     Raises:
@@ -48,7 +50,9 @@ def choose(model: nn.Module, params: Iterable[str | Tensor] | str | None) -> dic
         names += [_name_of(each, known) for each in wanted if not isinstance(each, str)]
     chosen = {name: param for name, param in known.items() if name in set(names)}
     if not any(param.requires_grad for param in chosen.values()):
-        raise ValueError("no trainable parameter is chosen; unfreeze some (requires_grad_), or choose others")
+        raise ValueError(
+            "no trainable parameter is chosen; unfreeze some (requires_grad_), or choose others"
+        )
     for name, param in chosen.items():
         if not param.is_floating_point():
             raise ValueError(f"{name} is {param.dtype}; choose floating point parameters")
@@ -59,14 +63,17 @@ def _name_of(param: Any, known: dict[str, nn.Parameter]) -> str:
     for name, each in known.items():
         if each is param:
             return name
-    raise ValueError(f"{type(param).__name__} in params is not a parameter of the model; give its own, or their names")
+    raise ValueError(
+        f"{type(param).__name__} in params is not a parameter of the model; give its own, or their names"
+    )
 
 
 def num_examples(batch: Any) -> int:
-    """Examples in a batch: its length if it has one of its own, else that of the first tensor in it.
+    """Examples in a batch: its length if it has one of its own, else that of the first tensor in
+    it.
 
-    A tensor counts by its first dimension. Tuples, lists and mappings have the length of something else, so they, and
-    objects without one, count by the first tensor inside.
+    A tensor counts by its first dimension. Tuples, lists and mappings have the length of something
+    else, so they, and objects without one, count by the first tensor inside.
 
     Raises:
         ValueError: no length and no tensor, or no examples."""
@@ -106,12 +113,15 @@ def _all(parts: Iterable[Any]) -> Iterator[Tensor]:
 
 
 def convert(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """The batch on a device, its floating point tensors in dtype: tensors, and those in containers and dataclasses."""
+    """The batch on a device, its floating point tensors in dtype: tensors, and those in containers
+    and dataclasses."""
     return _map(batch, lambda x: _usable(x).to(device, dtype if x.is_floating_point() else None))
 
 
 def _usable(x: Tensor) -> Tensor:
-    return x.clone() if x.is_inference() else x  # made under inference mode, it could not be saved for backward
+    return (
+        x.clone() if x.is_inference() else x
+    )  # made under inference mode, it could not be saved for backward
 
 
 def _map(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:

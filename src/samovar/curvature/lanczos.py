@@ -16,13 +16,17 @@ from torch import Tensor
 P = ParamSpec("P")
 R = TypeVar("R")
 
-ROWS = 8  # vectors per block of the basis: growing copies nothing, and at most so many are allocated in advance
+# vectors per block of the basis: growing copies nothing, and at most so many are allocated in
+# advance
+ROWS = 8
 CHUNK = 1 << 14  # numbers that a float32 sum on a CPU may run over before its rounding shows
-KEPT_SHARE = 0.7  # of a vector's norm after projection; less, and rounding is no longer small: project once more
+# of a vector's norm after projection; less, and rounding is no longer small: project once more
+KEPT_SHARE = 0.7
 
 
 def exact(function: Callable[P, R]) -> Callable[P, R]:
-    """The function with an autocast around it switched off, whose 16-bit sums are no arithmetic for eigenvalues."""
+    """The function with an autocast around it switched off, whose 16-bit sums are no arithmetic for
+    eigenvalues."""
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -44,7 +48,8 @@ class Basis:
         return self._length
 
     def append(self, v: Tensor, norm: float) -> Tensor:
-        """Add v / norm [P], and return it; v may be on another device, and then so is what comes back."""
+        """Add v / norm [P], and return it; v may be on another device, and then so is what comes
+        back."""
         if self._length == ROWS * len(self._blocks):
             self._blocks.append(torch.empty(ROWS, self.size, dtype=self.dtype, device=self.device))
         row = self._blocks[-1][self._length % ROWS]
@@ -53,7 +58,9 @@ class Basis:
         return row.to(v.device)
 
     def _filled(self, length: int) -> list[Tensor]:
-        return [block[: length - ROWS * i] for i, block in enumerate(self._blocks) if length > ROWS * i]
+        return [
+            block[: length - ROWS * i] for i, block in enumerate(self._blocks) if length > ROWS * i
+        ]
 
     def orthogonalize(self, w: Tensor) -> tuple[Tensor, float]:
         """w [P] without its part in the span of the basis, and its norm; w may be overwritten.
@@ -72,7 +79,8 @@ class Basis:
         return rest.to(w.device), norm
 
     def combine(self, weights: Tensor) -> Tensor:
-        """Linear combinations [P, k] of the first vectors, by weights [m, k], on the basis's device."""
+        """Linear combinations [P, k] of the first vectors, by weights [m, k], on the basis's
+        device."""
         weights = weights.to(self.device, self.dtype)
         total = torch.zeros(self.size, weights.shape[1], dtype=self.dtype, device=self.device)
         for block, part in zip(self._filled(len(weights)), torch.split(weights, ROWS), strict=True):
@@ -89,15 +97,22 @@ class Tridiagonal:
     alphas: list[float] = field(default_factory=list)
     """The diagonal, m numbers."""
     betas: list[float] = field(default_factory=list)
-    """betas[j] couples q_j and q_{j+1}; the last, number m, is the norm of what remained. 0 is an invariant space."""
+    """betas[j] couples q_j and q_{j+1}; the last, number m, is the norm of what remained. 0 is an
+    invariant space."""
     num_products: int = 0
 
     def ritz(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Ritz values [m] in ascending order, their vectors in the basis [m, m], and residuals |A x - theta x| [m].
+        """Ritz values [m] in ascending order, their vectors in the basis [m, m], and residuals |A x
+        - theta x| [m].
 
-        The residual is |beta_m s_mi|, exact but for rounding. An eigenvalue of A is no further than that from theta."""
+        The residual is |beta_m s_mi|, exact but for rounding. An eigenvalue of A is no further than
+        that from theta."""
         off = torch.tensor(self.betas[:-1], dtype=torch.float64)
-        T = torch.diag(torch.tensor(self.alphas, dtype=torch.float64)) + torch.diag(off, 1) + torch.diag(off, -1)
+        T = (
+            torch.diag(torch.tensor(self.alphas, dtype=torch.float64))
+            + torch.diag(off, 1)
+            + torch.diag(off, -1)
+        )
         values, vectors = torch.linalg.eigh(T)
         return values, vectors, (self.betas[-1] * vectors[-1]).abs()
 
@@ -119,8 +134,10 @@ def lanczos(
         v0: [P], not zero; its device and dtype are those of the vectors.
         num_steps: products at most, >= 1; never more than P are made.
         stop: asked after every step, with what there is by then; True ends the run.
-        restart: gives a new direction [P] where the space is invariant; without it the run ends there.
-        basis_device: where to keep the basis, by default with v0. On the host it costs a transfer per step.
+        restart: gives a new direction [P] where the space is invariant; without it the run ends
+            there.
+        basis_device: where to keep the basis, by default with v0. On the host it costs a transfer
+            per step.
 
     Returns:
         The steps made. A product that is not finite ends the run before it counts.
@@ -163,9 +180,11 @@ def lanczos(
 def dot(a: Tensor, b: Tensor) -> float:
     """The inner product of two vectors [P], their parts summed in float64.
 
-    Not `a @ b`, nor `norm`: on a CPU, of 11 million float32 numbers torch's norm is off by 4e-4, and so is then every
-    eigenvalue of a network of that size."""
-    size = CHUNK if a.device.type == "cpu" else max(1, a.numel())  # elsewhere sums are trees, and calls cost more
+    Not `a @ b`, nor `norm`: on a CPU, of 11 million float32 numbers torch's norm is off by 4e-4,
+    and so is then every eigenvalue of a network of that size."""
+    size = (
+        CHUNK if a.device.type == "cpu" else max(1, a.numel())
+    )  # elsewhere sums are trees, and calls cost more
     parts = [x @ y for x, y in zip(torch.split(a, size), torch.split(b, size), strict=True)]
     return float(torch.stack(parts).double().sum())
 
@@ -173,5 +192,7 @@ def dot(a: Tensor, b: Tensor) -> float:
 def _norm(v: Tensor) -> float:
     norm = math.sqrt(dot(v, v)) if v.dim() == 1 else math.nan
     if not (math.isfinite(norm) and norm > 0):
-        raise ValueError(f"v0 has shape {list(v.shape)} and norm {norm}; give a finite vector [P] that is not zero")
+        raise ValueError(
+            f"v0 has shape {list(v.shape)} and norm {norm}; give a finite vector [P] that is not zero"
+        )
     return norm

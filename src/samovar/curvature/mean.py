@@ -1,4 +1,5 @@
-"""The mean over batches of matrices that are known by their products, with as many graphs retained as memory allows."""
+"""The mean over batches of matrices that are known by their products, with as many graphs retained
+as memory allows."""
 
 from __future__ import annotations
 
@@ -16,11 +17,14 @@ from samovar.curvature.inputs import choose, convert, fingerprint, num_examples
 
 Retain = bool | int | Literal["auto"]
 
-FREE_SHARE = 0.25  # of the free memory, for retained graphs; a second backward pass needs room beside them
+FREE_SHARE = (
+    0.25  # of the free memory, for retained graphs; a second backward pass needs room beside them
+)
 
 
 class MeanOverBatches:
-    """The mean over examples of a matrix given by a graph per batch; `operators.Hessian` says what arguments mean."""
+    """The mean over examples of a matrix given by a graph per batch; `operators.Hessian` says what
+    arguments mean."""
 
     def __init__(
         self,
@@ -33,7 +37,9 @@ class MeanOverBatches:
         mode: Mode,
     ) -> None:
         if isinstance(batches, Iterator):
-            raise ValueError("batches can be read only once; give a list or a DataLoader, every product reads them")
+            raise ValueError(
+                "batches can be read only once; give a list or a DataLoader, every product reads them"
+            )
         self._model, self._batches, self._mode = bare(model), batches, mode
         refuse_batch_coupling(self._model, mode)
         self._params = choose(self._model, params)
@@ -52,7 +58,8 @@ class MeanOverBatches:
         self.num_products = 0
         """Products with single vectors so far."""
         self.num_graphs = 0
-        """Gradient graphs built so far, one per batch and pass that did not find its graph retained."""
+        """Gradient graphs built so far, one per batch and pass that did not find its graph
+        retained."""
 
     @property
     def names(self) -> list[str]:
@@ -62,16 +69,23 @@ class MeanOverBatches:
     def split(self, v: Tensor) -> dict[str, Tensor]:
         """Views of a flat vector [P], one per parameter, in its shape."""
         parts = torch.split(v, self._sizes)
-        return {name: part.view(param.shape) for part, (name, param) in zip(parts, self._params.items(), strict=True)}
+        return {
+            name: part.view(param.shape)
+            for part, (name, param) in zip(parts, self._params.items(), strict=True)
+        }
 
     def __matmul__(self, v: Tensor) -> Tensor:
-        """The matrix times [P], or each column of [P, k]; of several columns a batch's graph is built once for all.
+        """The matrix times [P], or each column of [P, k]; of several columns a batch's graph is
+        built once for all.
 
         Raises:
-            ValueError: v of another shape; weights or loss not finite; a loss that is no scalar; batches that are
-                none, or differ from those of the product before; a failure in another process."""
+            ValueError: v of another shape; weights or loss not finite; a loss that is no scalar;
+                batches that are none, or differ from those of the product before; a failure in
+                another process."""
         if v.dim() not in (1, 2) or v.shape[0] != self.size:
-            raise ValueError(f"v has shape {list(v.shape)}; the operator takes [{self.size}] or [{self.size}, k]")
+            raise ValueError(
+                f"v has shape {list(v.shape)}; the operator takes [{self.size}] or [{self.size}, k]"
+            )
         columns = v.detach().to(self.device, self.dtype).reshape(self.size, -1).T.contiguous()
         pieces = [self._pieces(column) for column in columns]
         self.num_products += len(columns)
@@ -83,7 +97,8 @@ class MeanOverBatches:
         return self._mean(products, len(columns))[:, : self.size].T.reshape(v.shape)
 
     def loss_and_gradient(self) -> tuple[float, Tensor]:
-        """The mean loss, and its gradient [P] over the chosen parameters; costs nothing where graphs are retained."""
+        """The mean loss, and its gradient [P] over the chosen parameters; costs nothing where
+        graphs are retained."""
         mean = self._mean(lambda graph, keep: iter([graph.gradient()]), 1)[0]
         return float(mean[-1]), mean[: self.size]
 
@@ -93,10 +108,13 @@ class MeanOverBatches:
         self._stamp = None
 
     @torch.inference_mode(False)
-    def _mean(self, rows: Callable[[Graph, bool], Iterator[Sequence[Tensor | None]]], num_rows: int) -> Tensor:
-        """Mean over examples [num_rows, P + 1] of what each graph yields, with the loss as the last column."""
-        # two more columns: the loss, and the examples, so that ranks meet in a single all-reduce, whose NaN tells of a
-        # failure
+    def _mean(
+        self, rows: Callable[[Graph, bool], Iterator[Sequence[Tensor | None]]], num_rows: int
+    ) -> Tensor:
+        """Mean over examples [num_rows, P + 1] of what each graph yields, with the loss as the last
+        column."""
+        # two more columns: the loss, and the examples, so that ranks meet in a single all-reduce,
+        # whose NaN tells of a failure
         means = torch.empty(num_rows, self.size + 2, device=self.device, dtype=self.dtype)
 
         def average_all() -> None:
@@ -105,13 +123,17 @@ class MeanOverBatches:
                 examples += weight
                 for mean, row in zip(means, rows(graph, keep), strict=True):
                     self._average(mean, row, graph.loss, weight / examples)
-                del graph  # before the next is built, so that only one that is not retained is alive
+                del (
+                    graph
+                )  # before the next is built, so that only one that is not retained is alive
             means[:, -1] = examples
 
         try:
             self._refresh()
             # copies, because a layer may write to its buffers
-            buffers = {name: _cast(x, self.dtype, copy=True) for name, x in self._model.named_buffers()}
+            buffers = {
+                name: _cast(x, self.dtype, copy=True) for name, x in self._model.named_buffers()
+            }
             borrow(self._model, self._tensors | buffers, self._mode, self.device, average_all)
         except Exception:
             if self._distributed:
@@ -125,18 +147,27 @@ class MeanOverBatches:
             means[:, :-1] /= means[:, -1:].clone()
         return means[:, :-1]
 
-    def _average(self, mean: Tensor, row: Sequence[Tensor | None], loss: float, share: float) -> None:
-        """Let a batch's row, and its loss, be `share` of the mean so far; a share of 1 begins it."""
+    def _average(
+        self, mean: Tensor, row: Sequence[Tensor | None], loss: float, share: float
+    ) -> None:
+        """Let a batch's row, and its loss, be `share` of the mean so far; a share of 1 begins
+        it."""
         with torch.no_grad():
             if share < 1:
                 mean[:-1] *= 1 - share
             elif len(self._trainable) < len(self._params) or any(part is None for part in row):
                 mean.zero_()  # what no gradient reaches
             views = self._pieces(mean[: self.size])
-            found = [(view, each.to(view.device)) for view, each in zip(views, row, strict=True) if each is not None]
+            found = [
+                (view, each.to(view.device))
+                for view, each in zip(views, row, strict=True)
+                if each is not None
+            ]
             parts, each = [view for view, _ in found], [each for _, each in found]
             if share < 1:
-                torch._foreach_add_([*parts, mean[self.size]], [*each, mean.new_tensor(loss)], alpha=share)
+                torch._foreach_add_(
+                    [*parts, mean[self.size]], [*each, mean.new_tensor(loss)], alpha=share
+                )
             else:
                 torch._foreach_copy_([*parts, mean[self.size]], [*each, mean.new_tensor(loss)])
 
@@ -183,17 +214,26 @@ class MeanOverBatches:
         return self._budget >= 0
 
     def _refresh(self) -> None:
-        """Drop the graphs if any weight or buffer has changed, or was written to, since they were built."""
+        """Drop the graphs if any weight or buffer has changed, or was written to, since they were
+        built."""
         stamp = _stamp(self._model)
         if stamp == self._stamp:
             return
         self.release()
-        if not all(math.isfinite(norm) for norm in stamp[1]):  # of large numbers a norm may be infinite too
+        if not all(
+            math.isfinite(norm) for norm in stamp[1]
+        ):  # of large numbers a norm may be infinite too
             _check_finite(self._model)
         cast = {name: _cast(param, self.dtype) for name, param in self._model.named_parameters()}
-        self._leaves = [cast[name].requires_grad_() for name in self._params if name in self._trainable]
+        self._leaves = [
+            cast[name].requires_grad_() for name in self._params if name in self._trainable
+        ]
         self._tensors, self._stamp = cast, stamp
-        self._budget = int(free_bytes(self.device) * FREE_SHARE) if self._retain == "auto" else int(self._retain)
+        self._budget = (
+            int(free_bytes(self.device) * FREE_SHARE)
+            if self._retain == "auto"
+            else int(self._retain)
+        )
 
 
 _CHANGED = (
@@ -204,15 +244,23 @@ _CHANGED = (
 
 def _working_dtype(dtype: torch.dtype | None, params: Iterable[Tensor]) -> torch.dtype:
     if dtype is None:
-        return torch.float64 if any(param.dtype == torch.float64 for param in params) else torch.float32
+        return (
+            torch.float64
+            if any(param.dtype == torch.float64 for param in params)
+            else torch.float32
+        )
     if dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"dtype={dtype} is too coarse for second derivatives; pick torch.float32 or torch.float64")
+        raise ValueError(
+            f"dtype={dtype} is too coarse for second derivatives; pick torch.float32 or torch.float64"
+        )
     return dtype
 
 
 def _checked_retain(retain: Retain) -> Retain:
     if retain != "auto" and not (isinstance(retain, int) and retain >= 0):
-        raise ValueError(f"retain={retain!r} is not allowed; pick True, False, 'auto', or a number of bytes")
+        raise ValueError(
+            f"retain={retain!r} is not allowed; pick True, False, 'auto', or a number of bytes"
+        )
     return retain
 
 
@@ -229,7 +277,8 @@ def _cast(x: Tensor, dtype: torch.dtype, *, copy: bool = False) -> Tensor:
 
 
 def _stamp(model: nn.Module) -> tuple[Any, ...]:
-    """Changes when a weight or buffer is written to. Norms tell of writes through `.data`, which count no version."""
+    """Changes when a weight or buffer is written to. Norms tell of writes through `.data`, which
+    count no version."""
     tensors = [*model.parameters(), *model.buffers()]
     with torch.no_grad():
         norms = torch._foreach_norm([x.detach() for x in tensors if x.is_floating_point()])
@@ -240,4 +289,6 @@ def _stamp(model: nn.Module) -> tuple[Any, ...]:
 def _check_finite(model: nn.Module) -> None:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"{name} is not finite; curvature needs finite weights: load an earlier checkpoint")
+            raise ValueError(
+                f"{name} is not finite; curvature needs finite weights: load an earlier checkpoint"
+            )

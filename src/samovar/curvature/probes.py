@@ -1,6 +1,8 @@
-"""What random probes tell of a symmetric operator: its trace and the density of its eigenvalues, with their errors.
+"""What random probes tell of a symmetric operator: its trace and the density of its eigenvalues,
+with their errors.
 
-Random vectors come from a generator on the CPU, so a seed means the same on every device and in every process."""
+Random vectors come from a generator on the CPU, so a seed means the same on every device and in
+every process."""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from torch import Generator, Tensor
 from samovar.curvature.lanczos import exact, lanczos
 from samovar.curvature.operators import LinearOperator
 
-COLUMNS = 8  # vectors per product with several: a batch's graph is built once for them, and they are held at once
+# vectors per product with several: a batch's graph is built once for them, and they are held at
+# once
+COLUMNS = 8
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,8 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Density:
-    """The density of eigenvalues, as if each of them was a Gaussian of width sigma; it integrates to 1."""
+    """The density of eigenvalues, as if each of them was a Gaussian of width sigma; it integrates
+    to 1."""
 
     grid: Tensor
     """[G] float64."""
@@ -49,7 +54,8 @@ class Density:
     """Products with single vectors that it took."""
 
     def moment(self, power: int) -> Estimate:
-        """The mean of eigenvalue^power, tr(A^power) / P; no error but the probes' for power < 2 num_steps."""
+        """The mean of eigenvalue^power, tr(A^power) / P; no error but the probes' for power < 2
+        num_steps."""
         return _mean((self.weights * self.nodes**power).sum(dim=1))
 
 
@@ -64,9 +70,10 @@ def trace(
     """The trace, by random probes of +-1 or exactly.
 
     Args:
-        method: "hutchinson" is the mean of z^T A z; "hutch++" spends two thirds of the products on the part of the
-            trace in the largest eigenvalues, which it takes exactly, and the last third on the rest, so that its
-            error falls with 1 / n rather than 1 / sqrt(n) where the spectrum decays; "exact" sums the diagonal.
+        method: "hutchinson" is the mean of z^T A z; "hutch++" spends two thirds of the products on
+            the part of the trace in the largest eigenvalues, which it takes exactly, and the last
+            third on the rest, so that its error falls with 1 / n rather than 1 / sqrt(n) where the
+            spectrum decays; "exact" sums the diagonal.
         num_probes: products, >= 2, of hutch++ >= 6; "exact" makes P of them whatever is given here.
         generator: on the CPU; None is a fresh one with seed 0.
 
@@ -79,12 +86,18 @@ def trace(
     if method not in methods:
         raise ValueError(f"method={method!r} is unknown; pick one of {', '.join(methods)}")
     if num_probes < least[method]:
-        raise ValueError(f"num_probes={num_probes} gives no error bar; {method} takes {least[method]} or more")
+        raise ValueError(
+            f"num_probes={num_probes} gives no error bar; {method} takes {least[method]} or more"
+        )
     return methods[method](op, num_probes, on_cpu(generator))
 
 
 def _hutchinson(op: LinearOperator, num_probes: int, generator: Generator) -> Estimate:
-    return _mean(torch.cat([(z * (op @ z)).double().sum(dim=0).cpu() for z in signs(op, num_probes, generator)]))
+    return _mean(
+        torch.cat(
+            [(z * (op @ z)).double().sum(dim=0).cpu() for z in signs(op, num_probes, generator)]
+        )
+    )
 
 
 def _hutch_pp(op: LinearOperator, num_probes: int, generator: Generator) -> Estimate:
@@ -138,7 +151,9 @@ def spectral_density(
 
     Source: Lin, Saad and Yang, arXiv:1308.5467; for networks Ghorbani et al., arXiv:1901.10159."""
     if num_probes < 2 or (sigma is not None and not sigma > 0):
-        raise ValueError(f"num_probes={num_probes}, sigma={sigma}: pick num_probes >= 2 and sigma > 0")
+        raise ValueError(
+            f"num_probes={num_probes}, sigma={sigma}: pick num_probes >= 2 and sigma > 0"
+        )
     generator = on_cpu(generator)
     steps = min(num_steps, op.size)
     nodes = torch.zeros(num_probes, max(steps, 0), dtype=torch.float64)
@@ -152,7 +167,9 @@ def spectral_density(
     return _smoothed(nodes, weights, sigma, grid, num_products)
 
 
-def _smoothed(nodes: Tensor, weights: Tensor, sigma: float | None, grid: Tensor | None, num_products: int) -> Density:
+def _smoothed(
+    nodes: Tensor, weights: Tensor, sigma: float | None, grid: Tensor | None, num_products: int
+) -> Density:
     found = nodes[weights > 0]
     low, high = float(found.min()), float(found.max())
     if sigma is None:
@@ -160,13 +177,25 @@ def _smoothed(nodes: Tensor, weights: Tensor, sigma: float | None, grid: Tensor 
     if grid is None:
         grid = torch.linspace(low - 4 * sigma, high + 4 * sigma, 1024, dtype=torch.float64)
     grid = grid.double().cpu()
-    heights = torch.exp(-0.5 * ((grid - nodes[..., None]) / sigma) ** 2) / (sigma * math.sqrt(2 * math.pi))
+    heights = torch.exp(-0.5 * ((grid - nodes[..., None]) / sigma) ** 2) / (
+        sigma * math.sqrt(2 * math.pi)
+    )
     each = (weights[..., None] * heights).sum(dim=1)
-    return Density(grid, each.mean(dim=0), each.std(dim=0) / math.sqrt(len(each)), sigma, nodes, weights, num_products)
+    return Density(
+        grid,
+        each.mean(dim=0),
+        each.std(dim=0) / math.sqrt(len(each)),
+        sigma,
+        nodes,
+        weights,
+        num_products,
+    )
 
 
 def _mean(samples: Tensor) -> Estimate:
-    return Estimate(float(samples.mean()), float(samples.std()) / math.sqrt(len(samples)), len(samples))
+    return Estimate(
+        float(samples.mean()), float(samples.std()) / math.sqrt(len(samples)), len(samples)
+    )
 
 
 def on_cpu(generator: Generator | None) -> Generator:
@@ -177,7 +206,9 @@ def on_cpu(generator: Generator | None) -> Generator:
     if generator is None:
         return torch.Generator().manual_seed(0)
     if generator.device.type != "cpu":
-        raise ValueError(f"the generator is on {generator.device}; give torch.Generator(), so that seeds mean the same")
+        raise ValueError(
+            f"the generator is on {generator.device}; give torch.Generator(), so that seeds mean the same"
+        )
     return generator
 
 
@@ -187,8 +218,12 @@ def gaussian(op: LinearOperator, generator: Generator) -> Tensor:
 
 
 def signs(op: LinearOperator, num_probes: int, generator: Generator) -> Iterator[Tensor]:
-    """Probes of +-1, as matrices [P, up to COLUMNS]; drawn one by one, so the first do not depend on their number."""
+    """Probes of +-1, as matrices [P, up to COLUMNS]; drawn one by one, so the first do not depend
+    on their number."""
     for start in range(0, num_probes, COLUMNS):
         count = min(COLUMNS, num_probes - start)
-        bits = [torch.randint(2, (op.size,), generator=generator, dtype=torch.int8) for _ in range(count)]
+        bits = [
+            torch.randint(2, (op.size,), generator=generator, dtype=torch.int8)
+            for _ in range(count)
+        ]
         yield (2 * torch.stack(bits, dim=1) - 1).to(op.device, op.dtype)

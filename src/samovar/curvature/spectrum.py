@@ -1,4 +1,5 @@
-"""What is read from products alone: extreme eigenvalues here, trace and density in `probes`, each with its error."""
+"""What is read from products alone: extreme eigenvalues here, trace and density in `probes`, each
+with its error."""
 
 from __future__ import annotations
 
@@ -13,7 +14,15 @@ from samovar.curvature.lanczos import Tridiagonal, dot, exact, lanczos
 from samovar.curvature.operators import LinearOperator
 from samovar.curvature.probes import Density, Estimate, gaussian, on_cpu, spectral_density, trace
 
-__all__ = ["Density", "Eigenpairs", "Estimate", "power_iteration", "spectral_density", "top_eigenvalues", "trace"]
+__all__ = [
+    "Density",
+    "Eigenpairs",
+    "Estimate",
+    "power_iteration",
+    "spectral_density",
+    "top_eigenvalues",
+    "trace",
+]
 
 Which = Literal["magnitude", "largest"]
 
@@ -29,8 +38,8 @@ class Eigenpairs:
     vectors: Tensor | None
     """[P, k] of norm 1 on the operator's device (that of the basis, if it has one of its own)."""
     residuals: Tensor
-    """[k], |A x - lambda x|: some eigenvalue is at most so far from the value, and much closer where it is isolated:
-    residual^2 / gap to the rest."""
+    """[k], |A x - lambda x|: some eigenvalue is at most so far from the value, and much closer
+    where it is isolated: residual^2 / gap to the rest."""
     converged: bool
     """Whether every residual is at most tol times its value, or nothing but rounding."""
     num_products: int
@@ -55,28 +64,34 @@ def top_eigenvalues(
     vectors: bool = True,
     basis_device: torch.device | str | None = None,
 ) -> Eigenpairs:
-    """The k eigenpairs of largest magnitude, or largest value, by Lanczos until all residuals are small.
+    """The k eigenpairs of largest magnitude, or largest value, by Lanczos until all residuals are
+    small.
 
-    A neural network takes some 10 products to 1e-3. Of a repeated eigenvalue one copy is sure to be found.
+    A neural network takes some 10 products to 1e-3. Of a repeated eigenvalue one copy is sure to be
+    found.
 
     Args:
         k: how many, at most min(max_steps, P).
         which: "magnitude" for the largest |lambda|, signs kept; "largest" for the largest lambda.
         tol: largest residual, relative to the eigenvalue.
         max_steps: products at most; what is found by then is returned with converged=False.
-        generator: on the CPU, for the start, a random vector; None is a fresh one with seed 0. An operator that has
-            `loss_and_gradient` adds the gradient, which leans towards the top and saves two products or so.
+        generator: on the CPU, for the start, a random vector; None is a fresh one with seed 0. An
+            operator that has `loss_and_gradient` adds the gradient, which leans towards the top and
+            saves two products or so.
         start: [P] to start from instead, such as the eigenvector of nearby weights.
         vectors: whether to make eigenvectors.
         basis_device: where the up to max_steps vectors of size P are kept.
 
     Raises:
-        ValueError: k, max_steps or tol out of range; a start that is zero; what the operator raises.
+        ValueError: k, max_steps or tol out of range; a start that is zero; what the operator
+            raises.
 
     Source: Lanczos (1950); residuals after Parlett, The Symmetric Eigenvalue Problem."""
     steps = min(max_steps, op.size)
     if not 1 <= k <= steps:
-        raise ValueError(f"k={k} is not within the {steps} steps allowed; pick 1 <= k <= min(max_steps, P={op.size})")
+        raise ValueError(
+            f"k={k} is not within the {steps} steps allowed; pick 1 <= k <= min(max_steps, P={op.size})"
+        )
     if not tol > 0 or which not in ("magnitude", "largest"):
         raise ValueError(f"tol={tol}, which={which!r}: pick tol > 0, and 'magnitude' or 'largest'")
     generator = on_cpu(generator)
@@ -106,7 +121,8 @@ def _start(op: LinearOperator, generator: Generator) -> Tensor:
         return v0
     gradient = op.loss_and_gradient()[1]
     size = math.sqrt(dot(gradient, gradient))
-    # the random part is as large: the gradient alone may have nothing of the eigenvector, at a minimum it is rounding
+    # the random part is as large: the gradient alone may have nothing of the eigenvector, at a
+    # minimum it is rounding
     return v0 if size == 0 else gradient.mul_(math.sqrt(dot(v0, v0)) / size).add_(v0)
 
 
@@ -115,7 +131,9 @@ def _settled(run: Tridiagonal, k: int, which: Which, tol: float, dtype: torch.dt
         return False
     values, _, residuals = run.ritz()
     order = _order(values, which)[:k]
-    return bool((residuals[order] <= (tol * values[order].abs()).clamp(min=_rounding(values, dtype))).all())
+    return bool(
+        (residuals[order] <= (tol * values[order].abs()).clamp(min=_rounding(values, dtype))).all()
+    )
 
 
 def _order(values: Tensor, which: Which) -> Tensor:
@@ -134,7 +152,8 @@ def power_iteration(
     tol: float | None = None,
     generator: Generator | None = None,
 ) -> Eigenpairs:
-    """The eigenpair of largest magnitude by power iteration, the paper's protocol; slower than `top_eigenvalues`.
+    """The eigenpair of largest magnitude by power iteration, the paper's protocol; slower than
+    `top_eigenvalues`.
 
     Args:
         num_steps: products, >= 1.
@@ -160,5 +179,8 @@ def power_iteration(
         if step == num_steps or size == 0 or (tol is not None and settled):
             break
         v = w / size
-    values, residuals = torch.tensor([value], dtype=torch.float64), torch.tensor([residual], dtype=torch.float64)
+    values, residuals = (
+        torch.tensor([value], dtype=torch.float64),
+        torch.tensor([residual], dtype=torch.float64),
+    )
     return Eigenpairs(values, v[:, None], residuals + _rounding(values, op.dtype), settled, step)

@@ -13,11 +13,13 @@ class BadImages(ValueError):
 
 
 class BadFiles:
-    """The unreadable images of one split, counted here, and listed in a file as lines `role TAB path TAB reason`.
+    """The unreadable images of one split, counted here, and listed in a file as lines
+    `role TAB path TAB reason`.
 
-    What this process and, by way of the file, the other ranks met since the start counts; lines of before a resume do
-    not, as the images may have been repaired. A name is listed once: ranks read the file again before they append, so
-    a line is doubled only when two of them meet the same image at the same moment."""
+    What this process and, by way of the file, the other ranks met since the start counts; lines of
+    before a resume do not, as the images may have been repaired. A name is listed once: ranks read
+    the file again before they append, so a line is doubled only when two of them meet the same
+    image at the same moment."""
 
     def __init__(self, split: Split, role: str, max_share: float, path: Path | None) -> None:
         self.split, self.role, self.max_share, self.path = split, role, max_share, path
@@ -38,7 +40,9 @@ class BadFiles:
             self.met[name] = " ".join(reason.split())
             if self.path and name not in listed:
                 with self.path.open("a", encoding="utf-8", errors="surrogateescape") as file:
-                    file.write(f"{self.role}\t{name}\t{self.met[name]}\n")  # one write: ranks' lines stay whole
+                    file.write(
+                        f"{self.role}\t{name}\t{self.met[name]}\n"
+                    )  # one write: ranks' lines stay whole
         if len(self.met) > self.max_share * len(self.split):
             raise self.error(f"more than --data.max-bad-share {self.max_share:g}")
 

@@ -45,7 +45,10 @@ class _Work:
         """Write the copies that are not there yet; returns why not, if the image cannot be read."""
         torch.set_num_threads(1)
         missing = [
-            (name, level) for name in self.names for level in self.severities if not self._is_there(name, level, path)
+            (name, level)
+            for name in self.names
+            for level in self.severities
+            if not self._is_there(name, level, path)
         ]
         if not missing:
             return ""
@@ -72,29 +75,39 @@ class _Work:
 
     def _seed(self, path: str) -> int:
         # of the path, not of its place in the list, so that a file more changes no other
-        return int.from_bytes(hashlib.sha256(f"{self.seed}:".encode() + os.fsencode(path)).digest()[:7], "big")
+        return int.from_bytes(
+            hashlib.sha256(f"{self.seed}:".encode() + os.fsencode(path)).digest()[:7], "big"
+        )
 
 
 def corrupt_folder(data: Path, output: Path, config: CorruptConfig) -> int:
-    """Write a PNG of every image, corruption and severity; copies that are there stay. Returns how many images.
+    """Write a PNG of every image, corruption and severity; copies that are there stay. Returns how
+    many images.
 
     Images are RGB, upright by their EXIF. One that cannot be read is named on stderr and left out.
 
     Raises:
-        ValueError: no folder, no images or none that can be read, an unknown corruption, an output inside the data."""
+        ValueError: no folder, no images or none that can be read, an unknown corruption, an output
+            inside the data."""
     names = _names(config.corruptions)
     paths = _paths(data)
     if data.resolve() in (output.resolve(), *output.resolve().parents):
-        raise ValueError(f"{output} lies within {data}, so the copies would be images to corrupt; give another folder")
+        raise ValueError(
+            f"{output} lies within {data}, so the copies would be images to corrupt; give another folder"
+        )
     _claim(output, config)
     work = _Work(data, output, names, config.severities, config.size, config.seed)
     workers = num_workers(DataConfig(workers=config.workers))
     unread = []
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
-        for reason in progress.track(_run(work, paths, workers), total=len(paths), description="corrupting"):
+        for reason in progress.track(
+            _run(work, paths, workers), total=len(paths), description="corrupting"
+        ):
             unread += [reason] if reason else []
     if len(unread) == len(paths):
-        raise ValueError(f"none of the {len(paths)} images in {data} can be read, among them {unread[0]}")
+        raise ValueError(
+            f"none of the {len(paths)} images in {data} can be read, among them {unread[0]}"
+        )
     for reason in unread[:SHOWN]:
         print(f"samovar: left out {reason.encode('utf-8', 'replace').decode()}", file=sys.stderr)
     if len(unread) > SHOWN:
@@ -103,12 +116,15 @@ def corrupt_folder(data: Path, output: Path, config: CorruptConfig) -> int:
 
 
 def _claim(output: Path, config: CorruptConfig) -> None:
-    """State beside the copies what they were made with; copies of another seed or size are not mixed in."""
+    """State beside the copies what they were made with; copies of another seed or size are not
+    mixed in."""
     stated, wanted = output / "samovar.json", {"seed": config.seed, "size": config.size}
     if stated.is_file():
         found = json.loads(stated.read_text(encoding="utf-8"))
         if found != wanted:
-            raise ValueError(f"{output} holds copies made with {found}, not {wanted}; give another folder")
+            raise ValueError(
+                f"{output} holds copies made with {found}, not {wanted}; give another folder"
+            )
         return
     output.mkdir(parents=True, exist_ok=True)
     replace_text(stated, json.dumps(wanted) + "\n")
@@ -117,7 +133,9 @@ def _claim(output: Path, config: CorruptConfig) -> None:
 def _names(asked: tuple[str, ...]) -> tuple[str, ...]:
     for name in asked:
         if name not in CORRUPTIONS:
-            raise ValueError(f"--corruptions {name} is unknown; give some of: {', '.join(CORRUPTIONS)}")
+            raise ValueError(
+                f"--corruptions {name} is unknown; give some of: {', '.join(CORRUPTIONS)}"
+            )
     return asked or tuple(CORRUPTIONS)
 
 
@@ -132,7 +150,9 @@ def _paths(data: Path) -> list[str]:
     for path in paths:
         other = stems.setdefault(Path(path).with_suffix(""), path)
         if other != path:
-            raise ValueError(f"{other} and {path} would both be written as .png; rename one of them")
+            raise ValueError(
+                f"{other} and {path} would both be written as .png; rename one of them"
+            )
     return paths
 
 

@@ -1,8 +1,9 @@
 """Encoded image files to uint8 tensors.
 
-JPEG goes through torchvision's decoder, which is the fastest that comes with torch; whatever it refuses, and every
-other format, goes through Pillow. Both apply the EXIF orientation. Channels come out as asked for: grey is repeated,
-CMYK and palettes are converted, transparency is dropped, 16 bits are scaled to 8, of an animation the first frame is
+JPEG goes through torchvision's decoder, which is the fastest that comes with torch; whatever it
+refuses, and every other format, goes through Pillow. Both apply the EXIF orientation. Channels come
+out as asked for: grey is repeated, CMYK and palettes are converted, transparency is dropped, 16
+    bits are scaled to 8, of an animation the first frame is
 taken."""
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from torch import Tensor
 
 try:
     from torchvision.io import ImageReadMode, decode_jpeg
-except ImportError:  # torchvision 0.29 announces that a later one will do without; Pillow is right, only slower
+except (
+    ImportError
+):  # torchvision 0.29 announces that a later one will do without; Pillow is right, only slower
     decode_jpeg = None
 
 _JPEG = b"\xff\xd8"
@@ -32,7 +35,8 @@ def decode(data: bytes, channels: int = 3) -> Tensor:
     """Decode an image file.
 
     Args:
-        data: the file's bytes: JPEG, PNG, WebP, GIF, BMP, TIFF or whatever else the installed Pillow reads.
+        data: the file's bytes: JPEG, PNG, WebP, GIF, BMP, TIFF or whatever else the installed
+            Pillow reads.
         channels: 1 for grey, 3 for RGB.
 
     Returns:
@@ -45,7 +49,9 @@ def decode(data: bytes, channels: int = 3) -> Tensor:
         try:
             buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
             return decode_jpeg(buffer, mode=mode, apply_exif_orientation=True)  # type: ignore[no-any-return]
-        except RuntimeError:  # 12-bit, lossless, truncated: Pillow knows some of them, or says why not
+        except (
+            RuntimeError
+        ):  # 12-bit, lossless, truncated: Pillow knows some of them, or says why not
             pass
     return _with_pillow(data, channels)
 
@@ -58,7 +64,9 @@ def _with_pillow(data: bytes, channels: int) -> Tensor:
                 upright = ImageOps.exif_transpose(image)
                 pixels = np.asarray(_to_8_bits(upright).convert(_PILLOW_MODES[channels]))
     except UnidentifiedImageError as error:
-        raise UnreadableImage("no image format that Pillow knows" if data else "empty file") from error
+        raise UnreadableImage(
+            "no image format that Pillow knows" if data else "empty file"
+        ) from error
     except Exception as error:  # decoders fed garbage raise whatever they stumble over
         raise UnreadableImage(str(error).strip() or type(error).__name__) from error
     return torch.from_numpy(pixels.copy().reshape(*pixels.shape[:2], channels)).permute(2, 0, 1)
@@ -66,8 +74,12 @@ def _with_pillow(data: bytes, channels: int) -> Tensor:
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode == "I":
-        wide = np.asarray(image).astype(np.int64)  # Pillow's own conversion cuts off at 255 instead of scaling
+        wide = np.asarray(image).astype(
+            np.int64
+        )  # Pillow's own conversion cuts off at 255 instead of scaling
         return Image.fromarray((wide.clip(0, 65535) >> 8).astype(np.uint8))
     if image.mode == "P":
-        return image.convert("RGBA")  # a palette with transparency loses its colours when converted in one go
+        return image.convert(
+            "RGBA"
+        )  # a palette with transparency loses its colours when converted in one go
     return image

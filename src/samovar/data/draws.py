@@ -1,7 +1,9 @@
-"""Randomness as a pure function: which image stands at a position of the training stream, and the draws made for it.
+"""Randomness as a pure function: which image stands at a position of the training stream, and the
+draws made for it.
 
-Every number is a hash of (seed, purpose, position), so nothing has to be replayed or shared: any step can be computed
-first, by any worker, on any rank. The hash is integer arithmetic, the same on every machine and in every version."""
+Every number is a hash of (seed, purpose, position), so nothing has to be replayed or shared: any
+step can be computed first, by any worker, on any rank. The hash is integer arithmetic, the same on
+every machine and in every version."""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ _MASK = 0xFFFFFFFFFFFFFFFF
 
 
 class Purpose(IntEnum):
-    """What a draw is for; one independent stream each, so that a new augmentation leaves the others' draws alone.
+    """What a draw is for; one independent stream each, so that a new augmentation leaves the
+    others' draws alone.
 
     The values are part of every run's identity: append, never renumber."""
 
@@ -50,7 +53,8 @@ def hashes(key: tuple[int, ...], counters: Ints, k: int) -> Words:
     Returns:
         [n, k] uint64.
 
-    Source: Steele, Lea & Flood, Fast splittable pseudorandom number generators (2014), with Stafford's mixer 13."""
+    Source: Steele, Lea & Flood, Fast splittable pseudorandom number generators (2014), with
+        Stafford's mixer 13."""
     rows = _mix(_state(key) + _times_golden(np.asarray(counters, np.int64).astype(np.uint64)))
     columns = _times_golden(np.arange(k, dtype=np.uint64))
     return _mix(rows[:, None] + columns)
@@ -65,7 +69,9 @@ def _state(key: tuple[int, ...]) -> Words:
 
 
 def _times_golden(words: Words) -> Words:
-    return (words + np.uint64(1)) * np.uint64(_GOLDEN)  # +1: zero must not be a fixed point of the mixer
+    return (words + np.uint64(1)) * np.uint64(
+        _GOLDEN
+    )  # +1: zero must not be a fixed point of the mixer
 
 
 def _mix(z: Words) -> Words:
@@ -92,21 +98,26 @@ def uniforms(seed: int, purpose: Purpose, positions: Ints, k: int, attempt: int 
 
 @functools.lru_cache(maxsize=4)
 def order(seed: int, epoch: int, n: int) -> Ints:
-    """The permutation of `n` images in an epoch, read-only; costs one sort (0.1 s per million images), then cached."""
+    """The permutation of `n` images in an epoch, read-only; costs one sort (0.1 s per million
+    images), then cached."""
     words = hashes((seed, Purpose.ORDER, epoch), np.arange(n), 1)[:, 0]
-    permutation = np.argsort(words, kind="stable").astype(np.int64)  # stable: equal hashes keep one order everywhere
+    permutation = np.argsort(words, kind="stable").astype(
+        np.int64
+    )  # stable: equal hashes keep one order everywhere
     permutation.flags.writeable = False
     return permutation
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which images a step takes: an endless stream of shuffled epochs, cut into batches that may straddle two epochs.
+    """Which images a step takes: an endless stream of shuffled epochs, cut into batches that may
+    straddle two epochs.
 
-    Position p of the stream holds image `order(seed, p // n, n)[p % n]`, so every image is seen equally often and none
-    is dropped. Step t takes the positions from t * batch_size; rank r of W the r-th of W contiguous slices of them.
-    With several views the stream holds each image that many times in a row, so p above is the position over `views`;
-    what is drawn for a position is drawn for each view anew.
+    Position p of the stream holds image `order(seed, p // n, n)[p % n]`, so every image is seen
+    equally often and none is dropped. Step t takes the positions from t * batch_size; rank r of W
+    the r-th of W contiguous slices of them. With several views the stream holds each image that
+    many times in a row, so p above is the position over `views`; what is drawn for a position is
+    drawn for each view anew.
 
     Raises:
         ValueError: no images, or a batch that does not divide over the ranks."""

@@ -1,4 +1,5 @@
-"""Folders of images, read with `os.scandir`: classes, files and how many of them train. Nothing here needs torch."""
+"""Folders of images, read with `os.scandir`: classes, files and how many of them train. Nothing
+here needs torch."""
 
 from __future__ import annotations
 
@@ -35,16 +36,24 @@ class Layout:
 
 
 def num_held_out(count: int, val_share: float) -> int:
-    """Images of a class of `count` that validate: the nearest number, at least one, but one stays to train on."""
+    """Images of a class of `count` that validate: the nearest number, at least one, but one stays
+    to train on."""
     return min(max(1, round(val_share * count)), count - 1) if val_share > 0 else 0
 
 
 def num_kept(count: int, fraction: float) -> int:
-    """Images of a class of `count` that `--data.fraction` leaves: the nearest number, at least one."""
+    """Images of a class of `count` that `--data.fraction` leaves: the nearest number, at least
+    one."""
     return max(1, round(fraction * count))
 
 
-NUM_TRAIN = {"cifar10": 50_000, "cifar100": 50_000, "fashion-mnist": 60_000, "flowers102": 2040, "pets": 3680}
+NUM_TRAIN = {
+    "cifar10": 50_000,
+    "cifar100": 50_000,
+    "fashion-mnist": 60_000,
+    "flowers102": 2040,
+    "pets": 3680,
+}
 """Training images of the sources that have a fixed number."""
 
 
@@ -57,12 +66,15 @@ def count_images(source: str, val_share: float, fraction: float = 1.0) -> int:
     """Training images of a source, for folders as `open_source` would give them; opens no image.
 
     Raises:
-        ValueError: a kind of source whose number is not known beforehand, or a folder that cannot train."""
+        ValueError: a kind of source whose number is not known beforehand, or a folder that cannot
+            train."""
     if source in NUM_TRAIN:
         return round(NUM_TRAIN[source] * fraction)
     kind, _, path = source.partition(":")
     if not can_count(source):
-        raise ValueError(f"--data.source {source} is not a folder of images; give folder:PATH or imagenet:PATH")
+        raise ValueError(
+            f"--data.source {source} is not a folder of images; give folder:PATH or imagenet:PATH"
+        )
     layout = find_layout(source, Path(path), needs_val=kind == "imagenet")
     counts = [len(files) for files in list_classes(source, layout.train).values()]
     if layout.val is None:
@@ -73,8 +85,8 @@ def count_images(source: str, val_share: float, fraction: float = 1.0) -> int:
 def find_layout(source: str, path: Path, *, needs_val: bool = False) -> Layout:
     """Tell PATH/train + PATH/val from one folder of class folders.
 
-    `train` counts as the training split when it holds folders; validation is the first there is of val, valid,
-    validation and test.
+    `train` counts as the training split when it holds folders; validation is the first there is of
+    val, valid, validation and test.
 
     Raises:
         ValueError: PATH is missing or no folder, or has no split where one is needed."""
@@ -82,7 +94,9 @@ def find_layout(source: str, path: Path, *, needs_val: bool = False) -> Layout:
         if not path.exists():
             raise ValueError(f"--data.source {source}: there is no folder {path}; check the path")
         if not path.is_dir():
-            raise ValueError(f"--data.source {source}: {path} is a file; give the folder that holds the class folders")
+            raise ValueError(
+                f"--data.source {source}: {path} is a file; give the folder that holds the class folders"
+            )
         has_train = any(_subfolders(path / "train"))
         val = next((path / name for name in VAL_NAMES if any(_subfolders(path / name))), None)
     if needs_val and not (has_train and val):
@@ -95,17 +109,24 @@ def find_layout(source: str, path: Path, *, needs_val: bool = False) -> Layout:
 
 
 def list_classes(source: str, folder: Path) -> dict[str, list[str]]:
-    """Images of each class folder, as paths below `folder`; classes and paths sorted, hidden ones left out.
+    """Images of each class folder, as paths below `folder`; classes and paths sorted, hidden ones
+    left out.
 
     Raises:
         ValueError: no class folders, or a class without images."""
     with readable(source):
-        classes = {name: sorted(images_in(folder / name, name)) for name in sorted(_subfolders(folder))}
+        classes = {
+            name: sorted(images_in(folder / name, name)) for name in sorted(_subfolders(folder))
+        }
     if not classes:
-        raise ValueError(f"--data.source {source}: {folder} holds no class folders; put each class into its own folder")
+        raise ValueError(
+            f"--data.source {source}: {folder} holds no class folders; put each class into its own folder"
+        )
     empty = [name for name, files in classes.items() if not files]
     if len(empty) == len(classes):
-        raise ValueError(f"--data.source {source}: no images in {folder}; known endings: {' '.join(EXTENSIONS)}")
+        raise ValueError(
+            f"--data.source {source}: no images in {folder}; known endings: {' '.join(EXTENSIONS)}"
+        )
     if empty:
         raise ValueError(
             f"--data.source {source}: {folder / empty[0]} holds no images; add some or remove the folder "
@@ -128,14 +149,19 @@ def readable(source: str) -> Iterator[None]:
 def _subfolders(path: Path) -> Iterator[str]:
     if path.is_dir():
         with os.scandir(path) as entries:
-            yield from (entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+            yield from (
+                entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()
+            )
 
 
 def images_in(path: Path, below: str) -> Iterator[str]:
-    """Images of a folder and of those inside it, hidden ones left out, as paths that begin with `below`."""
+    """Images of a folder and of those inside it, hidden ones left out, as paths that begin with
+    `below`."""
     with os.scandir(path) as entries:
         for entry in entries:
-            if entry.name.startswith("."):  # also the `._name.jpg` that macOS leaves beside an image
+            if entry.name.startswith(
+                "."
+            ):  # also the `._name.jpg` that macOS leaves beside an image
                 continue
             if entry.is_dir():
                 yield from images_in(path / entry.name, f"{below}/{entry.name}")

@@ -15,7 +15,8 @@ VAL_NAMES = ("validation", "valid", "val", "test")
 
 @dataclass(frozen=True)
 class Rows:
-    """Images of a table whose image column is left encoded; pickles by reference to the files it is mapped from."""
+    """Images of a table whose image column is left encoded; pickles by reference to the files it is
+    mapped from."""
 
     table: Any
     column: str
@@ -37,19 +38,25 @@ class Rows:
 
 
 def open_hub(source: str, name: str) -> tuple[Encoded, Encoded | None, tuple[str, ...]]:
-    """Training split, validation split where there is one, and class names of a hub, saved or local data set.
+    """Training split, validation split where there is one, and class names of a hub, saved or local
+    data set.
 
     Raises:
-        ValueError: the extra is missing, the data set cannot be had, or lacks an image or a label column."""
+        ValueError: the extra is missing, the data set cannot be had, or lacks an image or a label
+            column."""
     try:
         import datasets
     except ImportError as error:
-        raise ValueError(f"--data.source {source} needs an extra; pip install 'samovar[hf]'") from error
+        raise ValueError(
+            f"--data.source {source} needs an extra; pip install 'samovar[hf]'"
+        ) from error
     path = Path(name)
     saved = any((path / file).is_file() for file in ("dataset_dict.json", "state.json"))
     try:
         loaded = datasets.load_from_disk(name) if saved else datasets.load_dataset(name)
-    except Exception as error:  # the packages below raise a dozen kinds for absent, offline, gated and malformed
+    except (
+        Exception
+    ) as error:  # the packages below raise a dozen kinds for absent, offline, gated and malformed
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"--data.source {source} cannot be loaded ({reason}); check the name and the connection, or give the "
@@ -67,7 +74,9 @@ def open_hub(source: str, name: str) -> tuple[Encoded, Encoded | None, tuple[str
 def _split(source: str, table: Any, split: str) -> tuple[Encoded, tuple[str, ...]]:
     import datasets
 
-    image = next((c for c, kind in table.features.items() if isinstance(kind, datasets.Image)), None)
+    image = next(
+        (c for c, kind in table.features.items() if isinstance(kind, datasets.Image)), None
+    )
     label = next((c for c in ("label", "labels", "fine_label") if c in table.features), None)
     if image is None or label is None:
         raise ValueError(
@@ -77,6 +86,10 @@ def _split(source: str, table: Any, split: str) -> tuple[Encoded, tuple[str, ...
     labels = np.asarray(table[label][:], np.int64)
     kind = table.features[label]
     count = int(labels.max(initial=-1)) + 1
-    classes = tuple(kind.names) if isinstance(kind, datasets.ClassLabel) else tuple(map(str, range(count)))
+    classes = (
+        tuple(kind.names)
+        if isinstance(kind, datasets.ClassLabel)
+        else tuple(map(str, range(count)))
+    )
     rows = Rows(table.cast_column(image, datasets.Image(decode=False)), image, f"{source}/{split}")
     return encoded(rows, labels), classes

@@ -1,11 +1,13 @@
 """Batches: what a step trains on, and what an evaluation sees.
 
-The training batch of step t is a function of (seed, t) and the data settings. It does not depend on where a loader was
-started, on the number of workers or on the ranks: side by side in rank order, the slices of 1, 2 or 4 ranks are the
-same global batch, pixel for pixel. Mixup and cutmix are the exception to the last, as partners come from the rank's own
-slice. The resident and the streaming loader give the same pixels too, save for the Inception crop, where rounding may
-move a value by one grey level. All this holds for one version of torch, torchvision and Pillow, on one kind of device;
-which images a step takes, which are mirrored and where they are cut holds everywhere and for good."""
+The training batch of step t is a function of (seed, t) and the data settings. It does not depend on
+where a loader was started, on the number of workers or on the ranks: side by side in rank order,
+the slices of 1, 2 or 4 ranks are the same global batch, pixel for pixel. Mixup and cutmix are the
+exception to the last, as partners come from the rank's own slice. The resident and the streaming
+loader give the same pixels too, save for the Inception crop, where rounding may move a value by one
+grey level. All this holds for one version of torch, torchvision and Pillow, on one kind of device;
+which images a step takes, which are mirrored and where they are cut holds everywhere and for
+good."""
 
 from __future__ import annotations
 
@@ -47,15 +49,21 @@ class Batch:
         """Contiguous groups of `size` examples, the last maybe smaller; views, not copies."""
         for first in range(0, len(self), size):
             part = slice(first, first + size)
-            yield Batch(self.images[part], self.labels[part], None if self.targets is None else self.targets[part])
+            yield Batch(
+                self.images[part],
+                self.labels[part],
+                None if self.targets is None else self.targets[part],
+            )
 
 
-def choose_loader(source: Source, config: DataConfig, device: torch.device) -> Literal["resident", "streaming"]:
+def choose_loader(
+    source: Source, config: DataConfig, device: torch.device
+) -> Literal["resident", "streaming"]:
     """The loader of `--data.loader`.
 
-    `auto` is resident for sources that are arrays of one size, as long as they take at most a quarter of a GPU's
-    memory and neither AutoAugment nor RandAugment, which work image by image and so want the workers, is asked for on
-    a GPU.
+    `auto` is resident for sources that are arrays of one size, as long as they take at most a
+    quarter of a GPU's memory and neither AutoAugment nor RandAugment, which work image by image and
+    so want the workers, is asked for on a GPU.
 
     Raises:
         ValueError: resident is asked for where images are files of varied size."""
@@ -89,10 +97,11 @@ def batches(
     world_size: int = 1,
     bad_files: Path | None = None,
 ) -> Generator[Batch, None, None]:
-    """This rank's training batches of steps `start` to `stop` - 1; any start costs the same. Close it when done.
+    """This rank's training batches of steps `start` to `stop` - 1; any start costs the same. Close
+    it when done.
 
-    Workers of the streaming loader import the main module, so a script that calls this needs the usual
-    `if __name__ == "__main__":`.
+    Workers of the streaming loader import the main module, so a script that calls this needs the
+    usual `if __name__ == "__main__":`.
 
     Args:
         source: its training split is used.
@@ -106,7 +115,8 @@ def batches(
         bad_files: file that names unreadable images.
 
     Raises:
-        ValueError: a batch that does not divide over the ranks, a loader that does not fit the source.
+        ValueError: a batch that does not divide over the ranks, a loader that does not fit the
+            source.
         BadImages: more images are unreadable than `config.max_bad_share`."""
     plan = Plan(seed, len(source.train), config.batch_size, rank, world_size, config.views)
     steps = range(start, stop)
@@ -119,11 +129,16 @@ def batches(
 
 
 def _mixed(
-    stream: Generator[Batch, None, None], config: DataConfig, steps: range, seed: int, num_classes: int
+    stream: Generator[Batch, None, None],
+    config: DataConfig,
+    steps: range,
+    seed: int,
+    num_classes: int,
 ) -> Generator[Batch, None, None]:
     try:
         for step in steps:
-            # No name for the batch here or below: it would keep the last one's memory while the next is made.
+            # No name for the batch here or below: it would keep the last one's memory while the
+            # next is made.
             yield _mix(next(stream), config, seed, step, num_classes)
     finally:
         stream.close()
@@ -132,14 +147,19 @@ def _mixed(
 def _mix(batch: Batch, config: DataConfig, seed: int, step: int, num_classes: int) -> Batch:
     if not (config.mixup or config.cutmix):
         return batch
-    images, targets = mix(batch.images, batch.labels, seed, step, num_classes, config.mixup, config.cutmix)
+    images, targets = mix(
+        batch.images, batch.labels, seed, step, num_classes, config.mixup, config.cutmix
+    )
     return Batch(images, batch.labels, targets)
 
 
 def _resident(
     split: Arrays, config: DataConfig, plan: Plan, steps: range, device: torch.device
 ) -> Generator[Batch, None, None]:
-    images, labels = torch.from_numpy(split.images).to(device), torch.from_numpy(split.labels).to(device)
+    images, labels = (
+        torch.from_numpy(split.images).to(device),
+        torch.from_numpy(split.labels).to(device),
+    )
     if config.crop != "inception":
         images = _framed(images, config.image_size)
     for step in steps:
@@ -171,11 +191,15 @@ def _streaming(
         for positions in _parts(plan.positions(step), IMAGES_PER_TASK)
     )
     workers = num_workers(config)
-    stream = make_all(Maker(split, config, plan.seed), tasks, workers=workers, ahead=2 * plan.rows, device=device)
+    stream = make_all(
+        Maker(split, config, plan.seed), tasks, workers=workers, ahead=2 * plan.rows, device=device
+    )
     try:
         for step in steps:
             labels = torch.from_numpy(split.labels[plan.images(plan.positions(step))])
-            yield Batch(_collected(stream, plan.rows, bad, device), labels.to(device, non_blocking=True))
+            yield Batch(
+                _collected(stream, plan.rows, bad, device), labels.to(device, non_blocking=True)
+            )
     finally:
         stream.close()
 
@@ -209,9 +233,11 @@ def eval_batches(
     bad_files: Path | None = None,
     role: str = "val",
 ) -> Generator[Batch, None, None]:
-    """This rank's share of a split, each image once, in order, without chance; the last batch may be smaller.
+    """This rank's share of a split, each image once, in order, without chance; the last batch may
+    be smaller.
 
-    Ranks take contiguous shares that differ by one image at most. An unreadable image is left out, so a batch may be
+    Ranks take contiguous shares that differ by one image at most. An unreadable image is left out,
+    so a batch may be
     smaller: count examples, not batches.
 
     Args:
@@ -230,7 +256,9 @@ def eval_batches(
     parts = list(_parts(rows, batch_size))
     if isinstance(split, Arrays):
         return _eval_arrays(split, config, parts, device)
-    return _eval_encoded(split, config, parts, device, BadFiles(split, role, config.max_bad_share, bad_files))
+    return _eval_encoded(
+        split, config, parts, device, BadFiles(split, role, config.max_bad_share, bad_files)
+    )
 
 
 def _eval_arrays(
@@ -256,9 +284,13 @@ def _eval_encoded(
                 made: Made = next(stream)
                 bad.add(made.bad)
                 kept = [place for place in range(len(task)) if place not in made.lost]
-                images.append((made.images[kept] if made.lost else made.images).to(device, non_blocking=True))
+                images.append(
+                    (made.images[kept] if made.lost else made.images).to(device, non_blocking=True)
+                )
                 rows.append(task[kept])
-            labels = torch.from_numpy(split.labels[np.concatenate(rows)]).to(device, non_blocking=True)
+            labels = torch.from_numpy(split.labels[np.concatenate(rows)]).to(
+                device, non_blocking=True
+            )
             if len(labels):
                 yield Batch(to_floats(torch.cat(images)), labels)
     finally:

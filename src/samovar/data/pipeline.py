@@ -1,7 +1,9 @@
 """From an image to what the model sees, in the one order that both loaders follow.
 
-Training: Inception crop, or the evaluation's framing; then pad-and-crop or affine; flip; AutoAugment; RandAugment.
-All of it maps uint8 to uint8 and depends on (seed, position) alone; mixup and cutmix come after, on the batch."""
+Training: Inception crop, or the evaluation's framing; then pad-and-crop or affine; flip;
+    AutoAugment; RandAugment.
+All of it maps uint8 to uint8 and depends on (seed, position) alone; mixup and cutmix come after, on
+the batch."""
 
 from __future__ import annotations
 
@@ -12,14 +14,23 @@ from torch import Tensor
 from samovar.config import DataConfig
 from samovar.data.draws import Ints, Purpose, uniforms
 from samovar.data.seeded import autoaugment, randaugment
-from samovar.data.transforms import affine, crop_resize, flip, inception_boxes, pad_crop, resize, resize_central
+from samovar.data.transforms import (
+    affine,
+    crop_resize,
+    flip,
+    inception_boxes,
+    pad_crop,
+    resize,
+    resize_central,
+)
 
 
 def frame(images: Tensor, size: int, *, fixed: bool) -> Tensor:
     """Bring images to `size` x `size` without chance.
 
-    Images that have this size are taken as they are. Those of a source of one size are scaled whole, since their
-    objects fill them; photos go the paper's way of evaluation, shorter side to size * 256 / 224 and central crop.
+    Images that have this size are taken as they are. Those of a source of one size are scaled
+    whole, since their objects fill them; photos go the paper's way of evaluation, shorter side to
+    size * 256 / 224 and central crop.
 
     Args:
         images: [B, C, H, W] uint8.
@@ -31,18 +42,27 @@ def frame(images: Tensor, size: int, *, fixed: bool) -> Tensor:
 
 
 def crop_each(images: list[Tensor], config: DataConfig, seed: int, positions: Ints) -> list[Tensor]:
-    """The Inception crop of images of any size, [C, H, W] uint8 to [C, S, S], with antialias as configured."""
-    heights, widths = (np.array([image.shape[axis] for image in images], np.int64) for axis in (-2, -1))
+    """The Inception crop of images of any size, [C, H, W] uint8 to [C, S, S], with antialias as
+    configured."""
+    heights, widths = (
+        np.array([image.shape[axis] for image in images], np.int64) for axis in (-2, -1)
+    )
     boxes = inception_boxes(heights, widths, seed, positions).tolist()
     side = config.image_size
     return [
-        resize(image[None, :, top : top + height, left : left + width], side, side, antialias=config.antialias)[0]
+        resize(
+            image[None, :, top : top + height, left : left + width],
+            side,
+            side,
+            antialias=config.antialias,
+        )[0]
         for image, (top, left, height, width) in zip(images, boxes, strict=True)
     ]
 
 
 def crop_all(images: Tensor, config: DataConfig, seed: int, positions: Ints) -> Tensor:
-    """The same crop of images of one size, [B, C, H, W] to [B, C, S, S], all at once where nothing wants antialias."""
+    """The same crop of images of one size, [B, C, H, W] to [B, C, S, S], all at once where nothing
+    wants antialias."""
     if config.antialias and min(images.shape[-2:]) > config.image_size:
         return torch.stack(crop_each(list(images), config, seed, positions))
     heights, widths = (np.full(len(images), side) for side in images.shape[-2:])
@@ -67,7 +87,9 @@ def augment(images: Tensor, config: DataConfig, seed: int, positions: Ints) -> T
     if config.autoaugment != "none":
         images = autoaugment(images, seed, positions, config.autoaugment)
     if config.randaugment_layers:
-        images = randaugment(images, seed, positions, config.randaugment_layers, config.randaugment_magnitude)
+        images = randaugment(
+            images, seed, positions, config.randaugment_layers, config.randaugment_magnitude
+        )
     return images
 
 

@@ -1,7 +1,7 @@
 """torchvision's AutoAugment, RandAugment, mixup and cutmix, made functions of a seed.
 
-They draw from torch's own generator, so their draws hold for one version of torch and torchvision; those of
-`transforms` hold for good."""
+They draw from torch's own generator, so their draws hold for one version of torch and torchvision;
+those of `transforms` hold for good."""
 
 from __future__ import annotations
 
@@ -20,19 +20,22 @@ _POLICIES = {"imagenet": v2.AutoAugmentPolicy.IMAGENET, "cifar10": v2.AutoAugmen
 
 
 def autoaugment(images: Tensor, seed: int, positions: Ints, policy: AutoAugment) -> Tensor:
-    """torchvision's AutoAugment, image by image; a function of (seed, position) for one version of torchvision.
+    """torchvision's AutoAugment, image by image; a function of (seed, position) for one version of
+    torchvision.
 
     Args:
         images: [B, C, H, W] uint8.
         seed: the run's seed.
         positions: [B] positions in the training stream.
-        policy: the data set it was learned on, `imagenet` or `cifar10`; its strengths are the published ones."""
+        policy: the data set it was learned on, `imagenet` or `cifar10`; its strengths are the
+            published ones."""
     words = hashes((seed, Purpose.AUTOAUGMENT), positions, 1)[:, 0]
     return _each(v2.AutoAugment(_POLICIES[policy]), images, words.tolist())
 
 
 def randaugment(images: Tensor, seed: int, positions: Ints, layers: int, magnitude: int) -> Tensor:
-    """torchvision's RandAugment, image by image; a function of (seed, position) for one version of torchvision.
+    """torchvision's RandAugment, image by image; a function of (seed, position) for one version of
+    torchvision.
 
     Args:
         images: [B, C, H, W] uint8.
@@ -54,12 +57,20 @@ def _each(operation: Callable[[Tensor], Tensor], images: Tensor, words: list[int
 
 
 def mix(
-    images: Tensor, labels: Tensor, seed: int, step: int, num_classes: int, mixup: float, cutmix: float
+    images: Tensor,
+    labels: Tensor,
+    seed: int,
+    step: int,
+    num_classes: int,
+    mixup: float,
+    cutmix: float,
 ) -> tuple[Tensor, Tensor]:
-    """Mix each image with its neighbour in the batch by mixup or cutmix; with both on, the batch takes one at random.
+    """Mix each image with its neighbour in the batch by mixup or cutmix; with both on, the batch
+    takes one at random.
 
-    One share per batch, as in the paper's code. The partner comes from this batch, which on several ranks is the
-    rank's slice: unlike everything else here, the result depends on how many ranks there are.
+    One share per batch, as in the paper's code. The partner comes from this batch, which on several
+    ranks is the rank's slice: unlike everything else here, the result depends on how many ranks
+    there are.
 
     Args:
         images: [B, C, H, W] float.
@@ -86,9 +97,12 @@ def mix(
 
 @contextmanager
 def seeded(word: int) -> Iterator[None]:
-    """Seed torch's CPU generator inside and give its state back after; other devices' generators are not touched."""
+    """Seed torch's CPU generator inside and give its state back after; other devices' generators
+    are not touched."""
     state = torch.get_rng_state()
-    torch.default_generator.manual_seed(word)  # torch.manual_seed would reseed the GPUs too, and with them dropout
+    torch.default_generator.manual_seed(
+        word
+    )  # torch.manual_seed would reseed the GPUs too, and with them dropout
     try:
         yield
     finally:

@@ -1,8 +1,12 @@
-"""Webdataset tar shards as a store: the place of every image is read once from the tar headers, then images by offset.
+"""Webdataset tar shards as a store: the place of every image is read once from the tar headers,
+then images by offset.
 
-So shards have an order that is arithmetic, like any other source, and the `webdataset` package is not needed. The
-layout understood is the plain one: uncompressed tars with `KEY.jpg` (or .png, .webp, ...) and `KEY.cls`, a class index
-in ASCII; other endings (.json, .txt) are passed over. Reading the headers takes about a minute per million images."""
+So shards have an order that is arithmetic, like any other source, and the `webdataset` package is
+not needed. The
+layout understood is the plain one: uncompressed tars with `KEY.jpg` (or .png, .webp, ...) and
+    `KEY.cls`, a class index
+in ASCII; other endings (.json, .txt) are passed over. Reading the headers takes about a minute per
+million images."""
 
 from __future__ import annotations
 
@@ -42,7 +46,8 @@ class Shards:
 
 
 def expand(pattern: str) -> list[str]:
-    """The names a pattern stands for: `{a,b}` lists, `{000..146}` counts with leading zeros kept."""
+    """The names a pattern stands for: `{a,b}` lists, `{000..146}` counts with leading zeros
+    kept."""
     parts = re.split(r"(\{[^{}]*\})", pattern)
     return ["".join(choice) for choice in itertools.product(*map(_alternatives, parts))]
 
@@ -61,7 +66,8 @@ def index_shards(source: str, pattern: str) -> Encoded:
     """Find every image of the shards a pattern names.
 
     Raises:
-        ValueError: no such shard, one that is no plain tar, an image without a class or the reverse."""
+        ValueError: no such shard, one that is no plain tar, an image without a class or the
+            reverse."""
     paths = expand(pattern)
     places: list[tuple[int, int, int]] = []
     keys: list[bytes] = []
@@ -72,14 +78,18 @@ def index_shards(source: str, pattern: str) -> Encoded:
             keys.append(key.encode())
             labels.append(label)
     if not labels:
-        raise ValueError(f"--data.source {source}: no images in {pattern}; shards hold KEY.jpg and KEY.cls")
+        raise ValueError(
+            f"--data.source {source}: no images in {pattern}; shards hold KEY.jpg and KEY.cls"
+        )
     return encoded(Shards(tuple(paths), np.array(places, np.int64), np.array(keys)), labels)
 
 
 def _index_shard(source: str, path: str) -> list[tuple[str, int, int, int]]:
     """(key, offset, length, label) of each image of a shard, in the shard's order."""
     if not Path(path).is_file():
-        raise ValueError(f"--data.source {source}: there is no shard {path}; quote the pattern, {{000..146}} counts")
+        raise ValueError(
+            f"--data.source {source}: there is no shard {path}; quote the pattern, {{000..146}} counts"
+        )
     images: dict[str, tuple[int, int]] = {}
     labels: dict[str, int] = {}
     try:
@@ -92,16 +102,22 @@ def _index_shard(source: str, path: str) -> list[tuple[str, int, int, int]]:
                     labels[key] = _label(source, path, key, tar, member)
                 tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header it met: gigabytes for a large shard
     except (tarfile.TarError, OSError) as error:
-        raise ValueError(f"--data.source {source}: {path} is not an uncompressed tar that can be read") from error
+        raise ValueError(
+            f"--data.source {source}: {path} is not an uncompressed tar that can be read"
+        ) from error
     alone = sorted(set(images) ^ set(labels))
     if alone:
-        raise ValueError(f"--data.source {source}: {path} holds {alone[0]} without its image or its .cls; repack it")
+        raise ValueError(
+            f"--data.source {source}: {path} holds {alone[0]} without its image or its .cls; repack it"
+        )
     return [(key, *place, labels[key]) for key, place in images.items()]
 
 
 def _split_key(name: str) -> tuple[str, str]:
     folder, slash, base = name.rpartition("/")
-    stem, dot, ending = base.partition(".")  # webdataset's rule: the key ends at the first dot of the file's name
+    stem, dot, ending = base.partition(
+        "."
+    )  # webdataset's rule: the key ends at the first dot of the file's name
     return folder + slash + stem, (dot + ending).lower()
 
 
@@ -109,5 +125,7 @@ def _label(source: str, path: str, key: str, tar: tarfile.TarFile, member: tarfi
     file = tar.extractfile(member)
     text = file.read(32) if file else b""
     if not text.strip().isdigit() or len(text) > 12:
-        raise ValueError(f"--data.source {source}: {path} has {key}.cls = {text!r}; a class index from 0 is needed")
+        raise ValueError(
+            f"--data.source {source}: {path} has {key}.cls = {text!r}; a class index from 0 is needed"
+        )
     return int(text)

@@ -1,6 +1,7 @@
 """Where images come from: a table from the names `--data.source` takes to functions that open them.
 
-torch and the packages behind a source are imported when it is opened, so that the table can be listed without them."""
+torch and the packages behind a source are imported when it is opened, so that the table can be
+listed without them."""
 
 from __future__ import annotations
 
@@ -24,14 +25,16 @@ Opener = Callable[[DataConfig, str], Source]
 
 
 def open_source(config: DataConfig) -> Source:
-    """Open `config.source`: its splits, its classes, the fraction of the training images that is asked for.
+    """Open `config.source`: its splits, its classes, the fraction of the training images that is
+    asked for.
 
-    The held-out share and the fraction are drawn per class by `split_seed` alone, so runs of every seed share them.
-    Under `tune_share` part of what would have trained takes the place of the validation split. Nothing is decoded or
-    augmented here.
+    The held-out share and the fraction are drawn per class by `split_seed` alone, so runs of every
+    seed share them. Under `tune_share` part of what would have trained takes the place of the
+    validation split. Nothing is decoded or augmented here.
 
     Raises:
-        ValueError: an unknown source, files that are missing or damaged, classes or labels nobody can train on."""
+        ValueError: an unknown source, files that are missing or damaged, classes or labels nobody
+            can train on."""
     name, colon, argument = config.source.partition(":")
     if name + colon not in SOURCES or bool(colon) != bool(argument):
         raise ValueError(f"--data.source {config.source} is unknown; {_nearest(config.source)}")
@@ -40,7 +43,9 @@ def open_source(config: DataConfig) -> Source:
     _check(source, config)
     source = _with_val(source, config)
     kept = keep_fraction(source.train.labels, config.fraction, config.split_seed)
-    source = source if len(kept) == len(source.train) else replace(source, train=source.train.take(kept))
+    source = (
+        source if len(kept) == len(source.train) else replace(source, train=source.train.take(kept))
+    )
     return _tuned(source, config) if config.tune_share else source
 
 
@@ -67,7 +72,8 @@ def _with_val(source: Source, config: DataConfig) -> Source:
 
 
 def _tuned(source: Source, config: DataConfig) -> Source:
-    """Validate on a share of each class of the training images, drawn after `fraction` and apart from it."""
+    """Validate on a share of each class of the training images, drawn after `fraction` and apart
+    from it."""
     labels = source.train.labels
     single = np.flatnonzero(np.bincount(labels) == 1)
     if len(single):
@@ -96,39 +102,55 @@ def _check(source: Source, config: DataConfig) -> None:
     present = np.bincount(source.train.labels, minlength=num_classes)
     if not present.all():
         absent = source.classes[int(np.flatnonzero(present == 0)[0])]
-        raise ValueError(f"--data.source {config.source}: class {absent!r} has no training images; add some")
+        raise ValueError(
+            f"--data.source {config.source}: class {absent!r} has no training images; add some"
+        )
 
 
-# --- embedded and downloaded -----------------------------------------------------------------------------------------
+# --- embedded and downloaded
+# -----------------------------------------------------------------------------------------
 
 
 def _digits(config: DataConfig, _: str) -> Source:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[:, None]  # grey levels are 0 to 16
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[
+        :, None
+    ]  # grey levels are 0 to 16
     train = _arrays(images, digits.target, config.source)
-    return Source(config.source, tuple(map(str, range(10))), train, _none_of(train), channels=1, image_size=8)
+    return Source(
+        config.source, tuple(map(str, range(10))), train, _none_of(train), channels=1, image_size=8
+    )
 
 
 def _cifar(config: DataConfig, name: str) -> Source:
-    # torchvision unpickles these files, and checks their MD5 against the official archive's before it does
+    # torchvision unpickles these files, and checks their MD5 against the official archive's before
+    # it does
     parts = [_fetch(config, name, train=flag) for flag in (True, False)]
-    train, val = (_arrays(part.data.transpose(0, 3, 1, 2), part.targets, config.source) for part in parts)
+    train, val = (
+        _arrays(part.data.transpose(0, 3, 1, 2), part.targets, config.source) for part in parts
+    )
     return Source(config.source, tuple(parts[0].classes), train, val, channels=3, image_size=32)
 
 
 def _fashion_mnist(config: DataConfig, _: str) -> Source:
     parts = [_fetch(config, "FashionMNIST", train=flag) for flag in (True, False)]
-    train, val = (_arrays(part.data.numpy()[:, None], part.targets, config.source) for part in parts)
+    train, val = (
+        _arrays(part.data.numpy()[:, None], part.targets, config.source) for part in parts
+    )
     return Source(config.source, tuple(parts[0].classes), train, val, channels=1, image_size=28)
 
 
 def _flowers102(config: DataConfig, _: str) -> Source:
-    # Train on the official train and val splits together (2,040), validate on test: the transfer task of ViT papers.
+    # Train on the official train and val splits together (2,040), validate on test: the transfer
+    # task of ViT papers.
     parts = [_fetch(config, "Flowers102", split=split) for split in ("train", "val", "test")]
     train, val = (
-        _files([path for part in these for path in part._image_files], [k for part in these for k in part._labels])
+        _files(
+            [path for part in these for path in part._image_files],
+            [k for part in these for k in part._labels],
+        )
         for these in (parts[:2], parts[2:])
     )
     classes = getattr(parts[0], "classes", None) or [f"flower {k + 1}" for k in range(102)]
@@ -148,12 +170,18 @@ def _fetch(config: DataConfig, name: str, **which: Any) -> Any:
     dataset = getattr(datasets, name)
     try:
         return dataset(config.root, download=False, **which)
-    except (RuntimeError, OSError, EOFError):  # absent or damaged; what follows checks again and says which
+    except (
+        RuntimeError,
+        OSError,
+        EOFError,
+    ):  # absent or damaged; what follows checks again and says which
         pass
     try:
         config.root.mkdir(parents=True, exist_ok=True)
         with (config.root / ".download.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # ranks and runs beside this one wait, then find the files there
+            fcntl.flock(
+                lock, fcntl.LOCK_EX
+            )  # ranks and runs beside this one wait, then find the files there
             return dataset(config.root, download=True, **which)
     except (RuntimeError, OSError, EOFError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -163,7 +191,8 @@ def _fetch(config: DataConfig, name: str, **which: Any) -> Any:
         ) from error
 
 
-# --- one's own -------------------------------------------------------------------------------------------------------
+# --- one's own
+# -------------------------------------------------------------------------------------------------------
 
 
 def _folder(config: DataConfig, path: str) -> Source:
@@ -206,10 +235,13 @@ def _hub(config: DataConfig, name: str) -> Source:
     from samovar.data.hub import open_hub
 
     train, val, classes = open_hub(config.source, name)
-    return Source(config.source, classes, train, val or _none_of(train), channels=3, image_size=None)
+    return Source(
+        config.source, classes, train, val or _none_of(train), channels=3, image_size=None
+    )
 
 
-# --- pieces ----------------------------------------------------------------------------------------------------------
+# --- pieces
+# ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -218,7 +250,8 @@ class Files:
 
     folder: str
     paths: npt.NDArray[np.bytes_]
-    """[n] paths below `folder`, as the file system spells them; one array, since workers get a copy."""
+    """[n] paths below `folder`, as the file system spells them; one array, since workers get a
+    copy."""
 
     def read(self, row: int) -> bytes:
         """The bytes of one file."""
@@ -261,4 +294,5 @@ SOURCES: dict[str, Opener] = {
     "hf:": _hub,
     "shards:": _shards,
 }
-"""Openers by name; those whose name ends in a colon take the rest of `--data.source` as their argument."""
+"""Openers by name; those whose name ends in a colon take the rest of `--data.source` as their
+argument."""

@@ -1,4 +1,5 @@
-"""A source's images as two splits: arrays in memory, or encoded files read one by one. Nothing here needs torch."""
+"""A source's images as two splits: arrays in memory, or encoded files read one by one. Nothing here
+needs torch."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ class Arrays:
 
 
 class Store(Protocol):
-    """Encoded images by row; sent to worker processes, so it pickles small and holds no open file."""
+    """Encoded images by row; sent to worker processes, so it pickles small and holds no open
+    file."""
 
     def read(self, row: int) -> bytes:
         """The bytes of one image file."""
@@ -95,8 +97,11 @@ def encoded(store: Store, labels: Any) -> Encoded:
     return Encoded(labels, store, np.arange(len(labels), dtype=np.int64))
 
 
-def hold_out(labels: Ints, val_share: float, seed: int, purpose: Purpose = Purpose.HOLD_OUT) -> tuple[Ints, Ints]:
-    """Rows that train and rows that validate, a share of each class drawn by `seed`; each in rising order."""
+def hold_out(
+    labels: Ints, val_share: float, seed: int, purpose: Purpose = Purpose.HOLD_OUT
+) -> tuple[Ints, Ints]:
+    """Rows that train and rows that validate, a share of each class drawn by `seed`; each in rising
+    order."""
     ranks, counts = _ranks_in_class(labels, purpose, seed)
     limits = np.array([num_held_out(int(count), val_share) for count in counts], np.int64)
     held = ranks < limits[labels]
@@ -104,14 +109,16 @@ def hold_out(labels: Ints, val_share: float, seed: int, purpose: Purpose = Purpo
 
 
 def keep_fraction(labels: Ints, fraction: float, seed: int) -> Ints:
-    """Rows of a share of each class, in rising order; a smaller share's rows lie within a larger one's."""
+    """Rows of a share of each class, in rising order; a smaller share's rows lie within a larger
+    one's."""
     ranks, counts = _ranks_in_class(labels, Purpose.FRACTION, seed)
     limits = np.array([num_kept(int(count), fraction) for count in counts], np.int64)
     return np.flatnonzero(ranks < limits[labels])
 
 
 def evenly(labels: Ints, count: int, seed: int) -> Ints:
-    """`count` rows (or all), a class after the other in turn, so that every beginning is even over the classes."""
+    """`count` rows (or all), a class after the other in turn, so that every beginning is even over
+    the classes."""
     ranks, _ = _ranks_in_class(labels, Purpose.FRACTION, seed)
     return np.lexsort((labels, ranks))[:count]
 

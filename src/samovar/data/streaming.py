@@ -1,7 +1,8 @@
 """Images decoded by worker processes, a few at a time, in a fixed order.
 
-A worker gets a task (which images, at which positions of the training stream) and gives back their pixels; it holds no
-state and draws nothing of its own, so their number and their timing change nothing."""
+A worker gets a task (which images, at which positions of the training stream) and gives back their
+pixels; it holds no state and draws nothing of its own, so their number and their timing change
+nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ from samovar.data.pipeline import augment, crop_each, frame
 from samovar.data.splits import Arrays, Split
 
 IMAGES_PER_TASK = 32  # handing a task back costs some 2 ms whatever its size
-DECODED_AT_ONCE = 8  # shares the cost of the draws; more would hold too many photos of 40 MB at once
+DECODED_AT_ONCE = (
+    8  # shares the cost of the draws; more would hold too many photos of 40 MB at once
+)
 MAX_REPLACEMENTS = 16
 
 
@@ -45,7 +48,8 @@ class Made(NamedTuple):
     bad: list[tuple[int, str]]
     """Index of, and reason for, every image that could not be read."""
     lost: list[int]
-    """Places in the task that hold no image, as no replacement was found or, in evaluation, none is sought."""
+    """Places in the task that hold no image, as no replacement was found or, in evaluation, none is
+    sought."""
 
 
 @dataclass(frozen=True)
@@ -59,15 +63,23 @@ class Maker(Dataset[Made]):
     def __getitem__(self, task: Task) -> Made:
         """Read, frame and augment a task's images."""
         channels = self.split.images.shape[1] if isinstance(self.split, Arrays) else 3
-        images = torch.empty(len(task.indices), channels, *[self.config.image_size] * 2, dtype=torch.uint8)
+        images = torch.empty(
+            len(task.indices), channels, *[self.config.image_size] * 2, dtype=torch.uint8
+        )
         bad: list[tuple[int, str]] = []
         lost: list[int] = []
         for first in range(0, len(images), DECODED_AT_ONCE):
             places = range(first, min(first + DECODED_AT_ONCE, len(images)))
-            decoded: dict[int, Tensor | None] = {}  # once for all views of an image, which lie side by side
-            read = {p: image for p in places if (image := self._read(task, p, bad, decoded)) is not None}
+            decoded: dict[
+                int, Tensor | None
+            ] = {}  # once for all views of an image, which lie side by side
+            read = {
+                p: image for p in places if (image := self._read(task, p, bad, decoded)) is not None
+            }
             lost += [place for place in places if place not in read]
-            for place, image in zip(read, self._frame(list(read.values()), list(read), task), strict=True):
+            for place, image in zip(
+                read, self._frame(list(read.values()), list(read), task), strict=True
+            ):
                 images[place] = image
         if task.positions is not None:
             images = augment(images, self.config, self.seed, task.positions)
@@ -82,14 +94,17 @@ class Maker(Dataset[Made]):
     def _read(
         self, task: Task, place: int, bad: list[tuple[int, str]], decoded: dict[int, Tensor | None]
     ) -> Tensor | None:
-        """[C, H, W] uint8 of an image or, in training, of the replacement that (seed, position) choose."""
+        """[C, H, W] uint8 of an image or, in training, of the replacement that (seed, position)
+        choose."""
         index = int(task.indices[place])
         if index not in decoded:
             decoded[index] = self._try(index, bad)
         image = decoded[index]
         if image is None and task.positions is not None:
             mates = np.flatnonzero(self.split.labels == self.split.labels[index])
-            words = hashes((self.seed, Purpose.REPLACEMENT), task.positions[[place]], MAX_REPLACEMENTS)[0]
+            words = hashes(
+                (self.seed, Purpose.REPLACEMENT), task.positions[[place]], MAX_REPLACEMENTS
+            )[0]
             for mate in mates[(words % np.uint64(len(mates))).astype(np.int64)].tolist():
                 image = self._try(mate, bad)
                 if image is not None:
@@ -132,7 +147,8 @@ def make_all(
         pin_memory=device.type == "cuda",
         worker_init_fn=_start_worker,
         multiprocessing_context=worker_context(),
-        generator=torch.Generator(),  # else the loader draws from the generator that makes dropout masks
+        # else the loader draws from the generator that makes dropout masks
+        generator=torch.Generator(),
     )
     iterator = iter(loader)
     try:
@@ -142,16 +158,20 @@ def make_all(
 
 
 def num_workers(config: DataConfig) -> int:
-    """Processes of `--data.workers`; -1 shares the cores this process may use among the ranks of its machine."""
+    """Processes of `--data.workers`; -1 shares the cores this process may use among the ranks of
+    its machine."""
     if config.workers >= 0:
         return config.workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def worker_context() -> BaseContext:
     """How worker processes are started: from a server without threads, where there is one."""
-    # Not fork: this process has threads, and often a GPU context, that a fork copies in whatever state they are.
+    # Not fork: this process has threads, and often a GPU context, that a fork copies in whatever
+    # state they are.
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -160,7 +180,8 @@ def worker_context() -> BaseContext:
 
 
 def _start_worker(_: int) -> None:
-    # Control-C reaches every process of the terminal; the parent finishes its step and then ends the workers itself.
+    # Control-C reaches every process of the terminal; the parent finishes its step and then ends
+    # the workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

@@ -1,4 +1,5 @@
-"""Published test sets as their authors hand them out: ImageNet-C, -R, -A, -V2, -Sketch, ReaL labels, CIFAR-10/100-C.
+"""Published test sets as their authors hand them out: ImageNet-C, -R, -A, -V2, -Sketch, ReaL
+labels, CIFAR-10/100-C.
 
 Copies corrupted here are read by `robustness`, never as one of these. Nothing here needs torch."""
 
@@ -75,20 +76,27 @@ class Chosen(NamedTuple):
     severities: tuple[int, ...]
 
 
-def open_testset(text: str, corruptions: Sequence[str] = (), severities: Sequence[int] = SEVERITIES) -> TestSet:
+def open_testset(
+    text: str, corruptions: Sequence[str] = (), severities: Sequence[int] = SEVERITIES
+) -> TestSet:
     """Open `--testset`; images are not read yet.
 
     Args:
         text: NAME:PATH, with NAME one of TESTSETS.
-        corruptions: the ones to score of a corruption set; none: all 19, or the main 15 where there are no others.
+        corruptions: the ones to score of a corruption set; none: all 19, or the main 15 where there
+            are no others.
         severities: the ones to score.
 
     Raises:
         ValueError: an unknown name, or files that are not the published set, whole."""
     name, colon, argument = text.partition(":")
     if name + colon not in TESTSETS or not argument:
-        known = ", ".join(f"{known}PATH" for known in TESTSETS).replace("real:PATH", "real:VAL::REAL.json")
-        raise ValueError(f"--testset {text or '(empty)'} is no published test set; give one of {known}")
+        known = ", ".join(f"{known}PATH" for known in TESTSETS).replace(
+            "real:PATH", "real:VAL::REAL.json"
+        )
+        raise ValueError(
+            f"--testset {text or '(empty)'} is no published test set; give one of {known}"
+        )
     folder = Path(argument.partition("::")[0])
     try:
         if not folder.is_dir():
@@ -98,13 +106,16 @@ def open_testset(text: str, corruptions: Sequence[str] = (), severities: Sequenc
                 argument, Chosen(tuple(dict.fromkeys(corruptions)), tuple(sorted(set(severities))))
             )
     except ValueError as error:
-        reason = str(error).removeprefix("--data.source : ")  # which the readers of folders begin with
+        reason = str(error).removeprefix(
+            "--data.source : "
+        )  # which the readers of folders begin with
         raise ValueError(f"--testset {text}: {reason}") from error
 
 
 @functools.cache
 def wnids() -> dict[str, str]:
-    """ImageNet's WordNet ids in the order of its classes, each with the sets of 200 that hold it: A, R."""
+    """ImageNet's WordNet ids in the order of its classes, each with the sets of 200 that hold it:
+    A, R."""
     lines = Path(__file__).with_name("imagenet_wnids.txt").read_text(encoding="ascii").splitlines()
     return {wnid: sets for wnid, _, sets in (line.partition(" ") for line in lines)}
 
@@ -113,13 +124,16 @@ def _classes(only: str = "") -> dict[str, int]:
     return {wnid: index for index, (wnid, sets) in enumerate(wnids().items()) if only in sets}
 
 
-# --- one folder a class ----------------------------------------------------------------------------------------------
+# --- one folder a class
+# ----------------------------------------------------------------------------------------------
 
 
 def _folders(title: str, source: str, size: int, path: str, names: Mapping[str, int]) -> TestSet:
     split = _encoded(Path(path), _listed(title, Path(path), names), names)
     allowed = tuple(sorted(names.values())) if len(names) < len(wnids()) else None
-    return TestSet(title, source, size, (Condition({}, split),), len(wnids()), tuple(wnids()), allowed=allowed)
+    return TestSet(
+        title, source, size, (Condition({}, split),), len(wnids()), tuple(wnids()), allowed=allowed
+    )
 
 
 def _listed(title: str, folder: Path, names: Mapping[str, int]) -> dict[str, list[str]]:
@@ -153,19 +167,26 @@ def _paths(listed: Mapping[str, list[str]]) -> npt.NDArray[np.bytes_]:
     return np.array([os.fsencode(path) for files in listed.values() for path in files])
 
 
-# --- ReaL ------------------------------------------------------------------------------------------------------------
+# --- ReaL
+# ------------------------------------------------------------------------------------------------------------
 
 
 def _real(argument: str, _: Chosen) -> TestSet:
     folder, file = (*argument.split("::", 1), "")[:2]
     if not file:
-        raise ValueError("the labels are missing; give imagenet-real:VAL::REAL.json, the validation images and labels")
+        raise ValueError(
+            "the labels are missing; give imagenet-real:VAL::REAL.json, the validation images and labels"
+        )
     label_sets = _label_sets(Path(file))
     paths = _by_number(Path(folder), len(label_sets))
     kept = [number for number in sorted(paths) if label_sets[number - 1]]
     if not kept:
-        raise ValueError(f"{file} has no label for any of the {len(paths)} images in {folder}; give those of this set")
-    split = encoded(Files(folder, _paths({"": [paths[number] for number in kept]})), np.array(kept) - 1)
+        raise ValueError(
+            f"{file} has no label for any of the {len(paths)} images in {folder}; give those of this set"
+        )
+    split = encoded(
+        Files(folder, _paths({"": [paths[number] for number in kept]})), np.array(kept) - 1
+    )
     return TestSet(
         "ImageNet ReaL", "arXiv:2006.07159", 50_000, (Condition({}, split),), len(wnids()), tuple(wnids()),
         label_sets=label_sets, left_out=len(paths) - len(kept),
@@ -176,17 +197,26 @@ def _label_sets(file: Path) -> tuple[tuple[int, ...], ...]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{file} is no JSON ({str(error).splitlines()[0]}); give ReaL's real.json") from error
+        raise ValueError(
+            f"{file} is no JSON ({str(error).splitlines()[0]}); give ReaL's real.json"
+        ) from error
     if not isinstance(found, list) or not all(isinstance(each, list) for each in found):
-        raise ValueError(f"{file} is no list of lists; give ReaL's real.json, a list of classes for each image")
-    bad = next((k for each in found for k in each if type(k) is not int or not 0 <= k < len(wnids())), None)
+        raise ValueError(
+            f"{file} is no list of lists; give ReaL's real.json, a list of classes for each image"
+        )
+    bad = next(
+        (k for each in found for k in each if type(k) is not int or not 0 <= k < len(wnids())), None
+    )
     if bad is not None:
-        raise ValueError(f"{file} holds the label {bad!r}; labels are classes from 0 to {len(wnids()) - 1}")
+        raise ValueError(
+            f"{file} holds the label {bad!r}; labels are classes from 0 to {len(wnids()) - 1}"
+        )
     return tuple(map(tuple, found))
 
 
 def _by_number(folder: Path, count: int) -> dict[int, str]:
-    """Paths of validation images by the number in their name, whatever folders they are sorted into."""
+    """Paths of validation images by the number in their name, whatever folders they are sorted
+    into."""
     paths: dict[int, str] = {}
     for path in images_in(folder, "."):
         found = re.search(r"ILSVRC2012_val_(\d{8})[^/]*$", path)
@@ -197,20 +227,27 @@ def _by_number(folder: Path, count: int) -> dict[int, str]:
             )
         other = paths.setdefault(int(found[1]), path)
         if other != path:
-            raise ValueError(f"{folder / other} and {folder / path} are the same image; remove one of them")
+            raise ValueError(
+                f"{folder / other} and {folder / path} are the same image; remove one of them"
+            )
     if not paths:
         raise ValueError(f"no images in {folder}; give ImageNet's validation folder")
     return paths
 
 
-# --- corruptions -----------------------------------------------------------------------------------------------------
+# --- corruptions
+# -----------------------------------------------------------------------------------------------------
 
 
 def _imagenet_c(path: str, chosen: Chosen) -> TestSet:
     title, names = "ImageNet-C", _classes()
     found = {name: _find(Path(path), name) for name in MAIN + EXTRA}
     corruptions, missing = _choose({name for name, folder in found.items() if folder}, chosen)
-    parts = [(name, level, (found[name] or Path()) / str(level)) for name in corruptions for level in chosen.severities]
+    parts = [
+        (name, level, (found[name] or Path()) / str(level))
+        for name in corruptions
+        for level in chosen.severities
+    ]
     absent = [f"{name}/{level}" for name, level, folder in parts if not folder.is_dir()]
     if absent:
         raise ValueError(
@@ -226,7 +263,15 @@ def _imagenet_c(path: str, chosen: Chosen) -> TestSet:
         _check_same(reference, listed, folder, _listed(title, folder, names))
         there = replace(split, store=Files(str(folder), paths))  # one list of paths for all of them
         conditions.append(Condition({"corruption": name, "severity": level}, there))
-    return TestSet(title, "arXiv:1903.12261", 50_000, tuple(conditions), len(names), tuple(names), missing=missing)
+    return TestSet(
+        title,
+        "arXiv:1903.12261",
+        50_000,
+        tuple(conditions),
+        len(names),
+        tuple(names),
+        missing=missing,
+    )
 
 
 def _find(path: Path, name: str) -> Path | None:
@@ -237,7 +282,8 @@ def _choose(there: Container[str], chosen: Chosen) -> tuple[tuple[str, ...], tup
     """The corruptions to score, and what is missing from the published ones.
 
     Raises:
-        ValueError: one that is asked for is unknown or absent; without asking, the benchmark is not whole."""
+        ValueError: one that is asked for is unknown or absent; without asking, the benchmark is not
+            whole."""
     known = MAIN + EXTRA
     strange = next((name for name in chosen.corruptions if name not in known), None)
     if strange is not None:
@@ -250,12 +296,21 @@ def _choose(there: Container[str], chosen: Chosen) -> tuple[tuple[str, ...], tup
             "say with --corruptions which to score"
         )
     missing = [name for name in known if name not in wanted]
-    return tuple(wanted), (*missing, *(f"severity {k}" for k in SEVERITIES if k not in chosen.severities))
+    return tuple(wanted), (
+        *missing,
+        *(f"severity {k}" for k in SEVERITIES if k not in chosen.severities),
+    )
 
 
 def _check_jpeg(folder: Path, listed: Mapping[str, list[str]]) -> None:
     other = next(
-        (path for files in listed.values() for path in files if not path.lower().endswith((".jpg", ".jpeg"))), ""
+        (
+            path
+            for files in listed.values()
+            for path in files
+            if not path.lower().endswith((".jpg", ".jpeg"))
+        ),
+        "",
     )
     if other:
         raise ValueError(
@@ -264,7 +319,9 @@ def _check_jpeg(folder: Path, listed: Mapping[str, list[str]]) -> None:
         )
 
 
-def _check_same(one: Path, images: Mapping[str, list[str]], other: Path, others: Mapping[str, list[str]]) -> None:
+def _check_same(
+    one: Path, images: Mapping[str, list[str]], other: Path, others: Mapping[str, list[str]]
+) -> None:
     name = next((name for name in images if images[name] != others[name]), None)
     if name is not None:
         raise ValueError(
@@ -273,7 +330,9 @@ def _check_same(one: Path, images: Mapping[str, list[str]], other: Path, others:
         )
 
 
-def _cifar_c(title: str, classes: tuple[str, ...], num_classes: int, path: str, chosen: Chosen) -> TestSet:
+def _cifar_c(
+    title: str, classes: tuple[str, ...], num_classes: int, path: str, chosen: Chosen
+) -> TestSet:
     folder, n = Path(path), CIFAR_IMAGES
     corruptions, missing = _choose({file.stem for file in folder.glob("*.npy")}, chosen)
     labels = _labels(folder / "labels.npy", title, num_classes)
@@ -284,19 +343,27 @@ def _cifar_c(title: str, classes: tuple[str, ...], num_classes: int, path: str, 
             block = slice((level - 1) * n, level * n)
             split = Arrays(labels[block], images[block], f"{name}.npy, severity {level}, image")
             conditions.append(Condition({"corruption": name, "severity": level}, split))
-    return TestSet(title, "arXiv:1903.12261", n, tuple(conditions), num_classes, classes, 32, missing=missing)
+    return TestSet(
+        title, "arXiv:1903.12261", n, tuple(conditions), num_classes, classes, 32, missing=missing
+    )
 
 
 def _labels(file: Path, title: str, num_classes: int) -> npt.NDArray[np.int64]:
     labels = np.array(_load(file, (5 * CIFAR_IMAGES,), np.integer), np.int64)
     bad = labels[(labels < 0) | (labels >= num_classes)]
     if len(bad):
-        raise ValueError(f"{file} holds the label {bad[0]}; {title} has classes 0 to {num_classes - 1}")
+        raise ValueError(
+            f"{file} holds the label {bad[0]}; {title} has classes 0 to {num_classes - 1}"
+        )
     absent = np.flatnonzero(np.bincount(labels, minlength=num_classes) == 0)
     if len(absent):
-        raise ValueError(f"{file} holds no image of class {absent[0]}; {title} has {num_classes} classes")
+        raise ValueError(
+            f"{file} holds no image of class {absent[0]}; {title} has {num_classes} classes"
+        )
     if (labels.reshape(5, -1) != labels[:CIFAR_IMAGES]).any():
-        raise ValueError(f"{file} differs between severities, which are of the same images; give the published file")
+        raise ValueError(
+            f"{file} differs between severities, which are of the same images; give the published file"
+        )
     return labels
 
 
@@ -308,7 +375,9 @@ def _load(file: Path, shape: tuple[int, ...], kind: Any) -> npt.NDArray[Any]:
     try:
         array = np.lib.format.open_memmap(file, mode="r")  # refuses pickles
     except (ValueError, EOFError) as error:
-        raise ValueError(f"{file} cannot be read ({str(error).splitlines()[0]}); download it again") from error
+        raise ValueError(
+            f"{file} cannot be read ({str(error).splitlines()[0]}); download it again"
+        ) from error
     if array.shape != shape or not np.issubdtype(array.dtype, kind):
         raise ValueError(
             f"{file} is {array.dtype} {list(array.shape)}; the published one is {kind.__name__} {list(shape)}"
@@ -318,12 +387,22 @@ def _load(file: Path, shape: tuple[int, ...], kind: Any) -> npt.NDArray[Any]:
 
 Opener = Callable[[str, Chosen], TestSet]
 TESTSETS: dict[str, Opener] = {
-    "imagenet-r:": lambda path, _: _folders("ImageNet-R", "arXiv:2006.16241", 30_000, path, _classes("R")),
-    "imagenet-a:": lambda path, _: _folders("ImageNet-A", "arXiv:1907.07174", 7_500, path, _classes("A")),
-    "imagenet-v2:": lambda path, _: _folders(
-        "ImageNet-V2", "arXiv:1902.10811", 10_000, path, {str(index): index for index in range(len(wnids()))}
+    "imagenet-r:": lambda path, _: _folders(
+        "ImageNet-R", "arXiv:2006.16241", 30_000, path, _classes("R")
     ),
-    "imagenet-sketch:": lambda path, _: _folders("ImageNet-Sketch", "arXiv:1905.13549", 50_889, path, _classes()),
+    "imagenet-a:": lambda path, _: _folders(
+        "ImageNet-A", "arXiv:1907.07174", 7_500, path, _classes("A")
+    ),
+    "imagenet-v2:": lambda path, _: _folders(
+        "ImageNet-V2",
+        "arXiv:1902.10811",
+        10_000,
+        path,
+        {str(index): index for index in range(len(wnids()))},
+    ),
+    "imagenet-sketch:": lambda path, _: _folders(
+        "ImageNet-Sketch", "arXiv:1905.13549", 50_889, path, _classes()
+    ),
     "imagenet-real:": _real,
     "imagenet-c:": _imagenet_c,
     "cifar10-c:": lambda path, chosen: _cifar_c("CIFAR-10-C", CIFAR10, 10, path, chosen),

@@ -1,7 +1,8 @@
 """What is done to images, as batched functions of explicit draws.
 
-Images are [B, C, H, W], uint8 or float; every function gives back the type it was given, uint8 by rounding. Draws are
-uniform numbers from [0, 1), one row an image, so that an image's fate does not depend on its neighbours."""
+Images are [B, C, H, W], uint8 or float; every function gives back the type it was given, uint8 by
+rounding. Draws are uniform numbers from [0, 1), one row an image, so that an image's fate does not
+depend on its neighbours."""
 
 from __future__ import annotations
 
@@ -27,13 +28,16 @@ def flip(images: Tensor, u: Floats) -> Tensor:
     if images.device.type != "cpu":
         return torch.where(_on(mirrored, images).view(-1, 1, 1, 1), images.flip(-1), images)
     images = images.clone()
-    for row in np.flatnonzero(mirrored).tolist():  # on a CPU ten times faster than torch.where, which crawls on bytes
+    for row in np.flatnonzero(
+        mirrored
+    ).tolist():  # on a CPU ten times faster than torch.where, which crawls on bytes
         images[row] = images[row].flip(-1)
     return images
 
 
 def pad_crop(images: Tensor, u: Floats, pad: int) -> Tensor:
-    """Pad with zeros and cut the original size out at a random place, all (2 pad + 1)^2 of them equally likely.
+    """Pad with zeros and cut the original size out at a random place, all (2 pad + 1)^2 of them
+    equally likely.
 
     Args:
         images: [B, C, H, W].
@@ -51,7 +55,8 @@ def affine(images: Tensor, u: Floats, degrees: float, translate: float, zoom: fl
 
     Args:
         images: [B, C, S, S].
-        u: [B, 4] draws: angle, scale, horizontal and vertical shift, each uniform and symmetric about no change.
+        u: [B, 4] draws: angle, scale, horizontal and vertical shift, each uniform and symmetric
+            about no change.
         degrees: largest rotation.
         translate: largest shift, as a share of the image's side.
         zoom: largest relative change of scale."""
@@ -62,16 +67,21 @@ def affine(images: Tensor, u: Floats, degrees: float, translate: float, zoom: fl
     rows = np.stack([cos, sin, shift[:, 0], -sin, cos, shift[:, 1]], axis=1)
     theta = _on(rows.astype(np.float32).reshape(-1, 2, 3), images)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    return _like(F.grid_sample(_floats(images), grid, padding_mode="zeros", align_corners=False), images)
+    return _like(
+        F.grid_sample(_floats(images), grid, padding_mode="zeros", align_corners=False), images
+    )
 
 
-# --- the Inception crop ----------------------------------------------------------------------------------------------
+# --- the Inception crop
+# ----------------------------------------------------------------------------------------------
 
 
 def inception_boxes(heights: Ints, widths: Ints, seed: int, positions: Ints) -> Ints:
-    """Boxes of the Inception crop, as the paper's pipeline drew them: area 5-100 %, aspect 0.75-1.33.
+    """Boxes of the Inception crop, as the paper's pipeline drew them: area 5-100 %, aspect
+    0.75-1.33.
 
-    Up to 100 attempts a box, of which the first nearly always fits; an image too elongated for any is kept whole.
+    Up to 100 attempts a box, of which the first nearly always fits; an image too elongated for any
+    is kept whole.
 
     Args:
         heights: [n] pixels.
@@ -82,7 +92,8 @@ def inception_boxes(heights: Ints, widths: Ints, seed: int, positions: Ints) -> 
     Returns:
         [n, 4] top, left, height, width in pixels.
 
-    Source: TensorFlow's sample_distorted_bounding_box with min_object_covered=0, on which big_vision's
+    Source: TensorFlow's sample_distorted_bounding_box with min_object_covered=0, on which
+        big_vision's
     `inception_crop` stands."""
     boxes = np.stack([np.zeros_like(heights), np.zeros_like(widths), heights, widths], axis=1)
     pending = np.arange(len(heights))
@@ -96,7 +107,9 @@ def inception_boxes(heights: Ints, widths: Ints, seed: int, positions: Ints) -> 
     return boxes
 
 
-def inception_attempt(heights: Ints, widths: Ints, u: Floats) -> tuple[Ints, np.ndarray[tuple[int], np.dtype[np.bool]]]:
+def inception_attempt(
+    heights: Ints, widths: Ints, u: Floats
+) -> tuple[Ints, np.ndarray[tuple[int], np.dtype[np.bool]]]:
     """One attempt at a box per image, and whether it fits.
 
     Args:
@@ -121,7 +134,13 @@ def inception_attempt(heights: Ints, widths: Ints, u: Floats) -> tuple[Ints, np.
     height -= height * width > max_area
     width = _round(height * aspect)
     area = height * width
-    fits = (area >= min_area) & (area <= max_area) & (height <= heights) & (width <= widths) & (height * width > 0)
+    fits = (
+        (area >= min_area)
+        & (area <= max_area)
+        & (height <= heights)
+        & (width <= widths)
+        & (height * width > 0)
+    )
     # Without + 1, as the original: a smaller box never touches the bottom or the right edge.
     top = np.floor(u[:, 2] * (heights - height)).astype(np.int64)
     left = np.floor(u[:, 3] * (widths - width)).astype(np.int64)
@@ -133,7 +152,8 @@ def _round(x: Floats) -> Ints:
 
 
 def crop_resize(images: Tensor, boxes: Ints, size: int) -> Tensor:
-    """Cut a box out of each image and scale it to a square; bilinear, half-pixel centres, no antialias.
+    """Cut a box out of each image and scale it to a square; bilinear, half-pixel centres, no
+    antialias.
 
     Args:
         images: [B, C, H, W].
@@ -146,8 +166,12 @@ def crop_resize(images: Tensor, boxes: Ints, size: int) -> Tensor:
     pixels = corner + np.clip(places * extent - 0.5, 0, extent - 1)
     normalized = (2 * pixels + 1) / np.array([height, width])[:, None] - 1
     y, x = _on(normalized.astype(np.float32), images).unbind(1)
-    grid = torch.stack([x[:, None, :].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)], dim=-1)
-    return _like(F.grid_sample(_floats(images), grid, padding_mode="border", align_corners=False), images)
+    grid = torch.stack(
+        [x[:, None, :].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)], dim=-1
+    )
+    return _like(
+        F.grid_sample(_floats(images), grid, padding_mode="border", align_corners=False), images
+    )
 
 
 def resize(images: Tensor, height: int, width: int, *, antialias: bool) -> Tensor:
@@ -155,23 +179,36 @@ def resize(images: Tensor, height: int, width: int, *, antialias: bool) -> Tenso
     if images.shape[-2:] == (height, width):
         return images
     size = (height, width)
-    if images.device.type == "cpu" and images.dtype == torch.uint8:  # the one device with kernels for uint8
-        channels_last = images.contiguous(memory_format=torch.channels_last)  # a third faster than what it makes itself
+    if (
+        images.device.type == "cpu" and images.dtype == torch.uint8
+    ):  # the one device with kernels for uint8
+        channels_last = images.contiguous(
+            memory_format=torch.channels_last
+        )  # a third faster than what it makes itself
         return F.interpolate(channels_last, size=size, mode="bilinear", antialias=antialias)
-    return _like(F.interpolate(_floats(images), size=size, mode="bilinear", antialias=antialias), images)
+    return _like(
+        F.interpolate(_floats(images), size=size, mode="bilinear", antialias=antialias), images
+    )
 
 
 def resize_central(images: Tensor, size: int) -> Tensor:
-    """Scale the shorter side to size * 256 / 224 with antialias, cut the central square: the paper's evaluation."""
+    """Scale the shorter side to size * 256 / 224 with antialias, cut the central square: the
+    paper's evaluation."""
     height, width = images.shape[-2:]
     shorter = max(size, round(size * 256 / 224))
     scale = shorter / min(height, width)
-    images = resize(images, max(shorter, round(height * scale)), max(shorter, round(width * scale)), antialias=True)
+    images = resize(
+        images,
+        max(shorter, round(height * scale)),
+        max(shorter, round(width * scale)),
+        antialias=True,
+    )
     top, left = (images.shape[-2] - size) // 2, (images.shape[-1] - size) // 2
     return images[..., top : top + size, left : left + size]
 
 
-# --- types and devices -----------------------------------------------------------------------------------------------
+# --- types and devices
+# -----------------------------------------------------------------------------------------------
 
 
 def _on(values: np.ndarray[tuple[int, ...], np.dtype[np.generic]], images: Tensor) -> Tensor:

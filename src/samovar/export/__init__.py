@@ -1,7 +1,8 @@
-"""Copies of a trained network that work without this package: timm's folder, ONNX, a program of `torch.export`.
+"""Copies of a trained network that work without this package: timm's folder, ONNX, a program of
+`torch.export`.
 
-A copy is written aside, loaded as its reader would load it, compared with the original on random images, and kept only
-if its logits are the same."""
+A copy is written aside, loaded as its reader would load it, compared with the original on random
+images, and kept only if its logits are the same."""
 
 from __future__ import annotations
 
@@ -17,20 +18,28 @@ FORMATS = {
 
 
 def export(
-    what: str, kind: str, *, output: Path | None = None, checkpoint: str = "best", name: str = "", title: str = ""
+    what: str,
+    kind: str,
+    *,
+    output: Path | None = None,
+    checkpoint: str = "best",
+    name: str = "",
+    title: str = "",
 ) -> Path:
     """Write a copy of a model as a folder; returns its path.
 
     Args:
         what: a run, or any model that `samovar.models.open.open_model` opens.
         kind: one of `FORMATS`.
-        output: the folder, which may hold an earlier copy; None is `export-KIND` in the run, or beside the caller.
+        output: the folder, which may hold an earlier copy; None is `export-KIND` in the run, or
+            beside the caller.
         checkpoint: of a run: `best`, `last` or a step.
         name: the network of a bare file of weights.
         title: of the model card; empty is the run's name.
 
     Raises:
-        ValueError: an unknown format, a model or folder that does not fit it, logits that differ."""
+        ValueError: an unknown format, a model or folder that does not fit it, logits that
+            differ."""
     from samovar.export.folder import write
     from samovar.export.original import open_original
 

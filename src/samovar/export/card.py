@@ -1,4 +1,5 @@
-"""The model card of a copy: what it is, how good, how flat, how it was trained and how to load it."""
+"""The model card of a copy: what it is, how good, how flat, how it was trained and how to load
+it."""
 
 from __future__ import annotations
 
@@ -83,7 +84,8 @@ def _prepared(original: Original) -> str:
     return "the shorter side is scaled to size * 256 / 224 (bilinear, antialias), the central square is cut out"
 
 
-# --- from the run's records ------------------------------------------------------------------------------------------
+# --- from the run's records
+# ------------------------------------------------------------------------------------------
 
 
 def _measured(original: Original, run: RunDir) -> list[str]:
@@ -92,21 +94,33 @@ def _measured(original: Original, run: RunDir) -> list[str]:
     at_step = (record for record in run.records() if record.where.get("step") == original.step)
     own = [record for record in at_step if record.settings.get("source", source) == source]
     lines = [f"- {_accuracy(own)}"]
-    sharp = [record for record in own if record.name == "hessian/lambda_max" and "block" not in record.where]
+    sharp = [
+        record
+        for record in own
+        if record.name == "hessian/lambda_max" and "block" not in record.where
+    ]
     if sharp:
         last = sharp[-1]
         error = f" (residual {last.residual:.2g})" if last.residual is not None else ""
         s = last.settings
         on = f"{s.get('loss', '')} loss on {s.get('images', '?')} {last.where.get('split', '')} images"
         state = "" if last.converged else ", not converged"
-        lines.append(f"- lambda_max, the largest Hessian eigenvalue: {last.value:.4g}{error}{state}; {on}")
+        lines.append(
+            f"- lambda_max, the largest Hessian eigenvalue: {last.value:.4g}{error}{state}; {on}"
+        )
     else:
-        lines.append("- lambda_max, the largest Hessian eigenvalue: not measured (`samovar measure RUN hessian`)")
+        lines.append(
+            "- lambda_max, the largest Hessian eigenvalue: not measured (`samovar measure RUN hessian`)"
+        )
     return lines
 
 
 def _accuracy(records: Sequence[Record]) -> str:
-    measured = [record for record in records if record.name == "accuracy/top1" and record.where.get("split") == "val"]
+    measured = [
+        record
+        for record in records
+        if record.name == "accuracy/top1" and record.where.get("split") == "val"
+    ]
     validated = [record for record in records if record.name == "val/accuracy"]
     found = (measured or validated)[-1:]
     if not found or not found[0].n:
@@ -122,7 +136,11 @@ def _trained(run: RunDir) -> list[str]:
     found = read_provenance(run)
     versions = ", ".join(f"{name} {value}" for name, value in found.get("versions", {}).items())
     words = "".join(f", {each}" for each in (configs.sam_words(config.sam),) if each)
-    sam = f"SAM with rho {config.sam.rho:g}, m {config.sam.m or 'all'}{words}" if config.sam.rho else "without SAM"
+    sam = (
+        f"SAM with rho {config.sam.rho:g}, m {config.sam.m or 'all'}{words}"
+        if config.sam.rho
+        else "without SAM"
+    )
     lines = [
         f"- data: {_last_part(config.data.source)}",
         f"- training: {config.optim.name}, {sam}; `{replay(config)}`",
@@ -141,7 +159,9 @@ def replay(config: Config) -> str:
     """The command that trains this again, without paths of one machine."""
     free = Config()
     data = replace(config.data, root=free.data.root, source=_last_part(config.data.source))
-    public = replace(config, output=free.output, name=free.name, data=data, init=_last_part(config.init))
+    public = replace(
+        config, output=free.output, name=free.name, data=data, init=_last_part(config.init)
+    )
     known = config.recipe in recipes.RECIPES
     base = recipes.get(config.recipe).config() if known else Config(recipe=config.recipe)
     return " ".join(["samovar train", config.recipe, *configs.to_flags(public, base)])

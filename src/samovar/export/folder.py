@@ -19,14 +19,17 @@ WRITERS: dict[str, tuple[Callable[[Original, Path], float], tuple[str, ...]]] = 
     "onnx": (write_onnx, ("model.onnx",)),
     "torch": (write_program, ("model.pt2", "model.json")),
 }
-"""What writes and checks a copy, giving the largest difference of a logit; the names of its files."""
+"""What writes and checks a copy, giving the largest difference of a logit; the names of its
+files."""
 
 
 def write(original: Original, kind: str, output: Path) -> Path:
-    """Write a copy with its model card; on any failure nothing is left, and what was there stays as it was.
+    """Write a copy with its model card; on any failure nothing is left, and what was there stays as
+    it was.
 
     Raises:
-        ValueError: a folder that holds something else or cannot be written, a copy that cannot be made."""
+        ValueError: a folder that holds something else or cannot be written, a copy that cannot be
+            made."""
     writer, names = WRITERS[kind]
     place = output.resolve()
     _check_place(output, {CARD, *names})
@@ -40,7 +43,9 @@ def write(original: Original, kind: str, output: Path) -> Path:
             shutil.rmtree(place)
         aside.rename(place)
     except OSError as error:
-        raise ValueError(f"cannot write to --output {output}: {error.strerror or error}; give another") from error
+        raise ValueError(
+            f"cannot write to --output {output}: {error.strerror or error}; give another"
+        ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return output

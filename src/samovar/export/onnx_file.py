@@ -22,10 +22,12 @@ _KEY = "samovar"
 
 
 def write_onnx(original: Original, folder: Path) -> float:
-    """Write the file with what it takes and gives as its metadata; returns how far its logits are off.
+    """Write the file with what it takes and gives as its metadata; returns how far its logits are
+    off.
 
     Raises:
-        ValueError: packages that are missing, a network that ONNX does not express, logits that differ."""
+        ValueError: packages that are missing, a network that ONNX does not express, logits that
+            differ."""
     _need("onnx", "onnxscript", "onnxruntime")
     program = traced(original)
     try:
@@ -38,7 +40,9 @@ def write_onnx(original: Original, folder: Path) -> float:
         found.save(folder / MODEL, external_data=False)
     except (RuntimeError, ValueError, NotImplementedError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{original.opened.name} cannot be written as ONNX ({reason}); give --format torch") from error
+        raise ValueError(
+            f"{original.opened.name} cannot be written as ONNX ({reason}); give --format torch"
+        ) from error
     session = open_session(folder / MODEL)
     try:
         return compare(original, lambda images: run(session, images))
@@ -60,7 +64,9 @@ def open_session(path: Path, device: str = "cpu") -> Any:
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=[*providers, "CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            str(path), options, providers=[*providers, "CPUExecutionProvider"]
+        )
     except Exception as error:  # onnxruntime's errors share no base but this
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"{path} cannot be run by onnxruntime ({reason})") from error
@@ -78,12 +84,15 @@ def interface_in(session: Any, path: Path) -> Interface:
         ValueError: it is none of ours."""
     said = session.get_modelmeta().custom_metadata_map.get(_KEY)
     if said is None:
-        raise ValueError(f"{path} does not say how images are prepared; give one that `samovar export` wrote")
+        raise ValueError(
+            f"{path} does not say how images are prepared; give one that `samovar export` wrote"
+        )
     return from_dict(json.loads(said))
 
 
 def _metadata(interface: Interface) -> dict[str, str]:
-    """Values by name, all of them text as ONNX has it: for any reader first, then whole for ours."""
+    """Values by name, all of them text as ONNX has it: for any reader first, then whole for
+    ours."""
     size = interface.image_size
     return {
         "classes": json.dumps(interface.classes),
@@ -98,4 +107,6 @@ def _need(*packages: str) -> None:
 
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
-        raise ValueError(f"ONNX needs the package {missing[0]}; install it by `pip install samovar[onnx]`")
+        raise ValueError(
+            f"ONNX needs the package {missing[0]}; install it by `pip install samovar[onnx]`"
+        )

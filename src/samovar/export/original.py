@@ -15,10 +15,11 @@ from samovar.runs import checkpoint as checkpoints
 from samovar.runs.records import RunDir
 
 BATCH_SIZES = (1, 2, 7)
-"""Of the images on which a copy is compared; one is a case of its own to programs that are traced."""
+"""Of the images on which a copy is compared; one is a case of its own to programs that are
+traced."""
 TOLERANCE = 1e-4
-"""Largest difference of a logit, relative to the largest of them where that is above 1; other libraries add up in
-another order, which moves float32 logits by some 1e-6."""
+"""Largest difference of a logit, relative to the largest of them where that is above 1; other
+libraries add up in another order, which moves float32 logits by some 1e-6."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,9 @@ class Original:
         return self.run.path if self.run else Path()
 
 
-def open_original(what: str, *, checkpoint: str = "best", name: str = "", title: str = "") -> Original:
+def open_original(
+    what: str, *, checkpoint: str = "best", name: str = "", title: str = ""
+) -> Original:
     """Open a model at one of its checkpoints.
 
     Args:
@@ -57,7 +60,9 @@ def open_original(what: str, *, checkpoint: str = "best", name: str = "", title:
     title = title or Path(what).resolve().name
     if run is None:
         if checkpoint != "best":
-            raise ValueError(f"--checkpoint {checkpoint} is of runs, and {what} is none; leave it out")
+            raise ValueError(
+                f"--checkpoint {checkpoint} is of runs, and {what} is none; leave it out"
+            )
         return Original(title, opened, interface_of(opened), None, 0, Path(what).name)
     path = _choose(run, checkpoint)
     found = checkpoints.load(path)
@@ -77,7 +82,9 @@ def _choose(run: RunDir, which: str) -> Path:
     return checkpoints.choose(run.checkpoints, which if which in ("best", "last") else asked)
 
 
-def compare(original: Original, copy: Callable[[Tensor], Tensor], tolerance: float = TOLERANCE) -> float:
+def compare(
+    original: Original, copy: Callable[[Tensor], Tensor], tolerance: float = TOLERANCE
+) -> float:
     """The largest difference of a logit between the original and its copy, on random images.
 
     Args:
@@ -90,13 +97,19 @@ def compare(original: Original, copy: Callable[[Tensor], Tensor], tolerance: flo
     size, generator = original.interface.image_size, torch.Generator().manual_seed(0)
     largest = 0.0
     for batch_size in BATCH_SIZES:
-        images = torch.rand(batch_size, original.interface.channels, size, size, generator=generator)
+        images = torch.rand(
+            batch_size, original.interface.channels, size, size, generator=generator
+        )
         with torch.no_grad():
             expected, found = original.opened.model(images), copy(images)
         if found.shape != expected.shape:
-            raise ValueError(f"its logits have shape {list(found.shape)}, not {list(expected.shape)}")
+            raise ValueError(
+                f"its logits have shape {list(found.shape)}, not {list(expected.shape)}"
+            )
         difference = float((found - expected).abs().max())
-        if not difference <= tolerance * max(1.0, float(expected.abs().max())):  # nan is no match either
+        if not difference <= tolerance * max(
+            1.0, float(expected.abs().max())
+        ):  # nan is no match either
             raise ValueError(f"its logits differ by {difference:.2g} on {batch_size} images")
         largest = max(largest, difference)
     return largest

@@ -1,6 +1,8 @@
-"""What a model makes of image files: a run, a model by name, an exported folder or ONNX file of one.
+"""What a model makes of image files: a run, a model by name, an exported folder or ONNX file of
+one.
 
-Images go the way that the run's own evaluation sends them, at any size, orientation and colour mode."""
+Images go the way that the run's own evaluation sends them, at any size, orientation and colour
+mode."""
 
 from __future__ import annotations
 
@@ -49,10 +51,13 @@ class Prediction:
     classes: tuple[str, ...]
     indices: tuple[int, ...]
     probabilities: tuple[float, ...]
-    """Softmax over all classes; of a model trained by sigmoid loss each class's own, which need not add up to 1."""
+    """Softmax over all classes; of a model trained by sigmoid loss each class's own, which need not
+    add up to 1."""
 
 
-def open_predictor(what: str, *, checkpoint: str = "best", name: str = "", device: str = "auto") -> Predictor:
+def open_predictor(
+    what: str, *, checkpoint: str = "best", name: str = "", device: str = "auto"
+) -> Predictor:
     """Open what predicts.
 
     Args:
@@ -67,7 +72,9 @@ def open_predictor(what: str, *, checkpoint: str = "best", name: str = "", devic
     if path.suffix == ".onnx" or (path / MODEL).is_file():
         file = path / MODEL if path.is_dir() else path
         session = open_session(file, place.type)
-        return _checked(Predictor(what, interface_in(session, file), lambda images: run(session, images)))
+        return _checked(
+            Predictor(what, interface_in(session, file), lambda images: run(session, images))
+        )
     if path.suffix == ".pt2" or (path / PROGRAM).is_file():
         raise ValueError(
             f"{what} is a program of torch.export, which is not opened here since its reader runs code that is in a "
@@ -93,23 +100,32 @@ def _checked(predictor: Predictor) -> Predictor:
 
 
 def find_images(words: Sequence[str]) -> list[Path]:
-    """The files of a command line: files as they are, folders with all below them, patterns; each once, in order.
+    """The files of a command line: files as they are, folders with all below them, patterns; each
+    once, in order.
 
     Raises:
         ValueError: a name of nothing, a folder without images."""
     found: dict[Path, None] = {}
     for word in words:
         path = Path(word)
-        matched = [path] if path.exists() else [Path(each) for each in sorted(glob.glob(word, recursive=True))]  # noqa: PTH207
+        matched = (
+            [path]
+            if path.exists()
+            else [Path(each) for each in sorted(glob.glob(word, recursive=True))]
+        )  # noqa: PTH207
         if not matched:
-            raise ValueError(f"there is no image {word}; give files, folders, or patterns such as 'photos/**/*.jpg'")
+            raise ValueError(
+                f"there is no image {word}; give files, folders, or patterns such as 'photos/**/*.jpg'"
+            )
         for each in matched:
             files = sorted(images_in(each, str(each))) if each.is_dir() else [str(each)]
             if not files and path.is_dir():
                 raise ValueError(f"{word} holds no images; known endings: {' '.join(EXTENSIONS)}")
             found |= dict.fromkeys(map(Path, files))
     if not found:
-        raise ValueError(f"there is no image among {' '.join(words)}; known endings: {' '.join(EXTENSIONS)}")
+        raise ValueError(
+            f"there is no image among {' '.join(words)}; known endings: {' '.join(EXTENSIONS)}"
+        )
     return list(found)
 
 
@@ -139,9 +155,15 @@ def predict(
             for path, found in zip(files, read, strict=True):
                 if isinstance(found, str):
                     on_bad(path, found)
-            good = {path: found for path, found in zip(files, read, strict=True) if isinstance(found, Tensor)}
+            good = {
+                path: found
+                for path, found in zip(files, read, strict=True)
+                if isinstance(found, Tensor)
+            }
             if good:
-                yield from _best(list(good), predictor, to_floats(torch.stack(list(good.values()))), top_k)
+                yield from _best(
+                    list(good), predictor, to_floats(torch.stack(list(good.values()))), top_k
+                )
 
 
 def _try(path: Path, interface: Interface) -> Tensor | str:
@@ -154,19 +176,26 @@ def _try(path: Path, interface: Interface) -> Tensor | str:
         return error.strerror or str(error)
 
 
-def _best(paths: Sequence[Path], predictor: Predictor, images: Tensor, top_k: int) -> Iterator[Prediction]:
+def _best(
+    paths: Sequence[Path], predictor: Predictor, images: Tensor, top_k: int
+) -> Iterator[Prediction]:
     logits = predictor.logits(images)
     bad = (~logits.isfinite().all(1)).nonzero().flatten().tolist()
     if bad:
-        raise ValueError(f"logits of {paths[bad[0]]} are not finite; look at the weights of {predictor.name}")
-    order = logits.sort(dim=1, descending=True, stable=True).indices[:, :top_k]  # of equal ones the lower class first
+        raise ValueError(
+            f"logits of {paths[bad[0]]} are not finite; look at the weights of {predictor.name}"
+        )
+    order = logits.sort(dim=1, descending=True, stable=True).indices[
+        :, :top_k
+    ]  # of equal ones the lower class first
     values = probabilities(logits.double(), predictor.interface).gather(1, order)
     for path, indices, row in zip(paths, order.tolist(), values.tolist(), strict=True):
         names = tuple(predictor.interface.classes[index] for index in indices)
         yield Prediction(path, names, tuple(indices), tuple(row))
 
 
-# --- for a person, for a program, for a spreadsheet ------------------------------------------------------------------
+# --- for a person, for a program, for a spreadsheet
+# ------------------------------------------------------------------
 
 
 def show(
@@ -185,7 +214,8 @@ def show(
 
     Raises:
         ValueError: a model or images that are not there, a file that cannot be written.
-        SystemExit: 2 at the end where images could not be read; each is named on stderr, the others are predicted."""
+        SystemExit: 2 at the end where images could not be read; each is named on stderr, the others
+            are predicted."""
     images = find_images(words)
     predictor = open_predictor(what, checkpoint=checkpoint, name=name, device=device)
     bad: list[Path] = []
@@ -215,19 +245,32 @@ def write_json(found: Iterator[Prediction], file: IO[str]) -> None:
     """A JSON object a line, as soon as it is known."""
     for each in found:
         columns = zip(each.classes, each.indices, each.probabilities, strict=True)
-        best = [{"class": name, "index": index, "probability": value} for name, index, value in columns]
+        best = [
+            {"class": name, "index": index, "probability": value} for name, index, value in columns
+        ]
         print(json.dumps({"image": _shown(each.image), "predictions": best}), file=file, flush=True)
 
 
 def write_csv(found: Iterator[Prediction], file: IO[str]) -> None:
-    """A row an image: its path, then class and probability of the best, the second best and so on."""
+    """A row an image: its path, then class and probability of the best, the second best and so
+    on."""
     rows = csv.writer(file, lineterminator="\n")
     for number, each in enumerate(found):
         if number == 0:
             ranks = range(1, len(each.classes) + 1)
-            rows.writerow(["image", *(f"{column}{rank}" for rank in ranks for column in ("class", "probability"))])
+            rows.writerow(
+                [
+                    "image",
+                    *(f"{column}{rank}" for rank in ranks for column in ("class", "probability")),
+                ]
+            )
         pairs = zip(each.classes, each.probabilities, strict=True)
-        rows.writerow([_shown(each.image), *(cell for name, value in pairs for cell in (name, f"{value:.6g}"))])
+        rows.writerow(
+            [
+                _shown(each.image),
+                *(cell for name, value in pairs for cell in (name, f"{value:.6g}")),
+            ]
+        )
         file.flush()
 
 
@@ -236,19 +279,25 @@ def _save_csv(found: Iterator[Prediction], path: Path) -> None:
         with path.open("w", encoding="utf-8", newline="") as file:
             write_csv(found, file)
     except OSError as error:
-        raise ValueError(f"cannot write to --csv {path}: {error.strerror or error}; give another file") from error
+        raise ValueError(
+            f"cannot write to --csv {path}: {error.strerror or error}; give another file"
+        ) from error
     print(f"predictions: {path}")
 
 
 def table_of(found: Iterator[Prediction], predictor: Predictor) -> Table:
     """The predictions for a person."""
     kind = "softmax" if predictor.interface.loss == "softmax" else "sigmoid, each class on its own"
-    table = Table("image", "class", "probability", "then", title=f"{predictor.name}: probabilities by {kind}")
+    table = Table(
+        "image", "class", "probability", "then", title=f"{predictor.name}: probabilities by {kind}"
+    )
     for each in found:
         rest = zip(each.classes[1:], each.probabilities[1:], strict=True)
         then = ", ".join(f"{name} {value:.3f}" for name, value in rest)
         row = (_shown(each.image), each.classes[0], f"{each.probabilities[0]:.3f}", then)
-        table.add_row(*(Text(cell, overflow="fold") for cell in row))  # a name in brackets is no markup
+        table.add_row(
+            *(Text(cell, overflow="fold") for cell in row)
+        )  # a name in brackets is no markup
     return table
 
 

@@ -1,7 +1,8 @@
-"""What a classifier takes and gives, as a file beside it can say: how images are prepared, class names, probabilities.
+"""What a classifier takes and gives, as a file beside it can say: how images are prepared, class
+names, probabilities.
 
-Images are read and brought to the model's size by the functions that evaluation uses, so the same file gives the same
-logits here and there."""
+Images are read and brought to the model's size by the functions that evaluation uses, so the same
+file gives the same logits here and there."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ from samovar.models.open import Opened
 KEY = "samovar"
 """Under which an export says all this."""
 ONE_SIZE = ("digits", "fashion-mnist", "cifar10", "cifar100")
-"""Sources whose images have one size: evaluation scales those whole, and cuts others to a central square."""
+"""Sources whose images have one size: evaluation scales those whole, and cuts others to a central
+square."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,16 @@ class Interface:
     channels: int
     """Colours of a pixel: 1 is grey, 3 is RGB."""
     whole: bool
-    """Whether an image is scaled whole to the square; else its shorter side, then a central crop."""
+    """Whether an image is scaled whole to the square; else its shorter side, then a central
+    crop."""
     loss: Loss
-    """What it was trained by: of `sigmoid` each class has a probability of its own, and they need not add up to 1."""
+    """What it was trained by: of `sigmoid` each class has a probability of its own, and they need
+    not add up to 1."""
 
 
 def interface_of(opened: Opened) -> Interface:
-    """The interface of an opened model: as an export of ours says, as its run was evaluated, else that of photos.
+    """The interface of an opened model: as an export of ours says, as its run was evaluated, else
+    that of photos.
 
     Raises:
         ValueError: an export that says too little."""
@@ -57,7 +62,9 @@ def interface_of(opened: Opened) -> Interface:
         opened.image_size,
         opened.channels,
         whole=opened.data is not None and opened.data.source in ONE_SIZE,
-        loss="sigmoid" if loss == "sigmoid" else "softmax",  # contrastive runs end in a softmax classifier
+        loss="sigmoid"
+        if loss == "sigmoid"
+        else "softmax",  # contrastive runs end in a softmax classifier
     )
 
 
@@ -71,13 +78,23 @@ def from_dict(values: Any) -> Interface:
 
     Raises:
         ValueError: a value that is missing or of another kind."""
-    hints: dict[str, type] = {"classes": list, "image_size": int, "channels": int, "whole": bool, "loss": str}
+    hints: dict[str, type] = {
+        "classes": list,
+        "image_size": int,
+        "channels": int,
+        "whole": bool,
+        "loss": str,
+    }
     for name, kind in hints.items():
         if not isinstance(values, dict) or not isinstance(values.get(name), kind):
             raise ValueError(f"{name!r} is missing among what is said of the model; export it anew")
-    found = Interface(**{name: values[name] for name in hints} | {"classes": tuple(map(str, values["classes"]))})
+    found = Interface(
+        **{name: values[name] for name in hints} | {"classes": tuple(map(str, values["classes"]))}
+    )
     if found.loss not in ("softmax", "sigmoid") or found.image_size < 1:
-        raise ValueError(f"a model of {found.image_size} pixels trained by {found.loss} is none of ours")
+        raise ValueError(
+            f"a model of {found.image_size} pixels trained by {found.loss} is none of ours"
+        )
     return found
 
 
@@ -92,11 +109,13 @@ def read_image(path: Path, interface: Interface) -> Tensor:
 
 
 def probabilities(logits: Tensor, interface: Interface) -> Tensor:
-    """Probabilities of logits [B, K]: softmax over the classes, or the sigmoid of each under the sigmoid loss."""
+    """Probabilities of logits [B, K]: softmax over the classes, or the sigmoid of each under the
+    sigmoid loss."""
     return logits.softmax(1) if interface.loss == "softmax" else logits.sigmoid()
 
 
 def resize_side(interface: Interface) -> int:
-    """Pixels that the shorter side of an image is scaled to before the central crop; the crop itself if whole."""
+    """Pixels that the shorter side of an image is scaled to before the central crop; the crop
+    itself if whole."""
     size = interface.image_size
     return size if interface.whole else max(size, round(size * 256 / 224))

@@ -1,4 +1,5 @@
-"""A program of `torch.export`: the network as a graph of torch's own operations, with its weights."""
+"""A program of `torch.export`: the network as a graph of torch's own operations, with its
+weights."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ PROGRAM, FACTS = "model.pt2", "model.json"
 class _Nested(nn.Module):
     """A network one level down, so that its buffers are `classifier.mean` and not `mean`.
 
-    Results of operations are called `mean` as well, and onnxscript's optimizer mistakes one for the other."""
+    Results of operations are called `mean` as well, and onnxscript's optimizer mistakes one for the
+    other."""
 
     def __init__(self, classifier: nn.Module) -> None:
         super().__init__()
@@ -37,10 +39,14 @@ def traced(original: Original) -> Any:
     Raises:
         ValueError: a network that cannot be traced."""
     size = original.interface.image_size
-    images = torch.rand(2, original.interface.channels, size, size, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(
+        2, original.interface.channels, size, size, generator=torch.Generator().manual_seed(0)
+    )
     try:
         batch = {"images": {0: torch.export.Dim("batch")}}
-        program = torch.export.export(_Nested(original.opened.model), (images,), dynamic_shapes=batch)
+        program = torch.export.export(
+            _Nested(original.opened.model), (images,), dynamic_shapes=batch
+        )
     except Exception as error:  # tracers raise whatever they stumble over
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(
@@ -53,12 +59,15 @@ def traced(original: Original) -> Any:
 
 
 def write_program(original: Original, folder: Path) -> float:
-    """Write the program with a JSON file on what it takes and gives; returns how far its logits are off.
+    """Write the program with a JSON file on what it takes and gives; returns how far its logits are
+    off.
 
     Raises:
         ValueError: a network that cannot be traced, logits that differ."""
     torch.export.save(traced(original), folder / PROGRAM)
-    (folder / FACTS).write_text(json.dumps(to_dict(original.interface), indent=2) + "\n", encoding="utf-8")
+    (folder / FACTS).write_text(
+        json.dumps(to_dict(original.interface), indent=2) + "\n", encoding="utf-8"
+    )
     module = torch.export.load(folder / PROGRAM).module()
 
     def run(images: Tensor) -> Tensor:

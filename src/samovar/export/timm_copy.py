@@ -1,7 +1,8 @@
-"""A folder that plain timm opens: `config.json` names one of its architectures with arguments, weights lie beside it.
+"""A folder that plain timm opens: `config.json` names one of its architectures with arguments,
+weights lie beside it.
 
-Whether timm builds the same network from what JSON can say is not argued but tried: it opens the folder, and its
-logits are compared."""
+Whether timm builds the same network from what JSON can say is not argued but tried: it opens the
+folder, and its logits are compared."""
 
 from __future__ import annotations
 
@@ -41,7 +42,10 @@ def write_timm(original: Original, folder: Path) -> float:
 
     Raises:
         ValueError: timm builds no such network from a `config.json`."""
-    weights = {name: tensor.detach().contiguous().clone() for name, tensor in _body(original).state_dict().items()}
+    weights = {
+        name: tensor.detach().contiguous().clone()
+        for name, tensor in _body(original).state_dict().items()
+    }
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     reasons = []
     for built in _candidates(original):
@@ -49,9 +53,16 @@ def write_timm(original: Original, folder: Path) -> float:
         (folder / CONFIG).write_text(text, encoding="utf-8")
         try:
             return compare(original, open_plainly(folder, original.interface))
-        except Exception as error:  # whatever timm stumbles over: then it does not build this network
-            reasons.append(f"{built.architecture}: {(str(error).strip() or repr(error)).splitlines()[0]}")
-    reason = next((why for kind, why in _REASONS.items() if isinstance(_body(original), kind)), "; ".join(reasons))
+        except (
+            Exception
+        ) as error:  # whatever timm stumbles over: then it does not build this network
+            reasons.append(
+                f"{built.architecture}: {(str(error).strip() or repr(error)).splitlines()[0]}"
+            )
+    reason = next(
+        (why for kind, why in _REASONS.items() if isinstance(_body(original), kind)),
+        "; ".join(reasons),
+    )
     raise ValueError(
         f"{original.opened.config.name} is no architecture of timm {timm.__version__} that a config.json can name"
         f"{f' ({reason})' if reason else ''}; give --format torch or --format onnx"
@@ -70,7 +81,11 @@ def open_plainly(folder: Path, interface: Interface) -> Callable[[Tensor], Tenso
         model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
     told = _told(model)
     mean, std = (torch.tensor(told[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
-    if tuple(told["input_size"]) != (interface.channels, interface.image_size, interface.image_size):
+    if tuple(told["input_size"]) != (
+        interface.channels,
+        interface.image_size,
+        interface.image_size,
+    ):
         raise ValueError(f"it takes images of {told['input_size']}")
     model.eval()
 
@@ -89,7 +104,8 @@ def _told(model: Any) -> dict[str, Any]:
 
 
 def config_of(original: Original, built: Built) -> dict[str, Any]:
-    """`config.json`: how timm builds the network, how images are prepared, the names of the classes."""
+    """`config.json`: how timm builds the network, how images are prepared, the names of the
+    classes."""
     body, interface, size = _body(original), original.interface, original.interface.image_size
     known: Any = timm.get_pretrained_cfg(built.architecture)
     config: dict[str, Any] = {
@@ -121,7 +137,8 @@ def config_of(original: Original, built: Built) -> dict[str, Any]:
 def crop_pct(interface: Interface) -> float:
     """timm's share of the resized side that is kept: it scales to floor(size / share).
 
-    224 of 256 is 0.875; other sizes round to whole pixels, so that theirs is a share that floors to the same side."""
+    224 of 256 is 0.875; other sizes round to whole pixels, so that theirs is a share that floors to
+    the same side."""
     size, side = interface.image_size, resize_side(interface)
     common = 1.0 if interface.whole else 224 / 256
     return common if math.floor(size / common) == side else size / (side + 0.5)
@@ -135,7 +152,8 @@ def _body(original: Original) -> Any:
     return original.opened.model.body
 
 
-# --- what timm may call it -------------------------------------------------------------------------------------------
+# --- what timm may call it
+# -------------------------------------------------------------------------------------------
 
 
 def _candidates(original: Original) -> Iterator[Built]:
@@ -148,7 +166,9 @@ def _candidates(original: Original) -> Iterator[Built]:
     if timm.is_model(name):
         args = {"in_chans": opened.channels, "img_size": opened.image_size}
         yield Built(name, args)
-        yield Built(name, {"in_chans": opened.channels})  # convolutions take any size, and no argument for it
+        yield Built(
+            name, {"in_chans": opened.channels}
+        )  # convolutions take any size, and no argument for it
 
 
 def _vit(body: Any) -> Built:

@@ -1,1 +1,2 @@
-"""What is measured on a trained or untrained network: functions of a model and data to numbers with their errors."""
+"""What is measured on a trained or untrained network: functions of a model and data to numbers with
+their errors."""

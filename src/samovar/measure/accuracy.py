@@ -1,4 +1,5 @@
-"""How often a classifier is right, with intervals, and whether its probabilities can be believed."""
+"""How often a classifier is right, with intervals, and whether its probabilities can be
+believed."""
 
 from __future__ import annotations
 
@@ -24,14 +25,17 @@ NUM_BINS = 15
 
 
 def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """The interval for a share of n independent trials, 95 % by default; honest near 0 and 1 and for small n.
+    """The interval for a share of n independent trials, 95 % by default; honest near 0 and 1 and
+    for small n.
 
     Raises:
         ValueError: no trials, or more successes than trials.
 
     Source: Wilson (1927)."""
     if n < 1 or not 0 <= successes <= n:
-        raise ValueError(f"{successes} successes of {n} trials are no share; give 0 <= successes <= n, n >= 1")
+        raise ValueError(
+            f"{successes} successes of {n} trials are no share; give 0 <= successes <= n, n >= 1"
+        )
     share, spread = successes / n, z * z / n
     centre = (share + spread / 2) / (1 + spread)
     half = z / (1 + spread) * math.sqrt(share * (1 - share) / n + spread / (4 * n))
@@ -40,7 +44,8 @@ def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
 
 
 def top_k(logits: Tensor, labels: Tensor, k: int = 1) -> Tensor:
-    """Whether the label is among the k highest logits, [n] bool; of equal logits the lower class comes first.
+    """Whether the label is among the k highest logits, [n] bool; of equal logits the lower class
+    comes first.
 
     Args:
         logits: [n, K].
@@ -52,24 +57,31 @@ def top_k(logits: Tensor, labels: Tensor, k: int = 1) -> Tensor:
 
 
 def any_of(logits: Tensor, labels: Sequence[Sequence[int]]) -> Tensor:
-    """Whether the highest logit is one of an image's labels, [m] bool; images without labels are left out.
+    """Whether the highest logit is one of an image's labels, [m] bool; images without labels are
+    left out.
 
     How ReaL is scored. Source: Beyer et al., arXiv:2006.07159.
 
     Raises:
-        ValueError: as many lists of labels as images are needed, and at least one that is not empty."""
+        ValueError: as many lists of labels as images are needed, and at least one that is not
+            empty."""
     if len(labels) != len(logits):
-        raise ValueError(f"{len(labels)} lists of labels for {len(logits)} images; give one for each image")
+        raise ValueError(
+            f"{len(labels)} lists of labels for {len(logits)} images; give one for each image"
+        )
     found = logits.argmax(1).tolist()
     right = [guess in set(each) for guess, each in zip(found, labels, strict=True) if len(each)]
     if not right:
-        raise ValueError("every list of labels is empty, so there is nothing to score; give the labels of this set")
+        raise ValueError(
+            "every list of labels is empty, so there is nothing to score; give the labels of this set"
+        )
     return torch.tensor(right)
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Confidence against accuracy, in bins of equal width over [0, 1]; confidence is the highest probability."""
+    """Confidence against accuracy, in bins of equal width over [0, 1]; confidence is the highest
+    probability."""
 
     ece: float
     """Expected calibration error: mean over images of |accuracy - confidence| of their bin."""
@@ -86,8 +98,8 @@ class Calibration:
 def calibration(logits: Tensor, labels: Tensor, num_bins: int = NUM_BINS) -> Calibration:
     """The reliability curve of softmax probabilities, and its expected calibration error.
 
-    A bin is open below and closed above, as Guo et al. have it. Few images per bin make the error too large, many bins
-    too.
+    A bin is open below and closed above, as Guo et al. have it. Few images per bin make the error
+    too large, many bins too.
 
     Args:
         logits: [n, K], n >= 1.
@@ -104,11 +116,14 @@ def calibration(logits: Tensor, labels: Tensor, num_bins: int = NUM_BINS) -> Cal
     with np.errstate(invalid="ignore"):
         means = np.bincount(bins, sure, num_bins) / counts
         rates = np.bincount(bins, right, num_bins) / counts
-    return Calibration(float(np.nansum(counts * np.abs(rates - means)) / len(sure)), edges, means, rates, counts)
+    return Calibration(
+        float(np.nansum(counts * np.abs(rates - means)) / len(sure)), edges, means, rates, counts
+    )
 
 
 def logits_of(model: nn.Module, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
-    """Logits [n, K] in float32 and labels [n] of all batches, on the host; one forward pass over each.
+    """Logits [n, K] in float32 and labels [n] of all batches, on the host; one forward pass over
+    each.
 
     Raises:
         ValueError: no batches, or logits that are not finite."""
@@ -122,14 +137,18 @@ def logits_of(model: nn.Module, batches: Iterable[Batch]) -> tuple[Tensor, Tenso
     logits = torch.cat(rows).cpu()
     bad = int((~logits.isfinite().all(1)).sum())
     if bad:
-        raise ValueError(f"logits of {bad} of {len(logits)} images are not finite; look at the model's weights")
+        raise ValueError(
+            f"logits of {bad} of {len(logits)} images are not finite; look at the model's weights"
+        )
     return logits, torch.cat(labels).cpu()
 
 
 def share(name: str, right: int, n: int, **fields: Any) -> Record:
     """A record of how many of n are right, with its standard error and Wilson interval."""
     value = right / n
-    return Record(name, value, "1", math.sqrt(value * (1 - value) / n), n, interval=wilson(right, n), **fields)
+    return Record(
+        name, value, "1", math.sqrt(value * (1 - value) / n), n, interval=wilson(right, n), **fields
+    )
 
 
 def accuracy(subject: Subject, config: MeasureConfig, arrays: Path) -> Iterator[Record]:
@@ -140,7 +159,14 @@ def accuracy(subject: Subject, config: MeasureConfig, arrays: Path) -> Iterator[
             yield share(f"accuracy/top{k}", int(top_k(logits, labels, k).sum()), len(labels))
     losses = F.cross_entropy(logits.double(), labels, reduction="none")
     stderr = float(losses.std() / math.sqrt(len(losses))) if len(losses) > 1 else None
-    yield Record("accuracy/loss", float(losses.mean()), "nats", stderr, len(losses), settings={"of": "softmax"})
+    yield Record(
+        "accuracy/loss",
+        float(losses.mean()),
+        "nats",
+        stderr,
+        len(losses),
+        settings={"of": "softmax"},
+    )
     right = top_k(logits, labels)
     for index in sorted(set(labels.tolist())):
         of_class = {"class": subject.classes[index], "index": index}
@@ -149,7 +175,9 @@ def accuracy(subject: Subject, config: MeasureConfig, arrays: Path) -> Iterator[
     found = calibration(logits, labels)
     name = arrays_name("calibration", subject, config)
     if subject.runtime.is_main:
-        columns = {key: getattr(found, key) for key in ("edges", "confidence", "accuracy", "counts")}
+        columns = {
+            key: getattr(found, key) for key in ("edges", "confidence", "accuracy", "counts")
+        }
         np.savez(arrays / name, **columns)
     yield Record(
         "accuracy/ece", found.ece, "1", n=len(labels), settings={"bins": NUM_BINS, "binning": "equal width"},

@@ -1,10 +1,13 @@
-"""Pictures from inside a network: where a ViT attends, what a Mixer mixes, what the stages of a ResNet respond to.
+"""Pictures from inside a network: where a ViT attends, what a Mixer mixes, what the stages of a
+ResNet respond to.
 
-Attention of the class token is to the patches, without its attention to itself and not renormalized, as in DINO. Where
-a network pools patches instead of reading a class token, it is the mean over the patches' queries. Distances are
-between centres of patches, in pixels; prefix tokens have no place, so they are left out and the rest renormalized.
+Attention of the class token is to the patches, without its attention to itself and not
+renormalized, as in DINO. Where a network pools patches instead of reading a class token, it is the
+mean over the patches' queries. Distances are between centres of patches, in pixels; prefix tokens
+have no place, so they are left out and the rest renormalized.
 
-Source: arXiv:2106.01548, appendix B.2; rollout: Abnar and Zuidema, arXiv:2005.00928; mean attention distance:
+Source: arXiv:2106.01548, appendix B.2; rollout: Abnar and Zuidema, arXiv:2005.00928; mean attention
+    distance:
 Dosovitskiy et al., arXiv:2010.11929; token-mixing weights: Tolstikhin et al., arXiv:2105.01601."""
 
 from __future__ import annotations
@@ -53,19 +56,27 @@ class Attention:
     """Whose attention `to_patches` takes: the class token's, or the mean of all patches'."""
 
     def to_patches(self, probabilities: Tensor) -> Tensor:
-        """[..., h, w] of probabilities [..., N, N]: what the class token, or the mean patch, attends to."""
+        """[..., h, w] of probabilities [..., N, N]: what the class token, or the mean patch,
+        attends to."""
         first = self.num_prefix_tokens
-        rows = probabilities[..., 0, :] if self.query == "class" else probabilities[..., first:, :].mean(-2)
+        rows = (
+            probabilities[..., 0, :]
+            if self.query == "class"
+            else probabilities[..., first:, :].mean(-2)
+        )
         return rows[..., first:].reshape(*rows.shape[:-1], *self.grid)
 
 
 def attention_maps(model: nn.Module, images: Tensor) -> Attention:
-    """Attention probabilities of all layers of a ViT for images [n, C, H, W]; fused attention or not.
+    """Attention probabilities of all layers of a ViT for images [n, C, H, W]; fused attention or
+    not.
 
-    Attention with a single query, as in a pooling head, is left out. Memory: n H N^2 numbers a layer.
+    Attention with a single query, as in a pooling head, is left out. Memory: n H N^2 numbers a
+    layer.
 
     Raises:
-        ValueError: the model has no attention, or none over all patches, as with windows or several resolutions.
+        ValueError: the model has no attention, or none over all patches, as with windows or several
+            resolutions.
 
     Source: appendix B.2 of Chen et al., arXiv:2106.01548."""
     model = bare(model)
@@ -88,19 +99,27 @@ def attention_maps(model: nn.Module, images: Tensor) -> Attention:
         )
     grid, prefix = _geometry(body, tokens, (images.shape[-2], images.shape[-1]))
     query: Literal["class", "mean"] = "class" if prefix and _reads_class_token(body) else "mean"
-    return Attention(tuple(name for name, _ in calls), tuple(found for _, found in calls), grid, prefix, query)
+    return Attention(
+        tuple(name for name, _ in calls), tuple(found for _, found in calls), grid, prefix, query
+    )
 
 
-def rollout(probabilities: Sequence[Tensor], *, fuse: Literal["mean", "max", "min"] = "mean") -> Tensor:
-    """Attention through all layers, [n, N, N]: the product, last layer first, of (fused heads + identity) / 2.
+def rollout(
+    probabilities: Sequence[Tensor], *, fuse: Literal["mean", "max", "min"] = "mean"
+) -> Tensor:
+    """Attention through all layers, [n, N, N]: the product, last layer first, of (fused heads +
+    identity) / 2.
 
     Args:
         probabilities: of each layer [n, H, N, N].
-        fuse: how the heads of a layer become one; rows are renormalized afterwards. The paper's is the mean.
+        fuse: how the heads of a layer become one; rows are renormalized afterwards. The paper's is
+            the mean.
 
     Source: Abnar and Zuidema, arXiv:2005.00928."""
     if not len(probabilities) or fuse not in _FUSE:
-        raise ValueError(f"{len(probabilities)} layers, fuse={fuse!r}; give a layer or more and one of {list(_FUSE)}")
+        raise ValueError(
+            f"{len(probabilities)} layers, fuse={fuse!r}; give a layer or more and one of {list(_FUSE)}"
+        )
     eye = torch.eye(probabilities[0].shape[-1]).to(probabilities[0])
     product = eye
     for layer in probabilities:
@@ -109,13 +128,18 @@ def rollout(probabilities: Sequence[Tensor], *, fuse: Literal["mean", "max", "mi
     return product
 
 
-_FUSE = {"mean": lambda layer: layer.mean(-3), "max": lambda layer: layer.amax(-3), "min": lambda layer: layer.amin(-3)}
+_FUSE = {
+    "mean": lambda layer: layer.mean(-3),
+    "max": lambda layer: layer.amax(-3),
+    "min": lambda layer: layer.amin(-3),
+}
 
 
 def attention_distance(
     probabilities: Tensor, grid: tuple[int, int], patch_pixels: Pair, num_prefix_tokens: int = 0
 ) -> Tensor:
-    """Mean distance in pixels [...] between a patch and those it attends to, of probabilities [..., N, N].
+    """Mean distance in pixels [...] between a patch and those it attends to, of probabilities [...,
+    N, N].
 
     The mean over the patches' queries, a query that attends to prefix tokens alone left out.
 
@@ -152,10 +176,11 @@ _TOKEN_MIXING = re.compile(r"(^|\.)(mlp_tokens\.fc1|linear_tokens|mlp_channels\.
 
 
 def channel_means(model: nn.Module, images: Tensor) -> list[Tensor]:
-    """Mean over channels [n, h, w] of the feature maps that each stage of a convolutional network ends with.
+    """Mean over channels [n, h, w] of the feature maps that each stage of a convolutional network
+    ends with.
 
-    Stages are modules like `layer1`, `stages.0` or `layers.0`; without such, all blocks up to a change of resolution,
-    and without blocks all layers of the network or of sequences in it.
+    Stages are modules like `layer1`, `stages.0` or `layers.0`; without such, all blocks up to a
+    change of resolution, and without blocks all layers of the network or of sequences in it.
 
     Raises:
         ValueError: the model has no feature maps."""
@@ -166,7 +191,11 @@ def channel_means(model: nn.Module, images: Tensor) -> list[Tensor]:
     stages = [name for name in stages if not any(name.startswith(f"{other}.") for other in stages)]
     inner = [name for name, module in modules.items() if any(True for _ in module.children())]
     parents = {name: body.get_submodule(name.rpartition(".")[0]) for name in modules if name}
-    layers = [name for name, parent in parents.items() if parent is body or isinstance(parent, nn.Sequential)]
+    layers = [
+        name
+        for name, parent in parents.items()
+        if parent is body or isinstance(parent, nn.Sequential)
+    ]
     found: list[Tensor] = []
     for chosen in (stages, inner, layers):
         if len(found) < 2:
@@ -182,8 +211,11 @@ def channel_means(model: nn.Module, images: Tensor) -> list[Tensor]:
 _STAGE = re.compile(r"^(\w+\.)*?(layer[1-4]|stages\.\d+|layers\.\d+)$")
 
 
-def _last_maps(model: nn.Module, images: Tensor, modules: list[str], *, by_size: bool) -> list[Tensor]:
-    """Mean over channels of each module's feature maps, or of the last at each resolution above 1 x 1."""
+def _last_maps(
+    model: nn.Module, images: Tensor, modules: list[str], *, by_size: bool
+) -> list[Tensor]:
+    """Mean over channels of each module's feature maps, or of the last at each resolution above 1 x
+    1."""
     latest: dict[tuple[int, ...], Tensor] = {}
 
     def keep(output: Tensor) -> Tensor | None:
@@ -204,7 +236,8 @@ def _last_maps(model: nn.Module, images: Tensor, modules: list[str], *, by_size:
 
 
 def _geometry(body: nn.Module, tokens: int, size: tuple[int, int]) -> tuple[tuple[int, int], int]:
-    """Patches down and across, and the tokens before them: what the model declares, or the fewest that fit."""
+    """Patches down and across, and the tokens before them: what the model declares, or the fewest
+    that fit."""
     declared = (getattr(module, "num_prefix_tokens", None) for module in body.modules())
     known = [number for number in declared if isinstance(number, int)]
     for prefix in (*known, 0, 1, 2):  # what is declared need not be there in all layers
@@ -220,21 +253,29 @@ def _geometry(body: nn.Module, tokens: int, size: tuple[int, int]) -> tuple[tupl
 
 def _reads_class_token(body: nn.Module) -> bool:
     """Whether the head sees token 0, as far as timm's attributes tell; without them, it does."""
-    return getattr(body, "global_pool", "token") == "token" and getattr(body, "cls_token", body) is not None
+    return (
+        getattr(body, "global_pool", "token") == "token"
+        and getattr(body, "cls_token", body) is not None
+    )
 
 
 def _distances(grid: tuple[int, int], patch_pixels: Pair) -> Tensor:
     """Pixels between the centres of patches, [N, N] in row-major order."""
-    rows, columns = (torch.arange(n, dtype=torch.float64) * side for n, side in zip(grid, patch_pixels, strict=True))
+    rows, columns = (
+        torch.arange(n, dtype=torch.float64) * side
+        for n, side in zip(grid, patch_pixels, strict=True)
+    )
     centres = torch.cartesian_prod(rows, columns)
     return (centres[:, None] - centres).square().sum(-1).sqrt()
 
 
-# --- the measurement -------------------------------------------------------------------------------------------------
+# --- the measurement
+# -------------------------------------------------------------------------------------------------
 
 
 def attention(subject: Subject, config: MeasureConfig, arrays: Path) -> Iterator[Record]:
-    """Attention maps and distances of a ViT, token-mixing weights of a Mixer, mean feature maps of other networks."""
+    """Attention maps and distances of a ViT, token-mixing weights of a Mixer, mean feature maps of
+    other networks."""
     shown = pick(subject, config)
     columns, records = _draw(subject.model, shown.images)
     columns |= {"images": to_rgb(shown.images)}
@@ -268,21 +309,29 @@ def _draw_attention(model: nn.Module, images: Tensor) -> tuple[dict[str, Any], l
         distances = [attention_distance(p, found.grid, pixels, prefix) for p in found.probabilities]
         through = found.to_patches(rollout(found.probabilities))
         maps = torch.stack([layer.mean(1) for layer in heads], 1)
-        padded = pad_sequence([d.T for d in distances], True, math.nan)  # [L, H, n]: layers may differ in heads
+        padded = pad_sequence(
+            [d.T for d in distances], True, math.nan
+        )  # [L, H, n]: layers may differ in heads
         parts.append((maps, heads[-1], through, padded.permute(2, 0, 1)))
     arrays = [torch.cat(part).float().cpu().numpy() for part in zip(*parts, strict=True)]
-    columns: dict[str, Any] = dict(zip(("maps", "heads", "rollout", "distance"), arrays, strict=True))
+    columns: dict[str, Any] = dict(
+        zip(("maps", "heads", "rollout", "distance"), arrays, strict=True)
+    )
     distance = columns["distance"]  # [n, L, H]
     columns |= {"kind": np.array("attention"), "distance": distance.mean(0)}
     settings = {
         "query": "class token" if found.query == "class" else "mean over patches", "prefix_tokens": prefix,
         "patch_pixels": list(pixels), "between": "patches, renormalized", "average": "heads, queries, images",
     }  # fmt: skip
-    return columns, list(_distance_records(found.layers, np.nanmean(distance, 2), settings, network(model)))
+    return columns, list(
+        _distance_records(found.layers, np.nanmean(distance, 2), settings, network(model))
+    )
 
 
 def _chunks(images: Tensor) -> Iterator[Tensor]:
-    return (images[first : first + IMAGES_PER_PASS] for first in range(0, len(images), IMAGES_PER_PASS))
+    return (
+        images[first : first + IMAGES_PER_PASS] for first in range(0, len(images), IMAGES_PER_PASS)
+    )
 
 
 def _distance_records(
@@ -306,14 +355,22 @@ def _draw_token_mixing(model: nn.Module, images: Tensor) -> tuple[dict[str, Any]
     shares = weights.double().square()
     shares = shares / shares.sum(1, keepdim=True)
     spread = ((shares @ _distances(grid, pixels).to(shares)) * shares).sum(1)
-    columns = {"kind": np.array("token-mixing"), "maps": weights.float().reshape(1, -1, *grid).cpu().numpy()}
+    columns = {
+        "kind": np.array("token-mixing"),
+        "maps": weights.float().reshape(1, -1, *grid).cpu().numpy(),
+    }
     settings = {
         "layer": "first token MLP, incoming weights", "patch_pixels": list(pixels), "average": "hidden units",
         "value": "distance of two patches drawn by a unit's squared weights",
     }  # fmt: skip
     value = float(spread.nanmean())
     record = Record(
-        "attention/token_mixing", value, "pixels", n=len(weights), settings=settings, source="arXiv:2105.01601"
+        "attention/token_mixing",
+        value,
+        "pixels",
+        n=len(weights),
+        settings=settings,
+        source="arXiv:2105.01601",
     )
     return columns, [record]
 
@@ -321,6 +378,13 @@ def _draw_token_mixing(model: nn.Module, images: Tensor) -> tuple[dict[str, Any]
 def _draw_channel_means(model: nn.Module, images: Tensor) -> tuple[dict[str, Any], list[Record]]:
     chunks = [channel_means(model, chunk) for chunk in _chunks(images)]
     maps = [torch.cat(stage).float().cpu().numpy() for stage in zip(*chunks, strict=True)]
-    columns: dict[str, Any] = {"kind": np.array("channel-mean")} | {f"maps{i}": stage for i, stage in enumerate(maps)}
-    settings = {"tensor": "output of each stage, mean over channels", "value": "mean over the last stage's map"}
-    return columns, [Record("attention/channel_mean", float(maps[-1].mean()), n=len(images), settings=settings)]
+    columns: dict[str, Any] = {"kind": np.array("channel-mean")} | {
+        f"maps{i}": stage for i, stage in enumerate(maps)
+    }
+    settings = {
+        "tensor": "output of each stage, mean over channels",
+        "value": "mean over the last stage's map",
+    }
+    return columns, [
+        Record("attention/channel_mean", float(maps[-1].mean()), n=len(images), settings=settings)
+    ]

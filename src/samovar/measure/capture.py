@@ -1,8 +1,9 @@
-"""A model watched while it runs: what its modules give, and the attention that fused kernels compute and never return.
+"""A model watched while it runs: what its modules give, and the attention that fused kernels
+compute and never return.
 
-Nothing in the model is wrapped, replaced or switched over. Outputs come through forward hooks. Attention comes through
-a function mode that sees the model call `F.scaled_dot_product_attention`, takes the same softmax(Q K^T) beside it, and
-lets the call through as it is."""
+Nothing in the model is wrapped, replaced or switched over. Outputs come through forward hooks.
+Attention comes through a function mode that sees the model call `F.scaled_dot_product_attention`,
+takes the same softmax(Q K^T) beside it, and lets the call through as it is."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ class Seen:
     outputs: dict[str, list[Any]]
     """By the name of each watched module: what `keep` made of its output, call by call."""
     attention: list[tuple[str, Tensor]]
-    """Name of the module that attended, and its probabilities [B, H, queries, keys], in float32 at least."""
+    """Name of the module that attended, and its probabilities [B, H, queries, keys], in float32 at
+    least."""
 
     def clear(self) -> None:
         """Forget it all, for instance after a batch."""
@@ -53,19 +55,20 @@ def capture(
     keep: Callable[[Tensor], Any] = _copy,
     attention: bool = False,
 ) -> Iterator[Seen]:
-    """Inside, the model is in eval mode and what it does is captured; outside, it is as it was: no hooks, no new state.
+    """Inside, the model is in eval mode and what it does is captured; outside, it is as it was: no
+    hooks, no new state.
 
-    Its outputs are what they would be without, bit for bit. Compiled parts run eagerly inside, and an
-    `nn.TransformerEncoderLayer` leaves its fused inference path. Contexts can be nested.
+    Its outputs are what they would be without, bit for bit. Compiled parts run eagerly inside, and
+    an `nn.TransformerEncoderLayer` leaves its fused inference path. Contexts can be nested.
 
-    Attention is each call of `F.scaled_dot_product_attention`, each softmax over the last axis of a tensor of four (as
-    in attention that is not fused), and each `nn.MultiheadAttention`. Kernels outside torch (xformers, flash-attn) and
-    scripted modules are not seen.
+    Attention is each call of `F.scaled_dot_product_attention`, each softmax over the last axis of a
+    tensor of four (as in attention that is not fused), and each `nn.MultiheadAttention`. Kernels
+    outside torch (xformers, flash-attn) and scripted modules are not seen.
 
     Args:
         model: any, DistributedDataParallel and torch.compile looked through.
-        modules: names of modules whose outputs to capture, as shell patterns, where * also spans dots. Of a tuple or
-            list it is the first tensor.
+        modules: names of modules whose outputs to capture, as shell patterns, where * also spans
+            dots. Of a tuple or list it is the first tensor.
         keep: what to keep of an output; the default is a copy.
         attention: whether to capture attention probabilities, which are [B, H, N, N] a layer.
 
@@ -77,8 +80,12 @@ def capture(
     with ExitStack() as stack:
         grad = torch.is_grad_enabled()
         stack.enter_context(borrowed(model))
-        stack.enter_context(torch.set_grad_enabled(grad))  # which leaving inference mode switches on
-        stack.enter_context(torch.compiler.set_stance("force_eager"))  # compiled code does not call new hooks
+        stack.enter_context(
+            torch.set_grad_enabled(grad)
+        )  # which leaving inference mode switches on
+        stack.enter_context(
+            torch.compiler.set_stance("force_eager")
+        )  # compiled code does not call new hooks
         for name, module in chosen.items():
             hook = _output_hook(seen.outputs[name], keep)
             stack.callback(module.register_forward_hook(hook).remove)
@@ -93,9 +100,18 @@ def _fitting(model: nn.Module, patterns: list[str]) -> dict[str, nn.Module]:
     named = dict(model.named_modules())
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in named):
-            near = difflib.get_close_matches(pattern, named, n=3, cutoff=0.3) or [name for name in named if name][:3]
-            raise ValueError(f"no module of {type(model).__name__} fits {pattern!r}; names are like {', '.join(near)}")
-    return {name: module for name, module in named.items() if any(fnmatchcase(name, p) for p in patterns)}
+            near = (
+                difflib.get_close_matches(pattern, named, n=3, cutoff=0.3)
+                or [name for name in named if name][:3]
+            )
+            raise ValueError(
+                f"no module of {type(model).__name__} fits {pattern!r}; names are like {', '.join(near)}"
+            )
+    return {
+        name: module
+        for name, module in named.items()
+        if any(fnmatchcase(name, p) for p in patterns)
+    }
 
 
 def _output_hook(calls: list[Any], keep: Callable[[Tensor], Any]) -> Callable[..., None]:
@@ -109,7 +125,8 @@ def _output_hook(calls: list[Any], keep: Callable[[Tensor], Any]) -> Callable[..
     return hook
 
 
-# --- attention -------------------------------------------------------------------------------------------------------
+# --- attention
+# -------------------------------------------------------------------------------------------------------
 
 _SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)
 
@@ -119,7 +136,8 @@ def _dim(input: Tensor, dim: int | None = None, *args: Any, **kwargs: Any) -> in
 
 
 class _AttentionMode(TorchFunctionMode):
-    """Records the attention among the functions that are called, under the name of the module that runs."""
+    """Records the attention among the functions that are called, under the name of the module that
+    runs."""
 
     def __init__(self, found: list[tuple[str, Tensor]]) -> None:
         super().__init__()
@@ -137,7 +155,9 @@ class _AttentionMode(TorchFunctionMode):
         return result
 
     def record(self, found: Tensor) -> None:
-        self.found.append((self.running[-1], found.to(torch.promote_types(found.dtype, torch.float32))))
+        self.found.append(
+            (self.running[-1], found.to(torch.promote_types(found.dtype, torch.float32)))
+        )
 
     def follow(self, model: nn.Module, stack: ExitStack) -> None:
         """Keep track of the module that runs, until the stack is closed."""
@@ -156,9 +176,11 @@ class _AttentionMode(TorchFunctionMode):
                 stack.callback(module.register_forward_hook(leave, always_call=True).remove)
 
     def follow_multihead(self, name: str, module: nn.MultiheadAttention, stack: ExitStack) -> None:
-        """Ask for the probabilities again after each call: the module has fused paths that no function mode sees.
+        """Ask for the probabilities again after each call: the module has fused paths that no
+        function mode sees.
 
-        The mode is off meanwhile, for the module takes another path, with other rounding, when it notices one."""
+        The mode is off meanwhile, for the module takes another path, with other rounding, when it
+        notices one."""
         off: list[Any] = []
 
         def enter(module: nn.Module, args: Any) -> None:
@@ -172,12 +194,15 @@ class _AttentionMode(TorchFunctionMode):
                     call.arguments |= {"need_weights": True, "average_attn_weights": False}
                     with torch.no_grad():
                         found = module.forward(*call.args, **call.kwargs)[1]
-                    self.found.append((name, found.to(torch.promote_types(found.dtype, torch.float32))))
+                    self.found.append(
+                        (name, found.to(torch.promote_types(found.dtype, torch.float32)))
+                    )
             finally:
                 off.pop().__exit__(None, None, None)
 
         stack.callback(module.register_forward_pre_hook(enter).remove)
-        # first of its kind, for what captures that are nested have turned off must come on again in reverse
+        # first of its kind, for what captures that are nested have turned off must come on again in
+        # reverse
         hook = module.register_forward_hook(leave, with_kwargs=True, always_call=True, prepend=True)
         stack.callback(hook.remove)
 
@@ -193,9 +218,11 @@ def probabilities(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """softmax(scale Q K^T + mask) [B, H, queries, keys] of the arguments of `F.scaled_dot_product_attention`.
+    """softmax(scale Q K^T + mask) [B, H, queries, keys] of the arguments of
+    `F.scaled_dot_product_attention`.
 
-    In float32 at least; before dropout; a query that may attend to nothing has a row of zeros, as there."""
+    In float32 at least; before dropout; a query that may attend to nothing has a row of zeros, as
+    there."""
     dtype = torch.promote_types(query.dtype, torch.float32)
     with torch.autocast(query.device.type, enabled=False):
         query, key = query.to(dtype), key.to(dtype)
@@ -211,17 +238,20 @@ def probabilities(
         return scores.softmax(-1).masked_fill(nothing, 0)
 
 
-# --- finding one's way in a model ------------------------------------------------------------------------------------
+# --- finding one's way in a model
+# ------------------------------------------------------------------------------------
 
 
 def network(model: nn.Module) -> nn.Module:
-    """The network itself, without wrappers of ours or torch's; names of modules are relative to it."""
+    """The network itself, without wrappers of ours or torch's; names of modules are relative to
+    it."""
     model = bare(model)
     return bare(model.body) if isinstance(model, Classifier) else model
 
 
 def block_of(name: str, model: nn.Module) -> str:
-    """Name of the innermost entry of an nn.Sequential or nn.ModuleList around the module of this name, "" if none.
+    """Name of the innermost entry of an nn.Sequential or nn.ModuleList around the module of this
+    name, "" if none.
 
     `blocks.3` for `blocks.3.mlp.act`, `layer1.0` for `layer1.0.act1`."""
     parts = name.split(".")
@@ -233,7 +263,8 @@ def block_of(name: str, model: nn.Module) -> str:
 
 
 def channel_axis(output: Tensor) -> int:
-    """The axis of channels: 1 of feature maps [B, C, h, w], else the last: [B, N, D], square [B, h, w, C], [B, D]."""
+    """The axis of channels: 1 of feature maps [B, C, h, w], else the last: [B, N, D], square [B, h,
+    w, C], [B, D]."""
     if output.ndim != 4:
         return -1
     _, first, second, third = output.shape

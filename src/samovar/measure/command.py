@@ -1,4 +1,5 @@
-"""`samovar measure` from the shell: what is done already is not done again, what is found is kept at once."""
+"""`samovar measure` from the shell: what is done already is not done again, what is found is kept
+at once."""
 
 from __future__ import annotations
 
@@ -27,15 +28,19 @@ ROWS = 20
 
 
 def run(name: str, measurements: Sequence[str], config: MeasureConfig) -> RunDir:
-    """Measure a run or a model, record it, print a table; returns the run folder the records are in.
+    """Measure a run or a model, record it, print a table; returns the run folder the records are
+    in.
 
-    Under torchrun the ranks share the products of `hessian`, `blocks`, `trace` and `density`; the main rank records.
+    Under torchrun the ranks share the products of `hessian`, `blocks`, `trace` and `density`; the
+    main rank records.
 
     Raises:
         ValueError: an unknown subject, or settings that do not fit it.
         SystemExit: 130 after an interruption; what was done is kept and is not done again."""
     _look_here(name, config.model)
-    with started(RunConfig(device=config.device, threads=config.threads, precision="fp32")) as runtime:
+    with started(
+        RunConfig(device=config.device, threads=config.threads, precision="fp32")
+    ) as runtime:
         subjects = open_subjects(name, measurements, config, runtime)
         subject = next(iter(subjects.values()))
         folder = subject.run or _folder_for(subject, config)
@@ -51,7 +56,8 @@ def run(name: str, measurements: Sequence[str], config: MeasureConfig) -> RunDir
 
 
 def _look_here(name: str, network: str) -> None:
-    """Let module:function, of this name, of `--model` or of the run's settings, lie in the working folder."""
+    """Let module:function, of this name, of `--model` or of the run's settings, lie in the working
+    folder."""
     path = Path(name) / "config.json"
     of_run = path.is_file() and not timm_folder.is_one(path.parent)
     if ":" in network or ":" in (configs.load(path).model.name if of_run else name):
@@ -67,15 +73,20 @@ def open_subjects(
         ValueError: as `open_subject`."""
     splits = {each: config.split or default_split(each) for each in measurements}
     opened = {
-        split: open_subject(name, replace(config, split=split), runtime) for split in dict.fromkeys(splits.values())
+        split: open_subject(name, replace(config, split=split), runtime)
+        for split in dict.fromkeys(splits.values())
     }
     return {each: opened[split] for each, split in splits.items()}
 
 
-def _measure_all(subjects: dict[str, Subject], config: MeasureConfig, folder: RunDir) -> list[Record]:
+def _measure_all(
+    subjects: dict[str, Subject], config: MeasureConfig, folder: RunDir
+) -> list[Record]:
     """The records of each measurement by name, of its subject."""
     found: list[Record] = []
-    quiet = not sys.stderr.isatty() or any(not subject.runtime.is_main for subject in subjects.values())
+    quiet = not sys.stderr.isatty() or any(
+        not subject.runtime.is_main for subject in subjects.values()
+    )
     with Progress(console=Console(stderr=True), disable=quiet) as progress:
         task = progress.add_task("measuring", total=len(subjects))
         for name, subject in subjects.items():
@@ -85,8 +96,11 @@ def _measure_all(subjects: dict[str, Subject], config: MeasureConfig, folder: Ru
     return found
 
 
-def measure_once(name: str, subject: Subject, config: MeasureConfig, folder: RunDir) -> list[Record]:
-    """The records of one measurement: those that are there under the same settings, else measured now and appended."""
+def measure_once(
+    name: str, subject: Subject, config: MeasureConfig, folder: RunDir
+) -> list[Record]:
+    """The records of one measurement: those that are there under the same settings, else measured
+    now and appended."""
     request = {"measurement": name, "request": _request(name, config)}
     kept = [record for record in folder.records() if _is_of(record, request, subject)]
     if subject.runtime.world_size > 1:
@@ -94,9 +108,14 @@ def measure_once(name: str, subject: Subject, config: MeasureConfig, folder: Run
     if kept and len(kept) == kept[0].settings.get("records"):
         return kept
     found = list(measure(name, subject, config, folder.arrays))
-    found = [replace(record, settings=record.settings | request | {"records": len(found)}) for record in found]
+    found = [
+        replace(record, settings=record.settings | request | {"records": len(found)})
+        for record in found
+    ]
     if subject.runtime.is_main:
-        folder.append(*found)  # together, and with their number: a measurement is there whole or not at all
+        folder.append(
+            *found
+        )  # together, and with their number: a measurement is there whole or not at all
     return found
 
 
@@ -111,13 +130,29 @@ _USED: dict[str, tuple[str, ...]] = {
     "flatness": ("sigma", "draws", "noise"),
     "sharpness": ("rho", "ascent_steps"),
     "ntk": ("ntk_batch", "ntk_batches", "ntk_output", "ntk_relu", "ntk_head"),
-    "landscape": ("landscape", "other", "dims", "points", "span", "landscape_images", "tol", "max_steps"),
+    "landscape": (
+        "landscape",
+        "other",
+        "dims",
+        "points",
+        "span",
+        "landscape_images",
+        "tol",
+        "max_steps",
+    ),
     "activations": (),
     "attention": ("pictures",),
     "predictions": ("pictures",),
     "accuracy": (),
     "robustness": ("corruptions", "severities", "corruption_images", "pictures"),
-    "attack": ("attack_eps", "attack_steps", "attack_norm", "attack_restarts", "attack_images", "pictures"),
+    "attack": (
+        "attack_eps",
+        "attack_steps",
+        "attack_norm",
+        "attack_restarts",
+        "attack_images",
+        "pictures",
+    ),
     "testset": ("testset", "corruptions", "severities"),
     "knn": ("probe_images", "knn_k", "knn_temperature"),
     "linear": ("probe_images",),
@@ -161,13 +196,17 @@ def table_of(records: Sequence[Record], subject: Subject) -> Table:
     s = subject.settings
     title = f"{subject.name}: {s['weights']}, images of {s['source']}, {s['loss']} loss"
     table = Table("measurement", "value", "error", "of", "on", "cost", title=title)
-    many = {name for name, count in Counter(record.name for record in records).items() if count > ROWS}
+    many = {
+        name for name, count in Counter(record.name for record in records).items() if count > ROWS
+    }
     for record in records:
         if record.name not in many:
             table.add_row(*_row(record))
     for name in sorted(many):
         values = [record.value for record in records if record.name == name]
-        table.add_row(name, f"{min(values):.4g} to {max(values):.4g}", "", f"{len(values)} records", "", "")
+        table.add_row(
+            name, f"{min(values):.4g} to {max(values):.4g}", "", f"{len(values)} records", "", ""
+        )
     return table
 
 
@@ -175,7 +214,11 @@ def _row(record: Record) -> tuple[str, ...]:
     error = f"± {record.stderr:.2g}" if record.stderr is not None else ""
     if record.residual is not None:
         error = f"residual {record.residual:.2g}"
-    where = ", ".join(f"{key} {_short(value)}" for key, value in record.where.items() if key not in ("step", "split"))
+    where = ", ".join(
+        f"{key} {_short(value)}"
+        for key, value in record.where.items()
+        if key not in ("step", "split")
+    )
     cost = ", ".join(f"{value:g} {key}" for key, value in record.cost.items())
     value = f"{record.value:.5g}" + ("" if record.converged else " (not converged)")
     images = record.settings.get("landscape_images") or record.settings["images"]

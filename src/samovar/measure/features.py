@@ -1,4 +1,5 @@
-"""How well the features before the classifier tell classes apart: nearest neighbours, and a linear probe."""
+"""How well the features before the classifier tell classes apart: nearest neighbours, and a linear
+probe."""
 
 from __future__ import annotations
 
@@ -36,12 +37,14 @@ class NotFinite(ValueError):
 
 
 def features(model: Classifier, stream: Iterable[Batch]) -> tuple[Tensor, Tensor]:
-    """What the classifier layer sees of all batches, [n, D] float32, and labels [n], on the host; one forward pass.
+    """What the classifier layer sees of all batches, [n, D] float32, and labels [n], on the host;
+    one forward pass.
 
     The model is lent in eval mode.
 
     Raises:
-        ValueError: no batches, features that are not finite, or a network that does not tell them."""
+        ValueError: no batches, features that are not finite, or a network that does not tell
+            them."""
     rows, labels = [], []
     with borrowed(model), torch.no_grad():
         for batch in stream:
@@ -52,7 +55,9 @@ def features(model: Classifier, stream: Iterable[Batch]) -> tuple[Tensor, Tensor
     found = torch.cat(rows)
     bad = int((~found.isfinite().all(1)).sum())
     if bad:
-        raise NotFinite(f"features of {bad} of {len(found)} images are not finite; look at the model's weights")
+        raise NotFinite(
+            f"features of {bad} of {len(found)} images are not finite; look at the model's weights"
+        )
     return found, torch.cat(labels)
 
 
@@ -64,9 +69,11 @@ def knn_guess(
     k: int = MeasureConfig.knn_k,
     temperature: float = MeasureConfig.knn_temperature,
 ) -> Tensor:
-    """The class of the k nearest training features by cosine, each voting exp(cosine / temperature), [m].
+    """The class of the k nearest training features by cosine, each voting exp(cosine /
+    temperature), [m].
 
-    Of equal votes the lower class wins. Costs n x m x D; the memory beside the arguments is bounded.
+    Of equal votes the lower class wins. Costs n x m x D; the memory beside the arguments is
+    bounded.
 
     Args:
         train: [n, D] features, n >= 1.
@@ -76,17 +83,22 @@ def knn_guess(
         temperature: above 0; the smaller, the more the nearest decides.
 
     Raises:
-        ValueError: no neighbours or a temperature that divides by nothing, features and labels that do not fit.
+        ValueError: no neighbours or a temperature that divides by nothing, features and labels that
+            do not fit.
 
     Source: Wu et al., arXiv:1805.01978, section 3.4."""
     _check(train, labels, test)
     if k < 1 or not temperature > 0:
-        raise ValueError(f"k {k} and temperature {temperature} give no vote; give k of 1 or more and one above 0")
+        raise ValueError(
+            f"k {k} and temperature {temperature} give no vote; give k of 1 or more and one above 0"
+        )
     bank, num_classes = F.normalize(train), int(labels.max()) + 1
     guesses = []
     for part in torch.split(F.normalize(test), max(1, _SIMILARITIES // len(bank))):
         nearest, rows = (part @ bank.T).topk(min(k, len(bank)), dim=1)
-        weights = ((nearest - nearest[:, :1]).double() / temperature).exp()  # relative to the nearest: no overflow
+        weights = (
+            (nearest - nearest[:, :1]).double() / temperature
+        ).exp()  # relative to the nearest: no overflow
         votes = weights.new_zeros(len(part), num_classes).scatter_add_(1, labels[rows], weights)
         guesses.append(votes.argmax(1))
     return torch.cat(guesses) if guesses else labels.new_empty(0)
@@ -114,19 +126,26 @@ class Probe:
         return torch.from_numpy(np.asarray(self.regression.predict(rows), np.int64))
 
 
-def linear_probe(train: Tensor, labels: Tensor, test: Tensor, *, strengths: Sequence[float] = STRENGTHS) -> Tensor:
+def linear_probe(
+    train: Tensor, labels: Tensor, test: Tensor, *, strengths: Sequence[float] = STRENGTHS
+) -> Tensor:
     """The classes that `fit_probe` of the training features gives to the features [m, D], [m]."""
     _check(train, labels, test)
     return fit_probe(train, labels, strengths=strengths).guess(test)
 
 
 def fit_probe(
-    train: Tensor, labels: Tensor, *, strengths: Sequence[float] = STRENGTHS, max_steps: int = MAX_STEPS
+    train: Tensor,
+    labels: Tensor,
+    *,
+    strengths: Sequence[float] = STRENGTHS,
+    max_steps: int = MAX_STEPS,
 ) -> Probe:
-    """A linear classifier of features by scikit-learn's LogisticRegression (L-BFGS), the same for the same arguments.
+    """A linear classifier of features by scikit-learn's LogisticRegression (L-BFGS), the same for
+    the same arguments.
 
-    Its C is the one of `strengths` that is right most often on a tenth of each class (the smallest of equals), then
-    all features train; where no class has two images to part, C is the middle one.
+    Its C is the one of `strengths` that is right most often on a tenth of each class (the smallest
+    of equals), then all features train; where no class has two images to part, C is the middle one.
 
     Args:
         train: [n, D] features of two classes or more.
@@ -149,9 +168,13 @@ def fit_probe(
 
 
 def _choose(
-    rows: npt.NDArray[np.float64], classes: npt.NDArray[np.int64], strengths: Sequence[float], max_steps: int
+    rows: npt.NDArray[np.float64],
+    classes: npt.NDArray[np.int64],
+    strengths: Sequence[float],
+    max_steps: int,
 ) -> float:
-    """The strength that is best on the held-out tenth, each fitted from where the one before ended."""
+    """The strength that is best on the held-out tenth, each fitted from where the one before
+    ended."""
     kept, held = hold_out(classes, HELD_OUT_SHARE, seed=0)
     if len(strengths) == 1 or not len(held):
         return strengths[len(strengths) // 2]
@@ -179,30 +202,58 @@ def _fit(regression: Any, rows: npt.NDArray[np.float64], classes: npt.NDArray[np
 
 
 def _check(train: Tensor, labels: Tensor, test: Tensor) -> None:
-    if train.ndim != 2 or not len(train) or labels.shape != train.shape[:1] or test.shape[1:] != train.shape[1:]:
+    if (
+        train.ndim != 2
+        or not len(train)
+        or labels.shape != train.shape[:1]
+        or test.shape[1:] != train.shape[1:]
+    ):
         shapes = f"{list(train.shape)}, {list(labels.shape)} and {list(test.shape)}"
-        raise ValueError(f"training features, labels and features have shapes {shapes}; give [n, D], [n] and [m, D]")
+        raise ValueError(
+            f"training features, labels and features have shapes {shapes}; give [n, D], [n] and [m, D]"
+        )
 
 
-# --- measured --------------------------------------------------------------------------------------------------------
+# --- measured
+# --------------------------------------------------------------------------------------------------------
 
 
 def knn(subject: Subject, config: MeasureConfig, _: Path) -> Iterator[Record]:
-    """How often the nearest training images, by cosine of their features, vote for the right class."""
-    (train, labels), (test, truth) = _known(subject, config), features(cast(Classifier, subject.model), subject.batches)
+    """How often the nearest training images, by cosine of their features, vote for the right
+    class."""
+    (train, labels), (test, truth) = (
+        _known(subject, config),
+        features(cast(Classifier, subject.model), subject.batches),
+    )
     guess = knn_guess(train, labels, test, k=config.knn_k, temperature=config.knn_temperature)
-    settings = {"k": min(config.knn_k, len(train)), "temperature": config.knn_temperature, "probe_images": len(train)}
+    settings = {
+        "k": min(config.knn_k, len(train)),
+        "temperature": config.knn_temperature,
+        "probe_images": len(train),
+    }
     right = int((guess == truth).sum())
-    yield share("features/knn_accuracy", right, len(truth), settings=settings, source="arXiv:1805.01978")
+    yield share(
+        "features/knn_accuracy", right, len(truth), settings=settings, source="arXiv:1805.01978"
+    )
 
 
 def linear(subject: Subject, config: MeasureConfig, _: Path) -> Iterator[Record]:
     """How often a linear classifier, which learned from features of training images, is right."""
-    (train, labels), (test, truth) = _known(subject, config), features(cast(Classifier, subject.model), subject.batches)
+    (train, labels), (test, truth) = (
+        _known(subject, config),
+        features(cast(Classifier, subject.model), subject.batches),
+    )
     probe = fit_probe(train, labels)
-    settings = {"C": probe.strength, "C_of": list(STRENGTHS), "probe_images": len(train), "method": "L-BFGS"}
+    settings = {
+        "C": probe.strength,
+        "C_of": list(STRENGTHS),
+        "probe_images": len(train),
+        "method": "L-BFGS",
+    }
     right = int((probe.guess(test) == truth).sum())
-    yield share("features/linear_accuracy", right, len(truth), settings=settings, converged=probe.converged)
+    yield share(
+        "features/linear_accuracy", right, len(truth), settings=settings, converged=probe.converged
+    )
 
 
 def _known(subject: Subject, config: MeasureConfig) -> tuple[Tensor, Tensor]:

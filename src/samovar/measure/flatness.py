@@ -1,6 +1,7 @@
 """Flatness on average: the loss under Gaussian noise on the weights.
 
-Weights are the parameters that require a gradient. Models are lent in eval mode and come back as they were."""
+Weights are the parameters that require a gradient. Models are lent in eval mode and come back as
+they were."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ class Estimate:
     value: float
     """Mean of the loss over the draws; inf or nan if the loss of a draw is."""
     stderr: float | None
-    """Standard error of `value` over the draws, and of `increase`; None for a single draw or a value not finite."""
+    """Standard error of `value` over the draws, and of `increase`; None for a single draw or a
+    value not finite."""
     n: int
     """Number of draws."""
     clean: float
@@ -48,23 +50,28 @@ def average_flatness(
     antithetic: bool = False,
     generator: Generator,
 ) -> Estimate:
-    """E L(w + e) over Gaussian noise e on the weights; 1 + num_draws forward passes over the batches, one weight copy.
+    """E L(w + e) over Gaussian noise e on the weights; 1 + num_draws forward passes over the
+    batches, one weight copy.
 
-    `isotropic`: e ~ N(0, sigma^2) in every weight. `filter`: a tensor of two or more dimensions is cut along dim 0 into
-    filters f of d weights each, and e ~ N(0, sigma^2 |f|^2 / d), so that the noise on a filter has sigma times its norm
-    (root mean square); tensors of fewer dimensions, which are biases and scales of norms, get none. Position embeddings
-    and class tokens [1, ...] are one filter.
+    `isotropic`: e ~ N(0, sigma^2) in every weight. `filter`: a tensor of two or more dimensions is
+        cut along dim 0 into
+    filters f of d weights each, and e ~ N(0, sigma^2 |f|^2 / d), so that the noise on a filter has
+    sigma times its norm (root mean square); tensors of fewer dimensions, which are biases and
+    scales of norms, get none. Position embeddings and class tokens [1, ...] are one filter.
 
     Args:
         model, loss, batches: as in `mean_loss`.
         sigma: >= 0, in units of the weights, or of their filters' root mean square.
         num_draws: >= 1.
         scaling: what sigma is relative to.
-        antithetic: a draw is the mean over e and -e, at twice the cost; odd terms of the loss then cancel.
-        generator: on the CPU; the only source of the noise, drawn in float32, parameter by parameter.
+        antithetic: a draw is the mean over e and -e, at twice the cost; odd terms of the loss then
+            cancel.
+        generator: on the CPU; the only source of the noise, drawn in float32, parameter by
+            parameter.
 
     Raises:
-        ValueError: a setting out of range, nothing to perturb, or as `mean_loss` (but for the loss of a draw).
+        ValueError: a setting out of range, nothing to perturb, or as `mean_loss` (but for the loss
+            of a draw).
 
     Source: L^N of Chen et al., arXiv:2106.01548v3; the filters of Li et al., arXiv:1712.09913."""
     check_radius("sigma", sigma)
@@ -73,7 +80,9 @@ def average_flatness(
         raise ValueError(f"unknown scaling {scaling!r}; pick one of {', '.join(SCALINGS)}")
     with movable(model) as weights:
         if scaling == "filter" and all(w.ndim < 2 for w in weights.clean):
-            raise ValueError("no weights of two or more dimensions, so no filters; use scaling='isotropic'")
+            raise ValueError(
+                "no weights of two or more dimensions, so no filters; use scaling='isotropic'"
+            )
         clean = finite(batch_losses(model, loss, batches)).mean
         draws = []
         for _ in range(num_draws):
@@ -88,7 +97,10 @@ def average_flatness(
 
 
 def gaussian_noise(
-    clean: Sequence[Tensor], sigma: float, scale: Callable[[Tensor], Tensor | float], generator: Generator
+    clean: Sequence[Tensor],
+    sigma: float,
+    scale: Callable[[Tensor], Tensor | float],
+    generator: Generator,
 ) -> Iterator[Tensor]:
     """Noise for one tensor at a time, so that a model never has a second copy in noise."""
     for w in clean:
@@ -104,7 +116,10 @@ def _filter_rms(w: Tensor) -> Tensor | float:
     return rows.square().mean(1).sqrt().view(-1, *[1] * (w.ndim - 1))
 
 
-SCALINGS: dict[str, Callable[[Tensor], Tensor | float]] = {"isotropic": lambda w: 1.0, "filter": _filter_rms}
+SCALINGS: dict[str, Callable[[Tensor], Tensor | float]] = {
+    "isotropic": lambda w: 1.0,
+    "filter": _filter_rms,
+}
 
 
 def check_radius(name: str, value: float) -> None:

@@ -1,6 +1,8 @@
-"""The loss on a grid of points around a model's weights: row by row in place, by one process or several.
+"""The loss on a grid of points around a model's weights: row by row in place, by one process or
+several.
 
-A row is kept in a file as soon as it is there, so an interrupted grid goes on where it was. Rows do not depend on who
+A row is kept in a file as soon as it is there, so an interrupted grid goes on where it was. Rows do
+not depend on who
 computes them: workers run on one thread each, and so does this process while it shares the work."""
 
 from __future__ import annotations
@@ -42,13 +44,18 @@ from samovar.runtime import keep_freed_memory
 Direction = Mapping[str, Tensor]
 """A step for parameters and buffers, by name; those without a name in it stand still."""
 PointLoss = Callable[[nn.Module, Any], Tensor | tuple[Tensor, Tensor]]
-"""Maps (model, batch) to the mean loss [] over the batch, or to that and which examples are right, bool [B]."""
+"""Maps (model, batch) to the mean loss [] over the batch, or to that and which examples are right,
+bool [B]."""
 Row = npt.NDArray[np.float64]
 """[2, T]: loss and share of right answers, nan where the loss does not tell it."""
 
-WORTH_SECONDS = 20.0  # of one process's work, below which others, whose imports take some 5 to 10 s, do not pay
+WORTH_SECONDS = (
+    20.0  # of one process's work, below which others, whose imports take some 5 to 10 s, do not pay
+)
 JOIN_SECONDS = 1.0
-COPIES = 6  # of the weights, that a process needs at most: its own, the kept, a row's, two directions, and a spare
+# of the weights, that a process needs at most: its own, the kept, a row's, two directions, and a
+# spare
+COPIES = 6
 
 
 @dataclass(frozen=True)
@@ -56,16 +63,19 @@ class Execution:
     """Who computes the rows, and where they are kept."""
 
     folder: Path | None = None
-    """Rows found here, of the same weights, images and points, are not computed again; new ones are written as they
-    finish. One folder per loss. None keeps nothing."""
+    """Rows found here, of the same weights, images and points, are not computed again; new ones are
+    written as they finish. One folder per loss. None keeps nothing."""
     processes: int = 1
-    """On a CPU: this process and so many less one new ones, a thread each. 1 leaves the number of threads as it is, so
-    that the last bits may differ; 0 is one a core, if the rest of the grid, judged by its first row, would take this
-    process more than 20 s. New processes import the main module, so a script needs `if __name__ == "__main__":`."""
+    """On a CPU: this process and so many less one new ones, a thread each. 1 leaves the number of
+    threads as it is, so that the last bits may differ; 0 is one a core, if the rest of the grid,
+    judged by its first row, would take this process more than 20 s. New processes import the main
+    module, so a script needs `if __name__ == "__main__":`."""
     distributed: bool = False
-    """The processes of the default group share the rows, and all get all of them; all must call together."""
+    """The processes of the default group share the rows, and all get all of them; all must call
+    together."""
     progress: Callable[[int, int], None] | None = None
-    """Called with the rows that are done and their total, whenever this process has finished one."""
+    """Called with the rows that are done and their total, whenever this process has finished
+    one."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +91,8 @@ class Offsets:
 
 
 class Segment(Offsets):
-    """Weights (1 - s) w + s * outer, to the bit at both ends; integers are those of the nearer end."""
+    """Weights (1 - s) w + s * outer, to the bit at both ends; integers are those of the nearer
+    end."""
 
     def write(self, name: str, kept: Tensor, s: float, out: Tensor) -> None:
         """Write what a tensor is at s."""
@@ -116,10 +127,12 @@ class Grid:
 
 
 def compute(grid: Grid, how: Execution) -> list[Row]:
-    """The rows of a grid, in order; the model is in eval mode meanwhile, and afterwards as before to the bit.
+    """The rows of a grid, in order; the model is in eval mode meanwhile, and afterwards as before
+    to the bit.
 
     Raises:
-        ValueError: processes that do not fit the device; a loss that is none; a failure in another process."""
+        ValueError: processes that do not fit the device; a loss that is none; a failure in another
+            process."""
     most = _num_processes(how, grid)
     if how.distributed:
         return _by_ranks(grid, how)
@@ -143,18 +156,24 @@ def _num_processes(how: Execution, grid: Grid) -> int:
         )
     if how.processes or elsewhere:
         return how.processes or 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     copies = COPIES * sum(param.nbytes for param in grid.model.parameters())
     return max(1, min(cores, free_bytes(grid.device) // max(1, copies)))
 
 
-# --- values ----------------------------------------------------------------------------------------------------------
+# --- values
+# ----------------------------------------------------------------------------------------------------------
 
 
 def _fill(grid: Grid, numbers: Iterable[int], keep: Callable[[int, Row], None]) -> None:
     """Compute rows; after each of them the weights are as they were."""
     keep_freed_memory()
-    with borrowed(grid.model), torch.no_grad():  # not inference mode: a model that caches could not train on with that
+    with (
+        borrowed(grid.model),
+        torch.no_grad(),
+    ):  # not inference mode: a model that caches could not train on with that
         named = {**dict(grid.model.named_parameters()), **dict(grid.model.named_buffers())}
         live = {name: named[name].detach() for name in grid.moving}
         kept = {name: tensor.clone() for name, tensor in live.items()}
@@ -167,7 +186,9 @@ def _fill(grid: Grid, numbers: Iterable[int], keep: Callable[[int, Row], None]) 
             keep(number, row)
 
 
-def _row(grid: Grid, live: Direction, kept: Direction, base: Direction, s: float, ts: Sequence[float]) -> Row:
+def _row(
+    grid: Grid, live: Direction, kept: Direction, base: Direction, s: float, ts: Sequence[float]
+) -> Row:
     if s:
         for name, tensor in base.items():
             grid.moves.write(name, kept[name], s, tensor)
@@ -178,7 +199,10 @@ def _row(grid: Grid, live: Direction, kept: Direction, base: Direction, s: float
         points.append(_point(grid))
     sizes = [num_examples(batch) for batch in grid.batches]
     # one transfer a row; the sum as `mean_loss` takes it, so that the centre is the same to the bit
-    losses = [sum(v * n for v, n in zip(values, sizes, strict=True)) for values in _host([p[0] for p in points])]
+    losses = [
+        sum(v * n for v, n in zip(values, sizes, strict=True))
+        for values in _host([p[0] for p in points])
+    ]
     rights = [sum(values) for values in _host([p[1] for p in points])]
     return np.array([losses, rights], np.float64) / sum(sizes)
 
@@ -190,7 +214,8 @@ def _set(live: Direction, base: Direction, inner: Direction | None = None, t: fl
             torch.add(base[name], inner[name], alpha=t, out=tensor)
         else:
             tensor.copy_(base[name])
-    torch.clear_autocast_cache()  # an outer autocast would go on with its 16-bit copies of the weights before
+    # an outer autocast would go on with its 16-bit copies of the weights before
+    torch.clear_autocast_cache()
 
 
 def _point(grid: Grid) -> tuple[Tensor, Tensor]:
@@ -200,13 +225,19 @@ def _point(grid: Grid) -> tuple[Tensor, Tensor]:
         seed(number, grid.device)  # what a loss draws is the same at every point
         found = grid.loss(grid.model, batch)
         value, right = found if isinstance(found, tuple) else (found, None)
-        if not isinstance(value, Tensor) or value.ndim or (right is not None and right.dtype != torch.bool):
+        if (
+            not isinstance(value, Tensor)
+            or value.ndim
+            or (right is not None and right.dtype != torch.bool)
+        ):
             raise ValueError(
                 "a loss is a tensor of shape [], the mean over a batch, or a pair of that and of which examples are "
                 "right, bool [B]; return one of the two"
             )
         values.append(value)
-        rights.append(value.new_full((), torch.nan).float() if right is None else right.sum().float())
+        rights.append(
+            value.new_full((), torch.nan).float() if right is None else right.sum().float()
+        )
     return torch.stack(values), torch.stack(rights)
 
 
@@ -214,7 +245,8 @@ def _host(rows: Sequence[Tensor]) -> list[list[float]]:
     return torch.stack(list(rows)).cpu().double().tolist()
 
 
-# --- rows in files ---------------------------------------------------------------------------------------------------
+# --- rows in files
+# ---------------------------------------------------------------------------------------------------
 
 
 class _Rows:
@@ -272,11 +304,14 @@ def _stamp(grid: Grid) -> str:
     for tensor in [*grid.model.parameters(), *grid.model.buffers(), *steps]:
         digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     with _threads(1):  # sums of another number of threads are others
-        digest.update(repr((grid.rows, grid.moving, [fingerprint(batch) for batch in grid.batches])).encode())
+        digest.update(
+            repr((grid.rows, grid.moving, [fingerprint(batch) for batch in grid.batches])).encode()
+        )
     return digest.hexdigest()
 
 
-# --- processes -------------------------------------------------------------------------------------------------------
+# --- processes
+# -------------------------------------------------------------------------------------------------------
 
 
 def _share(grid: Grid, kept: _Rows, how: Execution, most: int) -> None:
@@ -351,7 +386,8 @@ class _Team:
             (self.kept.folder / "grid.pt").unlink(missing_ok=True)
 
     def start(self, grid: Grid, todo: list[int], count: int) -> None:
-        """Start `count` workers; if the grid cannot be sent to them, say so, and leave all to this process."""
+        """Start `count` workers; if the grid cannot be sent to them, say so, and leave all to this
+        process."""
         if count < 1:
             return
         assert self.kept.folder is not None
@@ -359,7 +395,9 @@ class _Team:
         try:
             torch.save(grid, path)  # a file and not a pipe: its pages are shared by all who map it
         except Exception as error:
-            _say(f"the grid cannot be sent to other processes ({_line(error)}); this process does it all")
+            _say(
+                f"the grid cannot be sent to other processes ({_line(error)}); this process does it all"
+            )
             torch.set_num_threads(self.threads)
             return
         with _interrupts_ignored():
@@ -386,11 +424,15 @@ class _Team:
 
 def _work(_: int, path: Path, todo: list[int], taken: Any, dtype: torch.dtype) -> None:
     """A worker's life: rows into files, until all are taken."""
-    signal.signal(signal.SIGINT, lambda *_: os._exit(0))  # ctrl-C, or the end of the parent: nothing to save or to say
+    signal.signal(
+        signal.SIGINT, lambda *_: os._exit(0)
+    )  # ctrl-C, or the end of the parent: nothing to save or to say
     torch.set_num_threads(1)
     torch.set_default_dtype(dtype)
     try:
-        grid: Grid = torch.load(path, mmap=True, weights_only=False)  # written by the parent a moment ago
+        grid: Grid = torch.load(
+            path, mmap=True, weights_only=False
+        )  # written by the parent a moment ago
     except Exception as error:
         _say(f"a new process cannot read the grid ({_line(error)}); the others go on without it")
         return
@@ -401,7 +443,8 @@ def _work(_: int, path: Path, todo: list[int], taken: Any, dtype: torch.dtype) -
 
 @contextmanager
 def _interrupts_ignored() -> Iterator[None]:
-    """Processes started inside are deaf to ctrl-C until they say otherwise, so that no half-made one complains."""
+    """Processes started inside are deaf to ctrl-C until they say otherwise, so that no half-made
+    one complains."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -421,11 +464,13 @@ def _say(message: str) -> None:
     print(f"samovar: {message}", file=sys.stderr)
 
 
-# --- ranks -----------------------------------------------------------------------------------------------------------
+# --- ranks
+# -----------------------------------------------------------------------------------------------------------
 
 
 def _by_ranks(grid: Grid, how: Execution) -> list[Row]:
-    """Rows by the processes of a group; files only save work, what is computed goes over the group."""
+    """Rows by the processes of a group; files only save work, what is computed goes over the
+    group."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
     kept, failure = _Rows(how.folder, grid), None
     known = [kept.open().found if rank == 0 else {}]
@@ -442,7 +487,9 @@ def _by_ranks(grid: Grid, how: Execution) -> list[Row]:
     except Exception as error:
         failure = error
     answers: list[Any] = [None] * world_size
-    dist.all_gather_object(answers, ({n: kept.found[n] for n in mine if n in kept.found}, failure and _line(failure)))
+    dist.all_gather_object(
+        answers, ({n: kept.found[n] for n in mine if n in kept.found}, failure and _line(failure))
+    )
     if failure:
         raise failure
     for other, (rows, complaint) in enumerate(answers):

@@ -35,26 +35,39 @@ class Slice(NamedTuple):
 
 
 def set_up(
-    model: nn.Module, images: Tensor, output: Output, patterns: Sequence[str] | None, dtype: torch.dtype
+    model: nn.Module,
+    images: Tensor,
+    output: Output,
+    patterns: Sequence[str] | None,
+    dtype: torch.dtype,
 ) -> Setup:
-    """A model's copies in dtype, and what of them is differentiated; refuses weights that are not finite."""
+    """A model's copies in dtype, and what of them is differentiated; refuses weights that are not
+    finite."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise ValueError(f"{name} is not finite; load weights that are")
-    state = {k: t.detach().to(dtype if t.is_floating_point() else t.dtype, copy=True) for k, t in tensors.items()}
+    state = {
+        k: t.detach().to(dtype if t.is_floating_point() else t.dtype, copy=True)
+        for k, t in tensors.items()
+    }
     wanted = {
         name: state[name]
         for name, param in model.named_parameters()
-        if param.requires_grad and (patterns is None or any(fnmatchcase(name, pattern) for pattern in patterns))
+        if param.requires_grad
+        and (patterns is None or any(fnmatchcase(name, pattern) for pattern in patterns))
     }
     if not wanted:
-        raise ValueError(f"params={patterns} selects no parameter that requires a gradient; None selects all that do")
+        raise ValueError(
+            f"params={patterns} selects no parameter that requires a gradient; None selects all that do"
+        )
     images = images.to(next(iter(wanted.values())).device, dtype, copy=True)
     with torch.no_grad():
         logits = functional_call(model, state, (images[:1],))
     if not isinstance(logits, Tensor):
-        raise TypeError(f"the model returns {type(logits).__name__}; wrap it to return logits [n, K]")
+        raise TypeError(
+            f"the model returns {type(logits).__name__}; wrap it to return logits [n, K]"
+        )
     return Setup(model, state, wanted, images, _cotangents(output, logits))
 
 
@@ -65,7 +78,9 @@ def _cotangents(output: Output, logits: Tensor) -> Tensor:
     if output == "sum":
         return eye.sum(0, keepdim=True)
     if not isinstance(output, int) or not 0 <= output < len(eye):
-        raise ValueError(f"output={output!r}; pick 'sum', 'full' or a logit from 0 to {len(eye) - 1}")
+        raise ValueError(
+            f"output={output!r}; pick 'sum', 'full' or a logit from 0 to {len(eye) - 1}"
+        )
     return eye[output : output + 1]
 
 
@@ -101,12 +116,16 @@ def jacobian_columns(setup: Setup, chunk: list[Slice], chunk_bytes: int) -> Tens
         grads = _row_gradients(setup, variables, images, cotangents)
         at = 0
         for name, start, stop in chunk:
-            columns[first : first + block, at : at + stop - start] = grads[name].flatten(1)[:, start:stop]
+            columns[first : first + block, at : at + stop - start] = grads[name].flatten(1)[
+                :, start:stop
+            ]
             at += stop - start
     return columns
 
 
-def _row_gradients(setup: Setup, variables: dict[str, Tensor], images: Tensor, cotangents: Tensor) -> dict[str, Tensor]:
+def _row_gradients(
+    setup: Setup, variables: dict[str, Tensor], images: Tensor, cotangents: Tensor
+) -> dict[str, Tensor]:
     """Gradients [rows, *shape] of one combination of the logits of one image each."""
 
     def combined(variables: dict[str, Tensor], image: Tensor, cotangent: Tensor) -> Tensor:
@@ -118,8 +137,19 @@ def _row_gradients(setup: Setup, variables: dict[str, Tensor], images: Tensor, c
         return cast("dict[str, Tensor]", rows)
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError:  # a model that vmap cannot follow: branches on data, operators without a batching rule
+    except (
+        RuntimeError
+    ):  # a model that vmap cannot follow: branches on data, operators without a batching rule
         leaves = {name: tensor.clone().requires_grad_() for name, tensor in variables.items()}
-        values = (combined(leaves, image, cotangent) for image, cotangent in zip(images, cotangents, strict=True))
-        each = [torch.autograd.grad(value, list(leaves.values()), materialize_grads=True) for value in values]
-        return {name: torch.stack(column) for name, column in zip(leaves, zip(*each, strict=True), strict=True)}
+        values = (
+            combined(leaves, image, cotangent)
+            for image, cotangent in zip(images, cotangents, strict=True)
+        )
+        each = [
+            torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
+            for value in values
+        ]
+        return {
+            name: torch.stack(column)
+            for name, column in zip(leaves, zip(*each, strict=True), strict=True)
+        }

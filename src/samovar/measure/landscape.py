@@ -1,4 +1,5 @@
-"""Loss landscapes as a measurement: directions, images and processes chosen by the settings, rows kept and resumed."""
+"""Loss landscapes as a measurement: directions, images and processes chosen by the settings, rows
+kept and resumed."""
 
 from __future__ import annotations
 
@@ -27,16 +28,21 @@ from samovar.objectives import make_objective
 from samovar.runs.records import Record
 
 SOURCE = "arXiv:1712.09913; Figure 1 of arXiv:2106.01548"
-OUTPUT_BYTES = 16 << 20  # of a layer's output, up to which larger batches are no slower on a CPU (measured on six nets)
+OUTPUT_BYTES = (
+    16 << 20
+)  # of a layer's output, up to which larger batches are no slower on a CPU (measured on six nets)
 
 
 def landscape(subject: Subject, config: MeasureConfig, arrays: Path) -> Iterator[Record]:
-    """The loss and accuracy on a line or plane through the weights, along directions of three kinds.
+    """The loss and accuracy on a line or plane through the weights, along directions of three
+    kinds.
 
-    `random`: filter-normalised Gaussian ones. `eigenvectors`: the Hessian's top ones, of length 1, so that the second
+    `random`: filter-normalised Gaussian ones. `eigenvectors`: the Hessian's top ones, of length 1,
+        so that the second
     difference at the centre is the eigenvalue. `between`: to another checkpoint.
 
-    Rows are kept in a folder below `arrays` until the grid is whole, and found there after an interruption."""
+    Rows are kept in a folder below `arrays` until the grid is whole, and found there after an
+    interruption."""
     images = _images(subject, config)
     batches = _held(images)
     settings = {
@@ -49,7 +55,9 @@ def landscape(subject: Subject, config: MeasureConfig, arrays: Path) -> Iterator
         "other": config.other,
     }
     extra = {"tol": config.tol, "max_steps": config.max_steps, "batch_size": config.batch_size}
-    key = hashlib.sha256(json.dumps([subject.settings, subject.where, settings, extra]).encode()).hexdigest()[:8]
+    key = hashlib.sha256(
+        json.dumps([subject.settings, subject.where, settings, extra]).encode()
+    ).hexdigest()[:8]
     folder = arrays / f"landscape-{key}-rows"
     how = Execution(folder, config.processes, subject.runtime.world_size > 1)
     plane, facts = _KINDS[config.landscape](subject, config, images, batches, how)
@@ -75,7 +83,8 @@ Found = tuple[Plane, dict[str, Any]]
 
 @dataclass(frozen=True)
 class _Judge:
-    """Loss and right answers of a batch; not a closure, so that it can be sent to other processes."""
+    """Loss and right answers of a batch; not a closure, so that it can be sent to other
+    processes."""
 
     config: Config
     num_classes: int
@@ -90,7 +99,9 @@ def _judge(subject: Subject) -> _Judge:
     return _Judge(config, len(subject.classes))
 
 
-def _random(subject: Subject, config: MeasureConfig, _: Batches, batches: list[Batch], how: Execution) -> Found:
+def _random(
+    subject: Subject, config: MeasureConfig, _: Batches, batches: list[Batch], how: Execution
+) -> Found:
     """Along Gaussian directions, filter by filter as long as the weights."""
     generator = Generator().manual_seed(config.seed)
     directions = [filter_direction(subject.model, generator) for _ in range(config.dims)]
@@ -112,7 +123,8 @@ def _eigenvectors(
 
 
 def _kept_pairs(op: Hessian, config: MeasureConfig, how: Execution) -> dict[str, Tensor]:
-    """Eigenpairs, found beside the rows if they were computed before: rows of two runs must have the same vectors."""
+    """Eigenpairs, found beside the rows if they were computed before: rows of two runs must have
+    the same vectors."""
     assert how.folder is not None
     path = how.folder / "eigenvectors.pt"
     known: list[Any] = [torch.load(path, weights_only=True) if path.is_file() else None]
@@ -121,10 +133,14 @@ def _kept_pairs(op: Hessian, config: MeasureConfig, how: Execution) -> dict[str,
     if known[0] is not None:
         return dict(known[0])
     generator = Generator().manual_seed(config.seed)
-    found = top_eigenvalues(op, config.dims, tol=config.tol, max_steps=config.max_steps, generator=generator)
+    found = top_eigenvalues(
+        op, config.dims, tol=config.tol, max_steps=config.max_steps, generator=generator
+    )
     assert found.vectors is not None
     vectors = found.vectors.T.cpu().contiguous()
-    signs = vectors.gather(1, vectors.abs().argmax(1, keepdim=True)).sign()  # else that of the start decides
+    signs = vectors.gather(
+        1, vectors.abs().argmax(1, keepdim=True)
+    ).sign()  # else that of the start decides
     pairs = {"vectors": vectors * signs, "curvature": found.values, "residuals": found.residuals}
     pairs["converged"] = torch.tensor(found.converged)
     if not how.distributed or dist.get_rank() == 0:
@@ -135,14 +151,20 @@ def _kept_pairs(op: Hessian, config: MeasureConfig, how: Execution) -> dict[str,
 
 
 def _around(
-    subject: Subject, config: MeasureConfig, batches: list[Batch], directions: list[Any], how: Execution
+    subject: Subject,
+    config: MeasureConfig,
+    batches: list[Batch],
+    directions: list[Any],
+    how: Execution,
 ) -> Plane:
     x = axis(config.points, config.span)
     y = x if config.dims == 2 else None
     return loss_plane(subject.model, _judge(subject), batches, directions, x, y, how)
 
 
-def _between(subject: Subject, config: MeasureConfig, _: Batches, batches: list[Batch], how: Execution) -> Found:
+def _between(
+    subject: Subject, config: MeasureConfig, _: Batches, batches: list[Batch], how: Execution
+) -> Found:
     """From this checkpoint to that of another run, or to another of this one."""
     other = _other(subject, config)
     if other.settings["model"] != subject.settings["model"]:
@@ -176,7 +198,8 @@ _KINDS: dict[str, Callable[[Subject, MeasureConfig, Batches, list[Batch], Execut
 
 
 def fast_batch_size(model: nn.Module, image: Tensor, most: int) -> int:
-    """Images a forward pass on a CPU takes at full speed: the largest output of a layer then stays within 16 MiB.
+    """Images a forward pass on a CPU takes at full speed: the largest output of a layer then stays
+    within 16 MiB.
 
     Args:
         image: one image [1, C, H, W].
@@ -231,5 +254,9 @@ def _save(plane: Plane, path: Path) -> None:
     del columns["num_forwards"]
     aside = path.with_suffix(".partial")
     with aside.open("wb") as file:
-        np.savez(file, allow_pickle=False, **{k: np.asarray(v) for k, v in columns.items() if v is not None})
+        np.savez(
+            file,
+            allow_pickle=False,
+            **{k: np.asarray(v) for k, v in columns.items() if v is not None},
+        )
     aside.replace(path)

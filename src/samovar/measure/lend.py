@@ -1,6 +1,8 @@
-"""A model on loan for looking around its weights: shifted in place, then given back as it was to the bit.
+"""A model on loan for looking around its weights: shifted in place, then given back as it was to
+the bit.
 
-Unlike `samovar.curvature.borrow` nothing is replaced: fused attention stays, and a forward pass costs what it does."""
+Unlike `samovar.curvature.borrow` nothing is replaced: fused attention stays, and a forward pass
+costs what it does."""
 
 from __future__ import annotations
 
@@ -28,18 +30,24 @@ class Weights(NamedTuple):
             param.copy_(w)
         for param, w, step in zip(self.params, self.clean, steps, strict=True) if steps else ():
             param.copy_(w + step)
-        torch.clear_autocast_cache()  # an outer autocast would go on with its 16-bit copies of the weights before
+        # an outer autocast would go on with its 16-bit copies of the weights before
+        torch.clear_autocast_cache()
 
 
 @contextmanager
 def movable(model: nn.Module) -> Iterator[Weights]:
-    """Inside, the weights can be shifted; outside, they are as before to the bit, in the same storage."""
+    """Inside, the weights can be shifted; outside, they are as before to the bit, in the same
+    storage."""
     with borrowed(model):
         named = {name: param for name, param in model.named_parameters() if param.requires_grad}
         if not named:
-            raise ValueError("no parameter of the model requires a gradient; unfreeze some (requires_grad_)")
+            raise ValueError(
+                "no parameter of the model requires a gradient; unfreeze some (requires_grad_)"
+            )
         # a copy, for (w + e) - e restores only 99.6 % of float32 weights exactly
-        weights = Weights(list(named), list(named.values()), [p.detach().clone() for p in named.values()])
+        weights = Weights(
+            list(named), list(named.values()), [p.detach().clone() for p in named.values()]
+        )
         try:
             yield weights
         finally:
@@ -48,12 +56,22 @@ def movable(model: nn.Module) -> Iterator[Weights]:
 
 @contextmanager
 def borrowed(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; outside, modes, `.grad`, requires_grad, buffers and global random states are as before."""
+    """Eval mode inside; outside, modes, `.grad`, requires_grad, buffers and global random states
+    are as before."""
     modes = [(module, module.training) for module in model.modules()]
     params = [(param, param.grad, param.requires_grad) for param in model.parameters()]
-    buffers = [(m._buffers, k, b, b.clone()) for m in model.modules() for k, b in m._buffers.items() if b is not None]
+    buffers = [
+        (m._buffers, k, b, b.clone())
+        for m in model.modules()
+        for k, b in m._buffers.items()
+        if b is not None
+    ]
     recording = torch.is_grad_enabled()
-    with rng_kept(), torch.inference_mode(False), torch.set_grad_enabled(recording):  # leaving inference mode records
+    with (
+        rng_kept(),
+        torch.inference_mode(False),
+        torch.set_grad_enabled(recording),
+    ):  # leaving inference mode records
         try:
             model.eval()
             for param in model.parameters():

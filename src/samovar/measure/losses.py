@@ -22,9 +22,10 @@ def mean_loss(model: nn.Module, loss: LossFn, batches: Iterable[Any]) -> float:
 
     Args:
         model: any; lent in eval mode.
-        loss: mean loss [] of a batch. Global random numbers it draws are the same in every pass over the batches.
-        batches: can be iterated over again and again in one order. A batch has a length, or is a tuple, list or mapping
-            whose first tensor has its examples along dim 0.
+        loss: mean loss [] of a batch. Global random numbers it draws are the same in every pass
+            over the batches.
+        batches: can be iterated over again and again in one order. A batch has a length, or is a
+            tuple, list or mapping whose first tensor has its examples along dim 0.
 
     Raises:
         ValueError: no batches, a loss that is not a scalar or not finite, a batch of unknown size.
@@ -48,7 +49,9 @@ class Losses:
     @property
     def mean(self) -> float:
         """Over examples."""
-        return sum(value * size for value, size in zip(self.values, self.sizes, strict=True)) / sum(self.sizes)
+        return sum(value * size for value, size in zip(self.values, self.sizes, strict=True)) / sum(
+            self.sizes
+        )
 
 
 def batch_losses(model: nn.Module, loss: LossFn, batches: Iterable[Any]) -> Losses:
@@ -59,16 +62,22 @@ def batch_losses(model: nn.Module, loss: LossFn, batches: Iterable[Any]) -> Loss
 def losses_and_gradient(
     model: nn.Module, loss: LossFn, batches: Iterable[Any], params: Sequence[Tensor]
 ) -> tuple[Losses, list[Tensor]]:
-    """Loss of each batch, and the gradient of their weighted mean for params, in at least float32."""
+    """Loss of each batch, and the gradient of their weighted mean for params, in at least
+    float32."""
     values, sizes = [], []
     sums = [torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in params]
-    # the same random numbers in every pass, else the noise of the loss would count as sharpness. Not inference mode:
-    # what a model caches in it (rotary tables) could not be trained on afterwards
+    # the same random numbers in every pass, else the noise of the loss would count as sharpness.
+    # Not inference mode: what a model caches in it (rotary tables) could not be trained on
+    # afterwards
     with rng_kept(), torch.set_grad_enabled(bool(params)):
         for batch in checked(batches):
             value = loss(model, batch)
             if not isinstance(value, Tensor) or value.ndim:
-                got = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                got = (
+                    f"shape {list(value.shape)}"
+                    if isinstance(value, Tensor)
+                    else type(value).__name__
+                )
                 raise ValueError(
                     f"the loss of a batch is of {got}; return its mean over the batch, a tensor of shape []"
                 )
@@ -76,7 +85,9 @@ def losses_and_gradient(
             values.append(float(value.detach()))
             sizes.append(size)
             if params and not value.requires_grad:
-                raise ValueError("the loss does not depend on the weights; does the model run under no_grad?")
+                raise ValueError(
+                    "the loss does not depend on the weights; does the model run under no_grad?"
+                )
             grads = torch.autograd.grad(value, params, allow_unused=True) if params else ()
             for total, grad in zip(sums, grads, strict=True):
                 if grad is not None:
@@ -91,7 +102,9 @@ def losses_and_gradient(
 def checked(batches: Iterable[Any]) -> Iterable[Any]:
     """The batches, if they can be read again."""
     if iter(batches) is batches:
-        raise TypeError("batches is an iterator, which gives its batches once; give a list or a DataLoader")
+        raise TypeError(
+            "batches is an iterator, which gives its batches once; give a list or a DataLoader"
+        )
     return batches
 
 
@@ -99,7 +112,9 @@ def finite(found: Losses) -> Losses:
     """What was found, if weights and data are sound."""
     for i, value in enumerate(found.values):
         if not math.isfinite(value):
-            raise ValueError(f"the loss of batch {i} is {value} at the weights as given; check weights and data")
+            raise ValueError(
+                f"the loss of batch {i} is {value} at the weights as given; check weights and data"
+            )
     return found
 
 
@@ -109,4 +124,6 @@ def weighted_stderr(values: Sequence[float], sizes: Sequence[int]) -> float | No
     if n < 2 or not all(math.isfinite(value) for value in values):
         return None
     mean = sum(v * s for v, s in zip(values, sizes, strict=True)) / total
-    return math.sqrt(n / (n - 1) * sum((s / total * (v - mean)) ** 2 for v, s in zip(values, sizes, strict=True)))
+    return math.sqrt(
+        n / (n - 1) * sum((s / total * (v - mean)) ** 2 for v, s in zip(values, sizes, strict=True))
+    )

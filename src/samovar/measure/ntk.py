@@ -1,6 +1,8 @@
-"""The empirical neural tangent kernel, Theta = J J^T with J the Jacobian of logits by parameters, and its condition.
+"""The empirical neural tangent kernel, Theta = J J^T with J the Jacobian of logits by parameters,
+and its condition.
 
-Dense and exact: no sketches. Models are lent in eval mode and differentiated through copies of their weights.
+Dense and exact: no sketches. Models are lent in eval mode and differentiated through copies of
+    their weights.
 """
 
 from __future__ import annotations
@@ -28,12 +30,13 @@ class ConditionNumber:
     """The spread of a kernel's eigenvalues."""
 
     value: float
-    """lambda_max / lambda_min, >= 1; inf where lambda_min is not positive beyond rounding. Its relative error is about
-    itself times the precision of the kernel's type, 1e-7 or 1e-16."""
+    """lambda_max / lambda_min, >= 1; inf where lambda_min is not positive beyond rounding. Its
+    relative error is about itself times the precision of the kernel's type, 1e-7 or 1e-16."""
     lambda_max: float
     lambda_min: float
     rank: int
-    """Eigenvalues beyond rounding: above n * lambda_max times the precision of the kernel's type."""
+    """Eigenvalues beyond rounding: above n * lambda_max times the precision of the kernel's
+    type."""
     converged: bool
     """False where value is inf: the kernel is singular as far as its type can tell."""
 
@@ -43,9 +46,11 @@ class NtkEstimate:
     """A condition number over batches."""
 
     value: float
-    """Mean of the batches' condition numbers, or that of their mean kernel; inf if one of these kernels is singular."""
+    """Mean of the batches' condition numbers, or that of their mean kernel; inf if one of these
+    kernels is singular."""
     stderr: float | None
-    """Standard error over batches, by the jackknife for the mean kernel; None for one batch or an infinite value."""
+    """Standard error over batches, by the jackknife for the mean kernel; None for one batch or an
+    infinite value."""
     n: int
     """Number of batches."""
     batch_size: int
@@ -68,19 +73,23 @@ def ntk(
 ) -> Tensor:
     """Empirical NTK of a model that maps images [n, ...] to logits [n, K], on the model's device.
 
-    The Jacobian is made in chunks of columns, and the kernel gathers their Gram matrices. Each chunk costs a forward
-    and backward pass per row; there are about (rows * P * bytes of dtype) / chunk_bytes chunks. Memory: one chunk of
-    at most chunk_bytes, as much again for gradients on their way there (at least those of one row by the parameters of
-    the chunk), the kernel, a copy of the weights in dtype, and the activations of the rows under way.
+    The Jacobian is made in chunks of columns, and the kernel gathers their Gram matrices. Each
+    chunk costs a forward and backward pass per row; there are about (rows * P * bytes of dtype) /
+    chunk_bytes chunks. Memory: one chunk of at most chunk_bytes, as much again for gradients on
+        their way there (at least those of one row by the parameters of
+    the chunk), the kernel, a copy of the weights in dtype, and the activations of the rows under
+    way.
 
-    Rows are made together by vmap, at most n at a time, or one by one where vmap cannot follow the model.
+    Rows are made together by vmap, at most n at a time, or one by one where vmap cannot follow the
+    model.
 
     Args:
         model: lent in eval mode; samples must not depend on each other.
         images: [n, ...], floating point, n >= 2.
-        output: "sum", the sum of a sample's logits; an index, that logit; "full", each logit of each sample, by sample.
-        params: names as shell patterns; a parameter counts if any matches. None is all that require a gradient, and
-            ("*weight*",) is TE-NAS, the nearest released code to the paper's.
+        output: "sum", the sum of a sample's logits; an index, that logit; "full", each logit of
+            each sample, by sample.
+        params: names as shell patterns; a parameter counts if any matches. None is all that require
+            a gradient, and ("*weight*",) is TE-NAS, the nearest released code to the paper's.
         dtype: of the copies of weights, buffers and images, and of the kernel.
         chunk_bytes: see above.
         kernel_bytes: limit on the kernel itself; its eigenvalues take three times as much.
@@ -89,11 +98,12 @@ def ntk(
         [n, n], or [n * K, n * K] for "full"; symmetric.
 
     Raises:
-        ValueError: images, output or params that do not fit; weights, buffers or a kernel that are not finite;
-            BatchNorm without running statistics; a kernel over its limit.
+        ValueError: images, output or params that do not fit; weights, buffers or a kernel that are
+            not finite; BatchNorm without running statistics; a kernel over its limit.
         TypeError: the model does not return a tensor.
 
-    Source: Jacot et al., arXiv:1806.07572; the sum of logits: Chen et al. (TE-NAS), arXiv:2102.11535."""
+    Source: Jacot et al., arXiv:1806.07572; the sum of logits: Chen et al. (TE-NAS),
+        arXiv:2102.11535."""
     _check_model(model)
     _check_images(images)
     with (
@@ -115,12 +125,17 @@ def ntk(
             theta.addmm_(columns, columns.T)
             del columns  # before the next chunk is made
     if not theta.isfinite().all():
-        raise ValueError(f"the kernel is not finite in {dtype}; check the images, or use dtype=torch.float64")
-    return (theta + theta.T) / 2  # a BLAS need not make a product with its own transpose symmetric to the bit
+        raise ValueError(
+            f"the kernel is not finite in {dtype}; check the images, or use dtype=torch.float64"
+        )
+    return (
+        theta + theta.T
+    ) / 2  # a BLAS need not make a product with its own transpose symmetric to the bit
 
 
 def condition_number(theta: Tensor) -> ConditionNumber:
-    """lambda_max / lambda_min of a symmetric positive semi-definite matrix [n, n]; eigenvalues in float64.
+    """lambda_max / lambda_min of a symmetric positive semi-definite matrix [n, n]; eigenvalues in
+    float64.
 
     Raises:
         ValueError: not a square, symmetric, finite matrix."""
@@ -136,7 +151,9 @@ def condition_number(theta: Tensor) -> ConditionNumber:
     largest, smallest = float(eigenvalues[-1]), float(eigenvalues[0])
     rank = int((eigenvalues > precision * largest).sum()) if largest > 0 else 0
     regular = rank == len(theta)
-    return ConditionNumber(largest / smallest if regular else math.inf, largest, smallest, rank, regular)
+    return ConditionNumber(
+        largest / smallest if regular else math.inf, largest, smallest, rank, regular
+    )
 
 
 def ntk_condition_number(
@@ -154,20 +171,24 @@ def ntk_condition_number(
     chunk_bytes: int = 256 * MIB,
     kernel_bytes: int = 4096 * MIB,
 ) -> NtkEstimate:
-    """Condition number of the NTK, averaged over batches; the paper's protocol on a network at initialisation.
+    """Condition number of the NTK, averaged over batches; the paper's protocol on a network at
+    initialisation.
 
-    What the paper leaves open is an option here: output, average and head. Where the last scale of a residual branch is
-    0, as in ResNets at initialisation, the branch counts by the gradients of that scale alone.
+    What the paper leaves open is an option here: output, average and head. Where the last scale of
+    a residual branch is 0, as in ResNets at initialisation, the branch counts by the gradients of
+    that scale alone.
 
     Args:
         model: at initialisation or trained; with `ntk`'s conditions. It comes back as it was.
-        images: [N, ...], cut into batches in order, the short rest left out; or batches, taken as they come.
+        images: [N, ...], cut into batches in order, the short rest left out; or batches, taken as
+            they come.
         batch_size: images in a batch.
         output, params, dtype, chunk_bytes, kernel_bytes: as in `ntk`.
-        average: "kappa", the mean of condition numbers; "kernel", the condition number of the mean kernel, which keeps
-            the kernels of all batches.
+        average: "kappa", the mean of condition numbers; "kernel", the condition number of the mean
+            kernel, which keeps the kernels of all batches.
         relu: replace GELU by ReLU, as the paper does in ViT and Mixer.
-        head: "keep" the classifier's, which must not be all zero; or draw its weights at "random", see `random_head`.
+        head: "keep" the classifier's, which must not be all zero; or draw its weights at "random",
+            see `random_head`.
         generator: on the CPU; for head="random".
 
     Raises:
@@ -220,10 +241,13 @@ def _mean(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def _jackknife(kernels: list[Tensor]) -> tuple[float, float | None]:
-    """Condition number of the mean kernel, and its error from the means that leave one batch out."""
+    """Condition number of the mean kernel, and its error from the means that leave one batch
+    out."""
     n, shape = len(kernels), kernels[0].shape
     if any(kernel.shape != shape for kernel in kernels):
-        raise ValueError("batches differ in size, so their kernels have no mean; use average='kappa', or equal batches")
+        raise ValueError(
+            "batches differ in size, so their kernels have no mean; use average='kappa', or equal batches"
+        )
     total = torch.stack(kernels).sum(0)
     value = condition_number(total / n).value
     if n < 2 or not math.isfinite(value):
@@ -238,12 +262,16 @@ def _cut(images: Tensor, batch_size: int) -> list[Tensor]:
         raise ValueError(f"batch_size={batch_size}; a condition number needs at least 2 images")
     if len(images) <= batch_size:
         return [images]
-    return [images[end - batch_size : end] for end in range(batch_size, len(images) + 1, batch_size)]
+    return [
+        images[end - batch_size : end] for end in range(batch_size, len(images) + 1, batch_size)
+    ]
 
 
 def _check_images(images: Tensor) -> None:
     if not images.is_floating_point():
-        raise ValueError(f"images are {images.dtype}; give floating point in [0, 1], for uint8 images / 255")
+        raise ValueError(
+            f"images are {images.dtype}; give floating point in [0, 1], for uint8 images / 255"
+        )
     if images.ndim < 2 or len(images) < 2:
         raise ValueError(f"images are of shape {list(images.shape)}; give at least two, [n, ...]")
     if not images.isfinite().all():

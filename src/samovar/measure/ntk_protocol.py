@@ -1,4 +1,5 @@
-"""What the NTK protocol changes about a model for a while: GELU for ReLU, a zero head for a random one."""
+"""What the NTK protocol changes about a model for a while: GELU for ReLU, a zero head for a random
+one."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from torch.overrides import TorchFunctionMode
 
 @contextmanager
 def gelu_as_relu(model: nn.Module) -> Iterator[None]:
-    """Inside, the model computes ReLU wherever it has GELU, a module of any such class or a call of F.gelu.
+    """Inside, the model computes ReLU wherever it has GELU, a module of any such class or a call of
+    F.gelu.
 
     Modules are known by class: a name with GELU in it, no parameters, no children."""
     swapped = [
@@ -37,7 +39,11 @@ class _GeluCalls(TorchFunctionMode):
     """Answers F.gelu with ReLU."""
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if func is F.gelu:
             return F.relu(args[0] if args else (kwargs or {})["input"])
@@ -45,12 +51,17 @@ class _GeluCalls(TorchFunctionMode):
 
 
 def _is_gelu(module: nn.Module) -> bool:
-    return "GELU" in type(module).__name__ and not module._modules and not any(True for _ in module.parameters())
+    return (
+        "GELU" in type(module).__name__
+        and not module._modules
+        and not any(True for _ in module.parameters())
+    )
 
 
 @contextmanager
 def random_head(model: nn.Module, generator: Generator) -> Iterator[None]:
-    """Inside, the classifier's weights are drawn from N(0, 1 / fan_in), LeCun's scale; outside, as before to the bit.
+    """Inside, the classifier's weights are drawn from N(0, 1 / fan_in), LeCun's scale; outside, as
+    before to the bit.
 
     Its bias stays: a constant, which no gradient of a logit depends on.
 
@@ -58,7 +69,9 @@ def random_head(model: nn.Module, generator: Generator) -> Iterator[None]:
         ValueError: the model has no classifier that can be told."""
     weights = [layer.weight for layer in head_layers(model)]
     if not weights:
-        raise ValueError("no classifier head found (get_classifier(), or a last nn.Linear); use head='keep'")
+        raise ValueError(
+            "no classifier head found (get_classifier(), or a last nn.Linear); use head='keep'"
+        )
     copies = [weight.detach().clone() for weight in weights]
     try:
         with torch.no_grad():
@@ -73,10 +86,19 @@ def random_head(model: nn.Module, generator: Generator) -> Iterator[None]:
 
 
 def head_layers(model: nn.Module) -> list[Any]:
-    """Layers with the classifier's kernels: what `get_classifier` of timm names, else the last nn.Linear."""
-    owner: Any = next((module for module in model.modules() if hasattr(module, "get_classifier")), None)
+    """Layers with the classifier's kernels: what `get_classifier` of timm names, else the last
+    nn.Linear."""
+    owner: Any = next(
+        (module for module in model.modules() if hasattr(module, "get_classifier")), None
+    )
     if owner is None:
         return [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
     heads = owner.get_classifier()
-    parts = [module for head in (heads if isinstance(heads, tuple | list) else (heads,)) for module in head.modules()]
-    return [m for m in parts if isinstance(w := getattr(m, "weight", None), nn.Parameter) and w.ndim > 1]
+    parts = [
+        module
+        for head in (heads if isinstance(heads, tuple | list) else (heads,))
+        for module in head.modules()
+    ]
+    return [
+        m for m in parts if isinstance(w := getattr(m, "weight", None), nn.Parameter) and w.ndim > 1
+    ]

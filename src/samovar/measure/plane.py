@@ -12,7 +12,16 @@ import torch
 from torch import Generator, Tensor, nn
 
 from samovar.curvature.graphs import free_bytes
-from samovar.measure.grid import Direction, Execution, Grid, Offsets, PointLoss, Row, Segment, compute
+from samovar.measure.grid import (
+    Direction,
+    Execution,
+    Grid,
+    Offsets,
+    PointLoss,
+    Row,
+    Segment,
+    compute,
+)
 
 POINT_BYTES = 64  # of a point's two numbers, in the files' arrays and the plane's
 ALONE = Execution()
@@ -44,7 +53,8 @@ class Plane:
 
 
 def axis(points: int, span: float) -> Tensor:
-    """Coordinates [points] from -span to span, symmetric; 0 is among them, exactly, if points is odd."""
+    """Coordinates [points] from -span to span, symmetric; 0 is among them, exactly, if points is
+    odd."""
     steps = torch.arange(points, dtype=torch.float64)
     return (2 * steps - (points - 1)) / (points - 1) * span
 
@@ -52,8 +62,9 @@ def axis(points: int, span: float) -> Tensor:
 def filter_direction(model: nn.Module, generator: Generator) -> dict[str, Tensor]:
     """A Gaussian direction in weight space, each filter of which is as long as that of the weights.
 
-    A parameter of two or more dimensions that requires a gradient is cut along dim 0 into filters; position embeddings
-    and class tokens [1, ...] are one. Parameters of fewer dimensions, biases and scales of norms, stand still.
+    A parameter of two or more dimensions that requires a gradient is cut along dim 0 into filters;
+    position embeddings and class tokens [1, ...] are one. Parameters of fewer dimensions, biases
+    and scales of norms, stand still.
 
     Args:
         generator: on the CPU; numbers are drawn in float32, parameter by parameter.
@@ -70,7 +81,9 @@ def filter_direction(model: nn.Module, generator: Generator) -> dict[str, Tensor
             norms = [torch.linalg.vector_norm(x.detach(), dim=dims, keepdim=True) for x in (w, d)]
             direction[name] = d * (norms[0] / norms[1].clamp(min=torch.finfo(w.dtype).tiny))
     if not direction:
-        raise ValueError("no trainable parameter has two or more dimensions, so there are no filters; unfreeze some")
+        raise ValueError(
+            "no trainable parameter has two or more dimensions, so there are no filters; unfreeze some"
+        )
     return direction
 
 
@@ -85,13 +98,15 @@ def loss_plane(
 ) -> Plane:
     """The loss at the weights plus x times a direction, or plus x times one and y times another.
 
-    The weights are moved in place, in eval mode, and are afterwards as they were to the bit, gradients, flags, buffers
-    and random states too. At (0, 0) they are exactly the model's. A point costs a forward pass over the batches and
-    little else; on a CPU take batches of `fast_batch_size`. Memory: twice what moves, beside model and directions.
+    The weights are moved in place, in eval mode, and are afterwards as they were to the bit,
+    gradients, flags, buffers and random states too. At (0, 0) they are exactly the model's. A point
+    costs a forward pass over the batches and little else; on a CPU take batches of
+    `fast_batch_size`. Memory: twice what moves, beside model and directions.
 
     Args:
-        loss: maps (model, batch) to the mean loss [] over the batch, or to a pair of it and of which examples are
-            right, bool [B]. Random numbers of torch that it draws are the same at every point.
+        loss: maps (model, batch) to the mean loss [] over the batch, or to a pair of it and of
+            which examples are right, bool [B]. Random numbers of torch that it draws are the same
+            at every point.
         batches: kept in memory; each weighs as many examples as it has.
         directions: one for a line, two for a plane; steps by names of parameters.
         x: coordinates along the first direction.
@@ -99,8 +114,8 @@ def loss_plane(
         how: processes that share the rows, and the folder that keeps them.
 
     Raises:
-        ValueError: weights, directions or coordinates that are not finite or do not fit; a loss that is not as said;
-            what a worker raises.
+        ValueError: weights, directions or coordinates that are not finite or do not fit; a loss
+            that is not as said; what a worker raises.
 
     Source: Li et al., arXiv:1712.09913; the paper's protocol: appendix B.1 of arXiv:2106.01548."""
     if len(directions) != (1 if y is None else 2):
@@ -108,8 +123,12 @@ def loss_plane(
     xs, ys = _coordinates(x), [0.0] if y is None else _coordinates(y)
     steps = [_fitting(model, direction, "a direction") for direction in directions]
     if y is None:
-        return _plane(Grid(model, loss, list(batches), Offsets(steps[0]), _rows(xs, [0.0])), xs, None, how)
-    return _plane(Grid(model, loss, list(batches), Offsets(steps[1], steps[0]), _rows(ys, xs)), xs, ys, how)
+        return _plane(
+            Grid(model, loss, list(batches), Offsets(steps[0]), _rows(xs, [0.0])), xs, None, how
+        )
+    return _plane(
+        Grid(model, loss, list(batches), Offsets(steps[1], steps[0]), _rows(ys, xs)), xs, ys, how
+    )
 
 
 def loss_between(
@@ -120,22 +139,30 @@ def loss_between(
     x: Sequence[float] | Tensor,
     how: Execution = ALONE,
 ) -> Plane:
-    """The loss on the straight line from a model's weights, at x = 0, to another's, at x = 1: both exactly.
+    """The loss on the straight line from a model's weights, at x = 0, to another's, at x = 1: both
+    exactly.
 
-    Buffers, such as BatchNorm's statistics, are interpolated like weights. Everything else is as for `loss_plane`.
+    Buffers, such as BatchNorm's statistics, are interpolated like weights. Everything else is as
+    for `loss_plane`.
 
     Raises:
         ValueError: models of two architectures, or as `loss_plane`."""
     end = {**dict(other.named_parameters()), **dict(other.named_buffers())}
-    missing = [name for name, _ in [*model.named_parameters(), *model.named_buffers()] if name not in end]
+    missing = [
+        name for name, _ in [*model.named_parameters(), *model.named_buffers()] if name not in end
+    ]
     if missing:
-        raise ValueError(f"the other model has no {missing[0]}, which the model has; give one of the same architecture")
+        raise ValueError(
+            f"the other model has no {missing[0]}, which the model has; give one of the same architecture"
+        )
     xs = _coordinates(x)
     moves = Segment(_fitting(model, end, "the other model"))
     return _plane(Grid(model, loss, list(batches), moves, _rows(xs, [0.0])), xs, None, how)
 
 
-def _rows(outer: Sequence[float], inner: Sequence[float]) -> tuple[tuple[float, tuple[float, ...]], ...]:
+def _rows(
+    outer: Sequence[float], inner: Sequence[float]
+) -> tuple[tuple[float, tuple[float, ...]], ...]:
     """Rows of a grid, and if it has no (0, 0), that point as one more."""
     need, free = POINT_BYTES * len(outer) * len(inner), free_bytes(torch.device("cpu"))
     if need > free:
@@ -150,12 +177,16 @@ def _rows(outer: Sequence[float], inner: Sequence[float]) -> tuple[tuple[float, 
 def _plane(grid: Grid, xs: list[float], ys: list[float] | None, how: Execution) -> Plane:
     for name, tensor in [*grid.model.named_parameters(), *grid.model.named_buffers()]:
         if not _finite(tensor):
-            raise ValueError(f"{name} is not finite; a landscape needs finite weights: load an earlier checkpoint")
+            raise ValueError(
+                f"{name} is not finite; a landscape needs finite weights: load an earlier checkpoint"
+            )
     if not grid.batches:
         raise ValueError("batches is empty; give at least one batch")
     rows = compute(grid, how)
     outer = xs if ys is None else ys
-    values = torch.from_numpy(np.stack(rows[: len(outer)], axis=1))  # [2, Y, X], of a line [2, X, 1]
+    values = torch.from_numpy(
+        np.stack(rows[: len(outer)], axis=1)
+    )  # [2, Y, X], of a line [2, X, 1]
     center = _center(grid, rows)
     loss, accuracy = values.squeeze(-1) if ys is None else values
     known = bool(np.isfinite(center[1]))
@@ -172,18 +203,25 @@ def _plane(grid: Grid, xs: list[float], ys: list[float] | None, how: Execution) 
 
 def _center(grid: Grid, rows: Sequence[Row]) -> Any:
     """Loss and accuracy [2] at (0, 0)."""
-    return next(row[:, ts.index(0)] for row, (s, ts) in zip(rows, grid.rows, strict=True) if s == 0 and 0 in ts)
+    return next(
+        row[:, ts.index(0)]
+        for row, (s, ts) in zip(rows, grid.rows, strict=True)
+        if s == 0 and 0 in ts
+    )
 
 
 def _coordinates(values: Sequence[float] | Tensor) -> list[float]:
     numbers: list[float] = torch.as_tensor(values, dtype=torch.float64).tolist()
     if not numbers or not all(map(math.isfinite, numbers)):
-        raise ValueError(f"coordinates {numbers[:3]} are none, or not all finite; give at least one finite number")
+        raise ValueError(
+            f"coordinates {numbers[:3]} are none, or not all finite; give at least one finite number"
+        )
     return numbers
 
 
 def _fitting(model: nn.Module, tensors: Direction, title: str) -> dict[str, Tensor]:
-    """The tensors on the devices and in the types of the model's own, which they are checked against."""
+    """The tensors on the devices and in the types of the model's own, which they are checked
+    against."""
     own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     fitting = {}
     for name, tensor in tensors.items():
@@ -204,4 +242,8 @@ def _fitting(model: nn.Module, tensors: Direction, title: str) -> dict[str, Tens
 
 def _finite(tensor: Tensor) -> bool:
     # the extremes, and not `isfinite`: nothing of the tensor's size is made
-    return not tensor.is_floating_point() or not tensor.numel() or bool(torch.stack(tensor.aminmax()).isfinite().all())
+    return (
+        not tensor.is_floating_point()
+        or not tensor.numel()
+        or bool(torch.stack(tensor.aminmax()).isfinite().all())
+    )

@@ -1,4 +1,5 @@
-"""What a network predicts: its accuracy, the mistakes it is surest of, and examples picked evenly over the classes."""
+"""What a network predicts: its accuracy, the mistakes it is surest of, and examples picked evenly
+over the classes."""
 
 from __future__ import annotations
 
@@ -65,9 +66,16 @@ def predict(model: nn.Module, batch: Batch, loss: Loss = "softmax") -> Predicted
     if loss == "softmax":
         shares, losses = logits.softmax(1), F.cross_entropy(logits, batch.labels, reduction="none")
     else:
-        # each class but the true one costs log(1 + e^z), the true one log(1 + e^-z) = log(1 + e^z) - z
-        shares, losses = logits.sigmoid(), (F.softplus(logits).sum(1) - logits.gather(1, true)[:, 0])
-    probability, probability_true = shares.gather(1, predicted[:, None])[:, 0], shares.gather(1, true)[:, 0]
+        # each class but the true one costs log(1 + e^z), the true one log(1 + e^-z) = log(1 + e^z)
+        # - z
+        shares, losses = (
+            logits.sigmoid(),
+            (F.softplus(logits).sum(1) - logits.gather(1, true)[:, 0]),
+        )
+    probability, probability_true = (
+        shares.gather(1, predicted[:, None])[:, 0],
+        shares.gather(1, true)[:, 0],
+    )
     return Predicted(batch.images, batch.labels, predicted, probability, probability_true, losses)
 
 
@@ -79,12 +87,15 @@ def pick(subject: Subject, config: MeasureConfig) -> Predicted:
     few = subject.batches.few(config.pictures, config.seed)
     found = [predict(subject.model, batch, subject.settings["loss"]) for batch in few]
     if not found:
-        raise ValueError(f"no image of the {subject.settings['split']} split can be read; check --source and --root")
+        raise ValueError(
+            f"no image of the {subject.settings['split']} split can be read; check --source and --root"
+        )
     return functools.reduce(operator.add, found)
 
 
 def predictions(subject: Subject, config: MeasureConfig, arrays: Path) -> Iterator[Record]:
-    """Accuracy over the split; its worst mistakes, and as many images picked evenly over the classes."""
+    """Accuracy over the split; its worst mistakes, and as many images picked evenly over the
+    classes."""
     loss: Loss = subject.settings["loss"]
     even = pick(subject, config)
     worst, correct, count = even[:0], 0, 0
@@ -105,19 +116,24 @@ def predictions(subject: Subject, config: MeasureConfig, arrays: Path) -> Iterat
     )  # fmt: skip
 
 
-# --- pictures in files -----------------------------------------------------------------------------------------------
+# --- pictures in files
+# -----------------------------------------------------------------------------------------------
 
 
 def to_rgb(images: Tensor) -> NDArray[np.uint8]:
-    """[n, H, W, 3] in 0 to 255 of images [n, C, H, W] in [0, 1]; grey, or the mean of channels, where C is not 3."""
+    """[n, H, W, 3] in 0 to 255 of images [n, C, H, W] in [0, 1]; grey, or the mean of channels,
+    where C is not 3."""
     if images.shape[1] != 3:
         images = images.mean(1, keepdim=True).expand(-1, 3, -1, -1)
     levels = images.detach().clamp(0, 1).mul(255).round().to(torch.uint8)
     return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
-def save(arrays: Path, title: str, subject: Subject, config: MeasureConfig, columns: dict[str, Any]) -> str:
-    """Columns written to a file of their own for each protocol, by the main rank; its path below the run folder."""
+def save(
+    arrays: Path, title: str, subject: Subject, config: MeasureConfig, columns: dict[str, Any]
+) -> str:
+    """Columns written to a file of their own for each protocol, by the main rank; its path below
+    the run folder."""
     name = arrays_name(title, subject, config)
     if subject.runtime.is_main:
         arrays.mkdir(parents=True, exist_ok=True)

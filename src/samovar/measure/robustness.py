@@ -60,17 +60,27 @@ class Corrupted(Dataset[Tensor]):
         """The images of a task, corrupted, [b, C, H, W] uint8."""
         rows = range(task.start, task.stop)
         made = [
-            corrupt(self.images[row], task.name, severity=task.severity, seed=image_seed(self.seed, self.first + row))
+            corrupt(
+                self.images[row],
+                task.name,
+                severity=task.severity,
+                seed=image_seed(self.seed, self.first + row),
+            )
             for row in rows
         ]
         return torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2)
 
 
 def robustness(subject: Subject, config: MeasureConfig, arrays: Path) -> Iterator[Record]:
-    """Accuracy under each corruption at each severity, and its mean, the paper's number; never called ImageNet-C."""
+    """Accuracy under each corruption at each severity, and its mean, the paper's number; never
+    called ImageNet-C."""
     names = _names(config.corruptions)
     config = replace(config, severities=tuple(sorted(set(config.severities))))
-    few = subject.batches.few(config.corruption_images, config.seed) if config.corruption_images else subject.batches
+    few = (
+        subject.batches.few(config.corruption_images, config.seed)
+        if config.corruption_images
+        else subject.batches
+    )
     right, count = _count_right(subject, few, names, config)
     settings = {"corruptions": "made here of these images", "corrupted_images": count}
     source = "arXiv:1903.12261"
@@ -83,14 +93,23 @@ def robustness(subject: Subject, config: MeasureConfig, arrays: Path) -> Iterato
     )  # fmt: skip
     for (name, severity), correct in right.items():
         where = {"corruption": name, "severity": severity}
-        yield share("robustness/corruption_accuracy", correct, count, where=where, settings=settings, source=source)
+        yield share(
+            "robustness/corruption_accuracy",
+            correct,
+            count,
+            where=where,
+            settings=settings,
+            source=source,
+        )
 
 
 def _names(asked: tuple[str, ...]) -> list[str]:
     """The corruptions asked for, each once, in the order of the table."""
     unknown = [name for name in asked if name not in CORRUPTIONS]
     if unknown:
-        raise ValueError(f"--corruptions {unknown[0]} is unknown; give some of: {', '.join(CORRUPTIONS)}")
+        raise ValueError(
+            f"--corruptions {unknown[0]} is unknown; give some of: {', '.join(CORRUPTIONS)}"
+        )
     return [name for name in CORRUPTIONS if not asked or name in asked]
 
 
@@ -125,7 +144,9 @@ def _count_right(
             for task, each in zip(tasks, made, strict=True):
                 pixels = each.to(subject.runtime.device).float() / 255
                 guess = _guess(subject.model, pixels)
-                right[task.name, task.severity] += int((guess == labels[task.start : task.stop]).sum())
+                right[task.name, task.severity] += int(
+                    (guess == labels[task.start : task.stop]).sum()
+                )
         count += len(images)
     if not count:
         raise ValueError("no image can be read; check --source and --root")
@@ -146,12 +167,16 @@ def _chunks(batches: Batches) -> Iterator[tuple[Pixels, Tensor]]:
 
 def _joined(batches: list[Batch]) -> tuple[Pixels, Tensor]:
     pixels = torch.cat([(batch.images * 255).round().to(torch.uint8).cpu() for batch in batches])
-    return pixels.permute(0, 2, 3, 1).contiguous().numpy(), torch.cat([batch.labels.cpu() for batch in batches])
+    return pixels.permute(0, 2, 3, 1).contiguous().numpy(), torch.cat(
+        [batch.labels.cpu() for batch in batches]
+    )
 
 
 def _made(dataset: Corrupted, tasks: list[Task], workers: int) -> Iterator[Tensor]:
     """What the tasks ask for, in order; the bits do not depend on the number of workers."""
-    if workers == 0 or len(tasks) * PER_TASK < CHUNK:  # workers take longer to start than so few images
+    if (
+        workers == 0 or len(tasks) * PER_TASK < CHUNK
+    ):  # workers take longer to start than so few images
         return map(dataset.__getitem__, tasks)
     return iter(
         DataLoader(
@@ -166,12 +191,15 @@ def _made(dataset: Corrupted, tasks: list[Task], workers: int) -> Iterator[Tenso
 
 
 def _strip(subject: Subject, config: MeasureConfig, names: list[str], arrays: Path) -> str:
-    """A few images under each corruption at severity 3 (or the nearest asked for), with what is made of them."""
+    """A few images under each corruption at severity 3 (or the nearest asked for), with what is
+    made of them."""
     severity = min(config.severities, key=lambda each: abs(each - 3))
     images, labels = next(_chunks(subject.batches.few(min(4, config.pictures), config.seed)))
     dataset = Corrupted(images, 0, config.seed)
     rows = [_seen(subject, torch.from_numpy(images).permute(0, 3, 1, 2), labels)]
-    rows += [_seen(subject, dataset[Task(name, severity, 0, len(images))], labels) for name in names]
+    rows += [
+        _seen(subject, dataset[Task(name, severity, 0, len(images))], labels) for name in names
+    ]
     columns = {
         "images": np.stack([to_rgb(row.images) for row in rows]),
         "labels": labels.numpy(),
@@ -189,17 +217,24 @@ def _seen(subject: Subject, images: Tensor, labels: Tensor) -> Predicted:
     return predict(subject.model, Batch((images.float() / 255).to(device), labels.to(device)))
 
 
-# --- attacks ---------------------------------------------------------------------------------------------------------
+# --- attacks
+# ---------------------------------------------------------------------------------------------------------
 
 
 def attack(subject: Subject, config: MeasureConfig, arrays: Path) -> Iterator[Record]:
     """Accuracy under PGD at the radius asked for, and at fractions and multiples of it."""
-    few = subject.batches.few(config.attack_images, config.seed) if config.attack_images else subject.batches
+    few = (
+        subject.batches.few(config.attack_images, config.seed)
+        if config.attack_images
+        else subject.batches
+    )
     settings = {
         "attack": "PGD", "norm": config.attack_norm, "steps": config.attack_steps, "restarts": config.attack_restarts,
         "random_start": True,
     }  # fmt: skip
-    radii = [config.attack_eps * factor for factor in (0.0, *RADII) if config.attack_eps * factor <= 1]
+    radii = [
+        config.attack_eps * factor for factor in (0.0, *RADII) if config.attack_eps * factor <= 1
+    ]
     found: dict[float, list[Tensor]] = {eps: [] for eps in radii}
     seconds = dict.fromkeys(found, 0.0)
     for index, batch in enumerate(few):
@@ -222,17 +257,22 @@ def attack(subject: Subject, config: MeasureConfig, arrays: Path) -> Iterator[Re
 
 
 def step_of(eps: float, num_steps: int) -> float:
-    """An eighth of the radius, the paper's 0.25 of 2; more where so few steps would not reach it."""
+    """An eighth of the radius, the paper's 0.25 of 2; more where so few steps would not reach
+    it."""
     return eps * max(1 / 8, 1.25 / num_steps)
 
 
-def _survived(subject: Subject, config: MeasureConfig, batch: Batch, eps: float, index: int) -> Tensor:
+def _survived(
+    subject: Subject, config: MeasureConfig, batch: Batch, eps: float, index: int
+) -> Tensor:
     found = _attacked(subject, config, batch, eps, index)
     with borrowed(subject.model), torch.no_grad():
         return _guess(subject.model, found) == batch.labels.cpu()
 
 
-def _attacked(subject: Subject, config: MeasureConfig, batch: Batch, eps: float, index: int) -> Tensor:
+def _attacked(
+    subject: Subject, config: MeasureConfig, batch: Batch, eps: float, index: int
+) -> Tensor:
     if eps == 0:
         return batch.images
     return pgd(
@@ -243,10 +283,14 @@ def _attacked(subject: Subject, config: MeasureConfig, batch: Batch, eps: float,
 
 
 def _with_strip(record: Record, subject: Subject, config: MeasureConfig, arrays: Path) -> Record:
-    """The record with a file of a few images, attacked ones beside them, and what is made of both."""
+    """The record with a file of a few images, attacked ones beside them, and what is made of
+    both."""
     batch = next(iter(subject.batches.few(min(8, config.pictures), config.seed)))
     changed = _attacked(subject, config, batch, config.attack_eps, 0)
-    before, after = predict(subject.model, batch), predict(subject.model, Batch(changed, batch.labels))
+    before, after = (
+        predict(subject.model, batch),
+        predict(subject.model, Batch(changed, batch.labels)),
+    )
     columns = {
         "images": np.stack([to_rgb(before.images), to_rgb(after.images)]),
         "labels": batch.labels.cpu().numpy(),

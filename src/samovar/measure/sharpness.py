@@ -1,6 +1,7 @@
 """Sharpness at its worst: the highest loss within SAM's ball around the weights.
 
-Weights are the parameters that require a gradient. Models are lent in eval mode and come back as they were."""
+Weights are the parameters that require a gradient. Models are lent in eval mode and come back as
+they were."""
 
 from __future__ import annotations
 
@@ -14,7 +15,15 @@ from torch import Generator, Tensor, nn
 
 from samovar.measure.flatness import SCALINGS, check_count, check_radius, gaussian_noise
 from samovar.measure.lend import Weights, movable
-from samovar.measure.losses import EMPTY, Losses, LossFn, checked, finite, losses_and_gradient, weighted_stderr
+from samovar.measure.losses import (
+    EMPTY,
+    Losses,
+    LossFn,
+    checked,
+    finite,
+    losses_and_gradient,
+    weighted_stderr,
+)
 
 
 @dataclass(frozen=True)
@@ -24,8 +33,8 @@ class Sharpness:
     value: float
     """`loss_perturbed - loss_clean`; inf or nan if the ascent ran into such a loss."""
     stderr: float | None
-    """Standard error of `value` over batches, each weighted by its examples, the perturbation taken as given; None for
-    a single batch or a value not finite."""
+    """Standard error of `value` over batches, each weighted by its examples, the perturbation taken
+    as given; None for a single batch or a value not finite."""
     n: int
     """Number of batches."""
     loss_clean: float
@@ -52,43 +61,57 @@ def sam_sharpness(
 ) -> Sharpness:
     """max L(w + e) - L(w) over |e| <= rho, from below, by gradient ascent.
 
-    One step goes to SAM's own point, e = rho g / |g|, and nowhere if g = 0; its value may be negative. More steps go on
-    from there by `step_size` along the normalized gradient, back onto the ball where they leave it; the value is then
-    the highest loss met, that at w included, so it never falls with the number of steps. A loss that is not finite ends
-    an ascent and is its value. Where rho is small, rounding of the losses, some 1e-7 of them in float32, remains.
+    One step goes to SAM's own point, e = rho g / |g|, and nowhere if g = 0; its value may be
+    negative. More steps go on from there by `step_size` along the normalized gradient, back onto
+    the ball where they leave it; the value is then the highest loss met, that at w included, so it
+    never falls with the number of steps. A loss that is not finite ends an ascent and is its value.
+    Where rho is small, rounding of the losses, some 1e-7 of them in float32, remains.
 
-    Cost: num_steps * (1 + restarts) gradients and 1 + restarts forward passes over the batches. Memory: five times the
+    Cost: num_steps * (1 + restarts) gradients and 1 + restarts forward passes over the batches.
+        Memory: five times the
     weights, beside what the loss takes.
 
     Args:
         model, loss, batches: as in `mean_loss`.
         rho: radius >= 0 in the norm of all weights together.
         num_steps: gradients of an ascent, >= 1.
-        step_size: length > 0 of the steps after the first; None is rho, which acts like power iteration.
-        adaptive: ASAM's ellipsoid |e / T| <= rho, where T = |w| + eta for weights and 1 for the rest. Weights are the
-            parameters with "weight" in their names, those of norm layers included, biases not.
+        step_size: length > 0 of the steps after the first; None is rho, which acts like power
+            iteration.
+        adaptive: ASAM's ellipsoid |e / T| <= rho, where T = |w| + eta for weights and 1 for the
+            rest. Weights are the parameters with "weight" in their names, those of norm layers
+            included, biases not.
         eta: ASAM's offset, > 0.
         restarts: further ascents, each from a random point of the sphere.
-        per_batch: m-sharpness, what SAM minimizes: each batch has its own e; the mean over batches of their sharpness.
+        per_batch: m-sharpness, what SAM minimizes: each batch has its own e; the mean over batches
+            of their sharpness.
         generator: on the CPU; the source of restarts.
 
     Raises:
-        ValueError: a setting out of range, restarts without a generator, a gradient at w that is not finite, a loss
-            that does not depend on the weights, or as `mean_loss` (but for losses away from w).
+        ValueError: a setting out of range, restarts without a generator, a gradient at w that is
+            not finite, a loss that does not depend on the weights, or as `mean_loss` (but for
+            losses away from w).
 
     Source: Foret et al., arXiv:2010.01412; Kwon et al., arXiv:2102.11600."""
     check_radius("rho", rho)
     check_count("num_steps", num_steps)
     if step_size is not None and not 0 < step_size < math.inf:
-        raise ValueError(f"step_size={step_size} is not positive and finite; pick step_size > 0, or None for rho")
+        raise ValueError(
+            f"step_size={step_size} is not positive and finite; pick step_size > 0, or None for rho"
+        )
     if not 0 < eta < math.inf:
-        raise ValueError(f"eta={eta} is not positive and finite; pick eta > 0 (ASAM's authors use 0.01)")
+        raise ValueError(
+            f"eta={eta} is not positive and finite; pick eta > 0 (ASAM's authors use 0.01)"
+        )
     if restarts < 0 or (restarts and generator is None):
-        raise ValueError(f"restarts={restarts}; pick restarts >= 0, and for restarts > 0 give a generator")
+        raise ValueError(
+            f"restarts={restarts}; pick restarts >= 0, and for restarts > 0 give a generator"
+        )
     groups = ([batch] for batch in checked(batches)) if per_batch else [batches]
     clean, highest, num_gradients = Losses([], []), Losses([], []), 0
     with movable(model) as weights:
-        ball = _Ball(weights, rho, rho if step_size is None else step_size, eta if adaptive else None)
+        ball = _Ball(
+            weights, rho, rho if step_size is None else step_size, eta if adaptive else None
+        )
         for group in groups:
             search = _Search(model, loss, group, ball)
             best = search.highest(num_steps, restarts, generator)
@@ -99,7 +122,9 @@ def sam_sharpness(
     values = [after - before for before, after in zip(clean.values, highest.values, strict=True)]
     stderr = weighted_stderr(values, clean.sizes)
     value = highest.mean - clean.mean
-    return Sharpness(value, stderr, len(values), clean.mean, highest.mean, num_gradients, tuple(values))
+    return Sharpness(
+        value, stderr, len(values), clean.mean, highest.mean, num_gradients, tuple(values)
+    )
 
 
 class _Ball(NamedTuple):
@@ -117,7 +142,8 @@ class _Ball(NamedTuple):
             yield x if self.eta is None or not is_weight else x * (w.abs() + self.eta)
 
     def step(self, u: list[Tensor] | None, grads: list[Tensor]) -> list[Tensor] | None:
-        """The next u after a gradient at u, where None is the centre; None if there is nowhere to go."""
+        """The next u after a gradient at u, where None is the centre; None if there is nowhere to
+        go."""
         direction = list(self.times_t(grads))
         norm = _norm(direction)
         if not norm or not math.isfinite(norm):
@@ -148,7 +174,9 @@ class _Search:
         self.clean, grads = self.look(None, gradient=True)
         finite(self.clean)
         if not math.isfinite(_norm(grads)):
-            raise ValueError("the gradient at the weights as given is not finite; check weights and data")
+            raise ValueError(
+                "the gradient at the weights as given is not finite; check weights and data"
+            )
         found = list(self.climb(None, grads, num_steps))
         del grads
         for _ in range(restarts):
@@ -160,7 +188,9 @@ class _Search:
             found.append(self.clean)
         return max(found, key=lambda losses: (not math.isfinite(losses.mean), losses.mean))
 
-    def climb(self, u: list[Tensor] | None, grads: list[Tensor], num_steps: int) -> Iterator[Losses]:
+    def climb(
+        self, u: list[Tensor] | None, grads: list[Tensor], num_steps: int
+    ) -> Iterator[Losses]:
         """Losses at each point of an ascent from u, where the gradient is known."""
         for left in reversed(range(num_steps)):
             u = self.ball.step(u, grads)
@@ -175,7 +205,9 @@ class _Search:
         """Losses, and the gradient if asked for, at w + T u."""
         weights = self.ball.weights
         weights.shift(self.ball.times_t(u) if u is not None else None)
-        losses, grads = losses_and_gradient(self.model, self.loss, self.batches, weights.params if gradient else ())
+        losses, grads = losses_and_gradient(
+            self.model, self.loss, self.batches, weights.params if gradient else ()
+        )
         self.num_gradients += len(losses.sizes) * gradient
         return losses, grads
 

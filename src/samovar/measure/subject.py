@@ -1,4 +1,5 @@
-"""What is measured: a model with its weights, and the images the loss is taken over, without augmentation."""
+"""What is measured: a model with its weights, and the images the loss is taken over, without
+augmentation."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ class Batches:
         )
 
     def few(self, count: int, seed: int) -> Batches:
-        """`count` images alone (or all), even over the classes, and so is every beginning of them."""
+        """`count` images alone (or all), even over the classes, and so is every beginning of
+        them."""
         return replace(self, split=self.split.take(evenly(self.split.labels, count, seed)))
 
     def share(self, runtime: Runtime) -> Batches:
@@ -88,7 +90,8 @@ class Subject:
 
 
 def arrays_name(title: str, subject: Subject, config: MeasureConfig) -> str:
-    """The name of a file of arrays, another one for every protocol, so that no older record loses its own."""
+    """The name of a file of arrays, another one for every protocol, so that no older record loses
+    its own."""
     free = ("output", "name", "device", "threads", "workers", "processes")
     asked = {key: value for key, value in configs.to_dict(config).items() if key not in free}
     protocol = json.dumps([subject.settings, asked], sort_keys=True, default=str).encode()
@@ -97,7 +100,8 @@ def arrays_name(title: str, subject: Subject, config: MeasureConfig) -> str:
 
 
 def open_subject(name: str, config: MeasureConfig, runtime: Runtime) -> Subject:
-    """The subject of a run folder, of trained weights from elsewhere, or of a model's name at its initialisation.
+    """The subject of a run folder, of trained weights from elsewhere, or of a model's name at its
+    initialisation.
 
     Raises:
         ValueError: none of these, a checkpoint that is not there, data that does not fit."""
@@ -105,7 +109,9 @@ def open_subject(name: str, config: MeasureConfig, runtime: Runtime) -> Subject:
     if (folder / "config.json").is_file() and not timm_folder.is_one(folder):
         run = RunDir.open(folder)
         if config.model:
-            raise ValueError(f"--model {config.model}: {name} is a run, which knows its network; leave it out")
+            raise ValueError(
+                f"--model {config.model}: {name} is a run, which knows its network; leave it out"
+            )
         return _subject(name, configs.load(run.config_path), config, runtime, run)
     if folder.exists() or folder.suffix in SUFFIXES or config.checkpoint == "pretrained":
         return _opened_subject(name, config, runtime)
@@ -119,11 +125,15 @@ def open_subject(name: str, config: MeasureConfig, runtime: Runtime) -> Subject:
 def _opened_subject(name: str, config: MeasureConfig, runtime: Runtime) -> Subject:
     """The subject of weights that are of no run, their classifier included."""
     if config.checkpoint not in ("best", "pretrained"):
-        raise ValueError(f"--checkpoint {config.checkpoint}: {name} is no run and has no others; leave it out")
+        raise ValueError(
+            f"--checkpoint {config.checkpoint}: {name} is no run and has no others; leave it out"
+        )
     opened = open_model(name, name=config.model, image_size=config.image_size)
     data = DataConfig(image_size=opened.image_size)
     data = replace(data, source=config.source or data.source)
-    return _subject(name, Config(recipe="", model=opened.config, data=data), config, runtime, None, opened)
+    return _subject(
+        name, Config(recipe="", model=opened.config, data=data), config, runtime, None, opened
+    )
 
 
 def _config_of_model(name: str, config: MeasureConfig) -> Config:
@@ -133,7 +143,11 @@ def _config_of_model(name: str, config: MeasureConfig) -> Config:
     if not size:
         size = describe(name).image_size if ":" not in name else 224
     data = DataConfig(image_size=size)
-    return Config(recipe="", model=ModelConfig(name=name), data=replace(data, source=config.source or data.source))
+    return Config(
+        recipe="",
+        model=ModelConfig(name=name),
+        data=replace(data, source=config.source or data.source),
+    )
 
 
 def _subject(
@@ -146,7 +160,9 @@ def _subject(
 ) -> Subject:
     data = base.data
     if run and config.image_size not in (0, data.image_size):
-        raise ValueError(f"--image-size {config.image_size}: {name} was trained at {data.image_size} px; leave it out")
+        raise ValueError(
+            f"--image-size {config.image_size}: {name} was trained at {data.image_size} px; leave it out"
+        )
     if config.source:
         data = replace(data, source=config.source, fraction=1.0, tune_share=0.0)
     data = replace(data, root=config.root or data.root, workers=config.workers)
@@ -179,7 +195,9 @@ def _subject(
     train = replace(batches, split=source.train)
     where = {"split": title} | ({"step": step} if run else {})
     model = model.to(runtime.device).eval()
-    return Subject(name, model, batches, settings, where, tuple(source.classes), runtime, run, base, train)
+    return Subject(
+        name, model, batches, settings, where, tuple(source.classes), runtime, run, base, train
+    )
 
 
 def _check_fits(opened: Opened, source: Source) -> None:
@@ -200,7 +218,8 @@ def _check_fits(opened: Opened, source: Source) -> None:
 def _created(
     name: str, base: Config, config: MeasureConfig, run: RunDir | None, source: Source
 ) -> tuple[Classifier, dict[str, str], int]:
-    """A run's network, or one at its initialisation; what its weights are, as settings, and their step."""
+    """A run's network, or one at its initialisation; what its weights are, as settings, and their
+    step."""
     size, num_classes = base.data.image_size, len(source.classes)
     seed_everything(base.seed if run else config.seed)
     model = create(base.model, num_classes=num_classes, image_size=size, channels=source.channels)
@@ -216,7 +235,8 @@ def _created(
 def _load_weights(
     model: Classifier, base: Config, run: RunDir | None, config: MeasureConfig
 ) -> tuple[dict[str, str], int]:
-    """Load what `config.checkpoint` names into the model; returns what it was, as settings, and its step."""
+    """Load what `config.checkpoint` names into the model; returns what it was, as settings, and its
+    step."""
     if run is None or config.checkpoint == "init":
         started = {"init": "; ".join(load_init(model, base))} if base.init else {}
         return {"weights": "initialisation"} | started, 0

@@ -13,7 +13,15 @@ import torch
 from torch import Generator
 
 from samovar.config import MeasureConfig
-from samovar.curvature import Estimate, Hessian, blocks, match, spectral_density, top_eigenvalues, trace
+from samovar.curvature import (
+    Estimate,
+    Hessian,
+    blocks,
+    match,
+    spectral_density,
+    top_eigenvalues,
+    trace,
+)
 from samovar.measure.accuracy import accuracy
 from samovar.measure.activations import activations
 from samovar.measure.attention import attention
@@ -47,11 +55,18 @@ def default_split(name: str) -> Literal["train", "val"]:
 def measure(name: str, subject: Subject, config: MeasureConfig, arrays: Path) -> Iterator[Record]:
     """Records of one measurement, with the subject's protocol and the seconds it took."""
     start = begun = time.perf_counter()
-    dtype = {"dtype": config.dtype if name in OF_HESSIAN else "float64" if name == "ntk" else "float32"}
+    dtype = {
+        "dtype": config.dtype if name in OF_HESSIAN else "float64" if name == "ntk" else "float32"
+    }
     for record in MEASUREMENTS[name](subject, config, arrays):
         seconds = round(time.perf_counter() - start, 3)
-        # the first of several numbers that come of one computation has its cost, the others have none
-        taken = {} if seconds < 1e-2 and record.cost.get("seconds") is None and start != begun else {"seconds": seconds}
+        # the first of several numbers that come of one computation has its cost, the others have
+        # none
+        taken = (
+            {}
+            if seconds < 1e-2 and record.cost.get("seconds") is None and start != begun
+            else {"seconds": seconds}
+        )
         yield replace(
             record,
             where=subject.where | record.where,
@@ -65,7 +80,9 @@ def _hessian(subject: Subject, params: list[str] | None, config: MeasureConfig) 
     dtype = torch.float64 if config.dtype == "float64" else torch.float32
     batches = subject.batches.share(subject.runtime)
     distributed = subject.runtime.world_size > 1
-    return Hessian(subject.model, subject.loss, batches, params=params, dtype=dtype, distributed=distributed)
+    return Hessian(
+        subject.model, subject.loss, batches, params=params, dtype=dtype, distributed=distributed
+    )
 
 
 def _generator(config: MeasureConfig) -> Generator:
@@ -82,15 +99,29 @@ def _lambda_max(subject: Subject, config: MeasureConfig, _: Path) -> Iterator[Re
 
 def _blocks(subject: Subject, config: MeasureConfig, _: Path) -> Iterator[Record]:
     """lambda_max of each block of Table 3, or of the parameters that `--params` names."""
-    chosen = {p: match(subject.model, p) for p in config.params} if config.params else blocks(subject.model)
+    chosen = (
+        {p: match(subject.model, p) for p in config.params}
+        if config.params
+        else blocks(subject.model)
+    )
     for block, names in chosen.items():
         (record,) = _eigenvalues(_hessian(subject, names, config), 1, config)
-        yield replace(record, name="hessian/block_lambda_max", where={"block": block}, source=f"{PAPER}, Table 3")
+        yield replace(
+            record,
+            name="hessian/block_lambda_max",
+            where={"block": block},
+            source=f"{PAPER}, Table 3",
+        )
 
 
 def _eigenvalues(op: Hessian, k: int, config: MeasureConfig) -> Iterator[Record]:
     pairs = top_eigenvalues(
-        op, k, tol=config.tol, max_steps=config.max_steps, generator=_generator(config), vectors=False
+        op,
+        k,
+        tol=config.tol,
+        max_steps=config.max_steps,
+        generator=_generator(config),
+        vectors=False,
     )
     for value, residual in zip(pairs.values.tolist(), pairs.residuals.tolist(), strict=True):
         yield Record(
@@ -107,16 +138,25 @@ def _eigenvalues(op: Hessian, k: int, config: MeasureConfig) -> Iterator[Record]
 def _trace(subject: Subject, config: MeasureConfig, _: Path) -> Iterator[Record]:
     """The trace of the Hessian, by Hutch++."""
     op = _hessian(subject, None, config)
-    found: Estimate = trace(op, method="hutch++", num_probes=config.probes * 6, generator=_generator(config))
-    yield Record("hessian/trace", found.value, stderr=found.stderr, n=found.n, settings={"method": "hutch++"})
+    found: Estimate = trace(
+        op, method="hutch++", num_probes=config.probes * 6, generator=_generator(config)
+    )
+    yield Record(
+        "hessian/trace", found.value, stderr=found.stderr, n=found.n, settings={"method": "hutch++"}
+    )
 
 
 def _density(subject: Subject, config: MeasureConfig, arrays: Path) -> Iterator[Record]:
     """The density of the Hessian's eigenvalues, by stochastic Lanczos quadrature."""
     op = _hessian(subject, None, config)
-    found = spectral_density(op, num_probes=config.probes, num_steps=config.density_steps, generator=_generator(config))
+    found = spectral_density(
+        op, num_probes=config.probes, num_steps=config.density_steps, generator=_generator(config)
+    )
     name = arrays_name("density", subject, config)
-    columns = {key: getattr(found, key).numpy() for key in ("grid", "density", "stderr", "nodes", "weights")}
+    columns = {
+        key: getattr(found, key).numpy()
+        for key in ("grid", "density", "stderr", "nodes", "weights")
+    }
     if subject.runtime.is_main:
         np.savez(arrays / name, **columns)
     settings = {"probes": config.probes, "steps": config.density_steps, "sigma": found.sigma}
@@ -143,17 +183,40 @@ def _flatness(subject: Subject, config: MeasureConfig, _: Path) -> Iterator[Reco
     settings: dict[str, Any] = {"sigma": config.sigma, "noise": config.noise}
     source = f"L^N of {PAPER} v3; its sigma and draws are not published"
     yield Record(
-        "sharpness/average_flatness", found.value, "nats", found.stderr, found.n, settings=settings, source=source
+        "sharpness/average_flatness",
+        found.value,
+        "nats",
+        found.stderr,
+        found.n,
+        settings=settings,
+        source=source,
     )
     yield Record("sharpness/clean_loss", found.clean, "nats", n=subject.settings["images"])
 
 
 def _sharpness(subject: Subject, config: MeasureConfig, _: Path) -> Iterator[Record]:
-    """The rise of the loss at SAM's point, and at the highest point found in the ball; plain and adaptive."""
-    for title, steps, adaptive in (("sam", 1, False), ("worst", config.ascent_steps, False), ("adaptive", 1, True)):
+    """The rise of the loss at SAM's point, and at the highest point found in the ball; plain and
+    adaptive."""
+    for title, steps, adaptive in (
+        ("sam", 1, False),
+        ("worst", config.ascent_steps, False),
+        ("adaptive", 1, True),
+    ):
         rho = config.rho * (10 if adaptive else 1)
-        found = sam_sharpness(subject.model, subject.loss, subject.batches, rho=rho, num_steps=steps, adaptive=adaptive)
-        settings = {"rho": rho, "ascent_steps": steps, "adaptive": adaptive, "perturbation": "one for all images"}
+        found = sam_sharpness(
+            subject.model,
+            subject.loss,
+            subject.batches,
+            rho=rho,
+            num_steps=steps,
+            adaptive=adaptive,
+        )
+        settings = {
+            "rho": rho,
+            "ascent_steps": steps,
+            "adaptive": adaptive,
+            "perturbation": "one for all images",
+        }
         yield Record(
             f"sharpness/{title}",
             found.value,

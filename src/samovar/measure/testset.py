@@ -1,4 +1,5 @@
-"""Accuracy on published test sets: as their authors score them and, of 200 classes, as the paper must have done too."""
+"""Accuracy on published test sets: as their authors score them and, of 200 classes, as the paper
+must have done too."""
 
 from __future__ import annotations
 
@@ -38,11 +39,13 @@ ALEXNET = {
     "pixelate": 0.717840,
     "jpeg_compression": 0.606500,
 }
-"""AlexNet's error on the published ImageNet-C, mean of the five severities. Source: arXiv:1903.12261 and its code."""
+"""AlexNet's error on the published ImageNet-C, mean of the five severities. Source:
+arXiv:1903.12261 and its code."""
 
 
 def testset(subject: Subject, config: MeasureConfig, _: Path) -> Iterator[Record]:
-    """Top-1 accuracy on the set of `--testset`, under each way it is scored; of a corruption set also the means.
+    """Top-1 accuracy on the set of `--testset`, under each way it is scored; of a corruption set
+    also the means.
 
     Raises:
         ValueError: no such set, files that are not it, a model of other classes."""
@@ -75,28 +78,40 @@ def class_order(subject: Subject, tests: TestSet, text: str) -> str:
     if theirs == ours:
         return "the set's"
     if theirs and (sorted(ours) == sorted(theirs) or all(_is_wnid(name) for name in ours)):
-        place = next(index for index, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
+        place = next(
+            index for index, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1]
+        )
         raise ValueError(
             f"--testset {text}: class {place} of {subject.name} is {ours[place]}, and of the set {theirs[place]}; give "
             "a model of the set's classes in their order"
         )
     split = subject.batches.split
     if isinstance(split, Arrays) and split.images.shape[1] != 3:
-        raise ValueError(f"--testset {text} is in colour and {subject.name} reads grey images; give a model for colour")
-    return "assumed to be the set's" + (", sorted WordNet ids" if theirs and _is_wnid(theirs[0]) else "")
+        raise ValueError(
+            f"--testset {text} is in colour and {subject.name} reads grey images; give a model for colour"
+        )
+    return "assumed to be the set's" + (
+        ", sorted WordNet ids" if theirs and _is_wnid(theirs[0]) else ""
+    )
 
 
 def _is_wnid(name: str) -> bool:
     return len(name) == 9 and name[0] == "n" and name[1:].isdigit()
 
 
-def _scored(subject: Subject, tests: TestSet, condition: Condition, settings: dict[str, Any]) -> Iterator[Record]:
+def _scored(
+    subject: Subject, tests: TestSet, condition: Condition, settings: dict[str, Any]
+) -> Iterator[Record]:
     """One record for each way of scoring, all of one pass over the images."""
     logits, labels = logits_of(subject.model, replace(subject.batches, split=condition.split))
     rules = _rules(tests)
     for scoring, rule in rules.items():
         # in `where` too, so that two scorings of one set are never taken for the same number
-        where = {"split": tests.title} | condition.where | ({"scoring": scoring} if len(rules) > 1 else {})
+        where = (
+            {"split": tests.title}
+            | condition.where
+            | ({"scoring": scoring} if len(rules) > 1 else {})
+        )
         right = rule(logits, labels)
         yield share(
             "testset/corruption_accuracy" if condition.where else "testset/accuracy",
@@ -153,13 +168,24 @@ def _means(tests: TestSet, found: list[Record]) -> Iterator[Record]:
     if tests.title == "ImageNet-C" and set(MAIN) <= set(by_name) and severities == list(SEVERITIES):
         relative = [_mean(1 - r.value for r in by_name[name]) / ALEXNET[name] for name in MAIN]
         errors = [_mean(r.stderr or 0 for r in by_name[name]) / ALEXNET[name] for name in MAIN]
-        mce = {"average": "15 corruptions", "corruption_names": list(MAIN), "baseline": "AlexNet's published errors"}
+        mce = {
+            "average": "15 corruptions",
+            "corruption_names": list(MAIN),
+            "baseline": "AlexNet's published errors",
+        }
         yield Record(
-            "testset/mce", _mean(relative), "", _mean(errors), settings=settings | mce, source=tests.source, **fields
+            "testset/mce",
+            _mean(relative),
+            "",
+            _mean(errors),
+            settings=settings | mce,
+            source=tests.source,
+            **fields,
         )
 
 
 def _mean(values: Iterator[float] | list[float]) -> float:
-    """The mean; of standard errors, the most that of the mean can be, as all conditions are of the same images."""
+    """The mean; of standard errors, the most that of the mean can be, as all conditions are of the
+    same images."""
     values = list(values)
     return sum(values) / len(values)

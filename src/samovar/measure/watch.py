@@ -1,4 +1,5 @@
-"""Sharpness while a model trains: what a fixed batch sees every so many steps, and the edge of stability beside it."""
+"""Sharpness while a model trains: what a fixed batch sees every so many steps, and the edge of
+stability beside it."""
 
 from __future__ import annotations
 
@@ -22,8 +23,9 @@ SOURCE = "Cohen et al., arXiv:2103.00065; with SAM: Long and Bartlett, arXiv:230
 class Watch:
     """lambda_max, gradient norm and SAM sharpness of the training loss on one batch, in eval mode.
 
-    Lanczos starts from the eigenvector of the time before, so it takes few products: a watch costs some 30 gradients of
-    the batch. The weights, random state and mode of the model are as before afterwards."""
+    Lanczos starts from the eigenvector of the time before, so it takes few products: a watch costs
+    some 30 gradients of the batch. The weights, random state and mode of the model are as before
+    afterwards."""
 
     def __init__(self, config: Config, source: Source, device: torch.device) -> None:
         self.config = config
@@ -51,7 +53,13 @@ class Watch:
         yield Record("watch/grad_norm", norm, where=where, settings=settings)
         rho = self.config.sam.rho or 0.05
         found = sam_sharpness(model, self._loss, self.batches, rho=rho)
-        yield Record("watch/sam_sharpness", found.value, "nats", where=where, settings=settings | {"rho": rho})
+        yield Record(
+            "watch/sam_sharpness",
+            found.value,
+            "nats",
+            where=where,
+            settings=settings | {"rho": rho},
+        )
         yield Record(
             "watch/stability_threshold", threshold(lr, self.config.sam.rho, norm), where=where,
             settings={"lr": lr, "rho": self.config.sam.rho, "assumes": "gradient descent"}, source=SOURCE,
@@ -62,10 +70,11 @@ class Watch:
 
 
 def threshold(lr: float, rho: float, grad_norm: float) -> float:
-    """The lambda at which gradient descent on a quadratic stops converging: 2 / lr, or SAM's smaller one.
+    """The lambda at which gradient descent on a quadratic stops converging: 2 / lr, or SAM's
+    smaller one.
 
-    SAM's solves lr * lambda * (1 + rho * lambda / |g|) = 2. With Adam-like optimizers it is the preconditioned Hessian
-    that counts, so there the number is only a landmark."""
+    SAM's solves lr * lambda * (1 + rho * lambda / |g|) = 2. With Adam-like optimizers it is the
+    preconditioned Hessian that counts, so there the number is only a landmark."""
     if lr == 0:
         return math.inf
     if rho == 0 or grad_norm == 0:

@@ -1,8 +1,10 @@
-"""Networks by name: the paper's variants, any timm model, or a function of yours, behind one input layer.
+"""Networks by name: the paper's variants, any timm model, or a function of yours, behind one input
+layer.
 
-Images are [B, C, H, W] in [0, 1] at the border; normalization is the first layer. Below it, `Classifier.body` is
-timm's (or your) module with its own state-dict keys: `vit-b16` fits timm's `vit_base_patch16_224` (there pass
-`act_layer="gelu_tanh"`, the paper's GELU), `mixer-b16` fits `mixer_b16_224`, and `resnet50-bn` fits `resnet50`."""
+Images are [B, C, H, W] in [0, 1] at the border; normalization is the first layer. Below it,
+`Classifier.body` is timm's (or your) module with its own state-dict keys: `vit-b16` fits timm's
+`vit_base_patch16_224` (there pass `act_layer="gelu_tanh"`, the paper's GELU), `mixer-b16` fits
+`mixer_b16_224`, and `resnet50-bn` fits `resnet50`."""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ __all__ = ["MODELS", "Classifier", "create", "describe", "family"]
 class Classifier(nn.Module):
     """A network whose first layer normalizes: images [B, C, H, W] in [0, 1] to logits [B, K].
 
-    `mean` and `std` are buffers that are not saved: they belong to the config, a state dict holds the body alone."""
+    `mean` and `std` are buffers that are not saved: they belong to the config, a state dict holds
+    the body alone."""
 
     mean: Tensor
     std: Tensor
@@ -50,7 +53,8 @@ class Classifier(nn.Module):
         return cast(Tensor, self.body(self._normalized(images)))
 
     def features(self, images: Tensor) -> Tensor:
-        """What the classifier layer sees of images [B, C, H, W] in [0, 1]: class token or pooled features, [B, D].
+        """What the classifier layer sees of images [B, C, H, W] in [0, 1]: class token or pooled
+        features, [B, D].
 
         Raises:
             TypeError: integer images.
@@ -61,7 +65,10 @@ class Classifier(nn.Module):
                 f"{type(body).__name__} has no forward_features and forward_head, which timm's networks have; "
                 "features before the classifier are asked for"
             )
-        return cast(Tensor, body.forward_head(body.forward_features(self._normalized(images)), pre_logits=True))
+        return cast(
+            Tensor,
+            body.forward_head(body.forward_features(self._normalized(images)), pre_logits=True),
+        )
 
     def head_parameters(self) -> list[nn.Parameter]:
         """Parameters of the classifier layer.
@@ -77,17 +84,21 @@ class Classifier(nn.Module):
 
     def _normalized(self, images: Tensor) -> Tensor:
         if not images.is_floating_point():
-            raise TypeError(f"images are {images.dtype}; give floating point in [0, 1], for uint8 images / 255")
+            raise TypeError(
+                f"images are {images.dtype}; give floating point in [0, 1], for uint8 images / 255"
+            )
         return (images - self.mean) / self.std
 
 
-def create(config: ModelConfig, *, num_classes: int, image_size: int, channels: int = 3) -> Classifier:
+def create(
+    config: ModelConfig, *, num_classes: int, image_size: int, channels: int = 3
+) -> Classifier:
     """The network a config names, with weights drawn from torch's global generator.
 
-    Under `init="paper"` a timm model gets a zero head and is otherwise as timm made it. `module:function` is imported
-    and called with those of num_classes, image_size, channels, dropout, drop_path and head_bias that its signature
-    takes; the nn.Module it returns, from normalized images to logits, is left as it is. A `Classifier` is not wrapped
-    again.
+    Under `init="paper"` a timm model gets a zero head and is otherwise as timm made it.
+    `module:function` is imported and called with those of num_classes, image_size, channels,
+    dropout, drop_path and head_bias that its signature takes; the nn.Module it returns, from
+    normalized images to logits, is left as it is. A `Classifier` is not wrapped again.
 
     Args:
         config: Name, initialisation, dropout, normalization.
@@ -96,7 +107,8 @@ def create(config: ModelConfig, *, num_classes: int, image_size: int, channels: 
         channels: Colours of a pixel, C.
 
     Raises:
-        ValueError: an unknown name (with the nearest), a size or a setting that does not fit the network."""
+        ValueError: an unknown name (with the nearest), a size or a setting that does not fit the
+            network."""
     for flag, values in (("mean", config.mean), ("std", config.std)):
         if len(values) not in (1, channels):
             raise ValueError(
@@ -127,7 +139,8 @@ def family(model: nn.Module | str) -> Family:
 def describe(name: str) -> Variant:
     """What is known of the network of this name, without its weights; 0 stands for unknown.
 
-    A timm model is built on the meta device; of `module:function` nothing is known before it is called.
+    A timm model is built on the meta device; of `module:function` nothing is known before it is
+    called.
 
     Raises:
         ValueError: an unknown name."""
@@ -159,8 +172,12 @@ def _timm_model(config: ModelConfig, sizes: Sizes) -> nn.Module:
     options |= {"img_size": sizes.image_size} | {name: rate for name, rate in rates.items() if rate}
     try:
         options = _accepted(config.name, options)
-        with torch.device("meta"):  # one image through no memory: does the model take this size at all?
-            timm.create_model(config.name, **options).eval()(torch.zeros(1, sizes.channels, *[sizes.image_size] * 2))
+        with torch.device(
+            "meta"
+        ):  # one image through no memory: does the model take this size at all?
+            timm.create_model(config.name, **options).eval()(
+                torch.zeros(1, sizes.channels, *[sizes.image_size] * 2)
+            )
     except Exception as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(
@@ -172,7 +189,9 @@ def _timm_model(config: ModelConfig, sizes: Sizes) -> nn.Module:
             raise ValueError(f"timm's {config.name} has no {name}; leave --model.{flag} at 0")
     body: nn.Module = timm.create_model(config.name, **options)
     for embed in (m for m in body.modules() if isinstance(m, PatchEmbed) and not m.dynamic_img_pad):
-        check_patch(embed.patch_size[0], sizes.image_size)  # timm would cut the rest of the image off
+        check_patch(
+            embed.patch_size[0], sizes.image_size
+        )  # timm would cut the rest of the image off
     if config.init == "paper":
         zero_head(body, config, sizes.num_classes)
     return body
@@ -188,28 +207,42 @@ def _accepted(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         refused = next((option for option in options if f"argument '{option}'" in str(error)), None)
         if refused is None:
             raise
-        return _accepted(name, {option: value for option, value in options.items() if option != refused})
+        return _accepted(
+            name, {option: value for option, value in options.items() if option != refused}
+        )
 
 
 def _user_model(config: ModelConfig, sizes: Sizes) -> nn.Module:
     function = _import_function(config.name)
-    settings = {"dropout": config.dropout, "drop_path": config.drop_path, "head_bias": config.head_bias}
+    settings = {
+        "dropout": config.dropout,
+        "drop_path": config.drop_path,
+        "head_bias": config.head_bias,
+    }
     parameters = inspect.signature(function).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for name, value in settings.items():
         if value and not takes_any and name not in parameters:
-            raise ValueError(f"{config.name} takes no {name}; leave --model.{name.replace('_', '-')} at 0")
+            raise ValueError(
+                f"{config.name} takes no {name}; leave --model.{name.replace('_', '-')} at 0"
+            )
     offered: dict[str, Any] = dataclasses.asdict(sizes) | settings
-    body = function(**{name: value for name, value in offered.items() if takes_any or name in parameters})
+    body = function(
+        **{name: value for name, value in offered.items() if takes_any or name in parameters}
+    )
     if not isinstance(body, nn.Module):
-        raise ValueError(f"{config.name} returned {type(body).__name__}; return an nn.Module from images to logits")
+        raise ValueError(
+            f"{config.name} returned {type(body).__name__}; return an nn.Module from images to logits"
+        )
     return body
 
 
 def _import_function(name: str) -> Callable[..., object]:
     module_name, _, function_name = name.partition(":")
     if not all(part.isidentifier() for part in [*module_name.split("."), function_name]):
-        raise ValueError(f"--model.name {name} is not of the form module:function, such as my_package.nets:tiny")
+        raise ValueError(
+            f"--model.name {name} is not of the form module:function, such as my_package.nets:tiny"
+        )
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -220,8 +253,12 @@ def _import_function(name: str) -> Callable[..., object]:
         ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
-        names = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
-        raise ValueError(f"--model.name {name}: {module_name} has no function {function_name!r}; it has {names}")
+        names = [
+            n for n, value in vars(module).items() if callable(value) and not n.startswith("_")
+        ]
+        raise ValueError(
+            f"--model.name {name}: {module_name} has no function {function_name!r}; it has {names}"
+        )
     return cast(Callable[..., object], function)
 
 

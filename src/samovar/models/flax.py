@@ -1,7 +1,8 @@
 """Weights of Google's Flax code, as `.npz` files hold them, under timm's names.
 
-ViT, MLP-Mixer and BiT ResNets of google-research/vision_transformer and big_vision, the SAM and GSAM ones among them:
-with a class token or pooled, with the optimizer's prefix or without, and under the child names of either generation.
+ViT, MLP-Mixer and BiT ResNets of google-research/vision_transformer and big_vision, the SAM and
+GSAM ones among them: with a class token or pooled, with the optimizer's prefix or without, and
+    under the child names of either generation.
 Dense kernels are [in, out] there, convolutions [H, W, in, out], attention has an axis of heads."""
 
 from __future__ import annotations
@@ -44,10 +45,16 @@ def read_npz(path: Path) -> dict[str, Tensor]:
 
 
 def num_heads(path: Path) -> int:
-    """Attention heads in a Flax `.npz` file that `read_npz` reads, which timm's names do not tell; 0 without any."""
+    """Attention heads in a Flax `.npz` file that `read_npz` reads, which timm's names do not tell;
+    0 without any."""
     with np.load(path, allow_pickle=False) as file:
         name = next(
-            (name for name in file.files if re.search(r"MultiHeadDotProductAttention_\d/query/bias$", name)), ""
+            (
+                name
+                for name in file.files
+                if re.search(r"MultiHeadDotProductAttention_\d/query/bias$", name)
+            ),
+            "",
         )
         return int(file[name].shape[-2]) if name else 0
 
@@ -58,7 +65,10 @@ def from_flax(arrays: Mapping[str, Array]) -> dict[str, Tensor]:
     Raises:
         ValueError: they are of no layout known here, or one of them has no place in it."""
     found = _unstacked(_without_prefix(arrays))
-    family = next((name for name, (sign, *_) in LAYOUTS.items() if any(re.match(sign, key) for key in found)), None)
+    family = next(
+        (name for name, (sign, *_) in LAYOUTS.items() if any(re.match(sign, key) for key in found)),
+        None,
+    )
     if family is None:
         names = f"{', '.join(sorted(found)[:3]) or 'none'}{', ...' if len(found) > 3 else ''}"
         raise ValueError(
@@ -75,7 +85,11 @@ def from_flax(arrays: Mapping[str, Array]) -> dict[str, Tensor]:
 def _without_prefix(arrays: Mapping[str, Array]) -> dict[str, Array]:
     """The parameters alone: moments of an optimizer and step counters lie beside them."""
     for prefix in PREFIXES:
-        inside = {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+        inside = {
+            name.removeprefix(prefix): value
+            for name, value in arrays.items()
+            if name.startswith(prefix)
+        }
         if inside:
             return _without_prefix(inside)
     return {_from_zero(name): value for name, value in arrays.items()}
@@ -92,7 +106,9 @@ def _unstacked(arrays: Mapping[str, Array]) -> dict[str, Array]:
     for name, value in arrays.items():
         block, stacked, layer = name.partition("Transformer/encoderblock/")
         if stacked:
-            one_by_one |= {f"{block}Transformer/encoderblock_{i}/{layer}": part for i, part in enumerate(value)}
+            one_by_one |= {
+                f"{block}Transformer/encoderblock_{i}/{layer}": part for i, part in enumerate(value)
+            }
         else:
             one_by_one[name] = value
     return one_by_one
@@ -108,20 +124,29 @@ def _placed(name: str, value: Array, rules: Iterable[Rule], family: str) -> tupl
             "it has pre_logits, a layer between encoder and head that ImageNet-21k checkpoints have and networks here "
             "have not; give one that was fine-tuned or trained without"
         )
-    raise ValueError(f"{name} {list(value.shape)} has no place in timm's {family}; such weights are not supported")
+    raise ValueError(
+        f"{name} {list(value.shape)} has no place in timm's {family}; such weights are not supported"
+    )
 
 
 def _with_joined_attention(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Query, key and value as timm's one layer, [3 D, D] and [3 D]."""
-    joined = {name: value for name, value in state.items() if not re.search(r"\.attn\.(query|key|value)\.", name)}
+    joined = {
+        name: value
+        for name, value in state.items()
+        if not re.search(r"\.attn\.(query|key|value)\.", name)
+    }
     for name in state:
         if ".attn.query." in name:
-            parts = [state[name.replace(".query.", f".{part}.")] for part in ("query", "key", "value")]
+            parts = [
+                state[name.replace(".query.", f".{part}.")] for part in ("query", "key", "value")
+            ]
             joined[name.replace(".query.", ".qkv.")] = torch.cat(parts)
     return joined
 
 
-# --- how an array of Flax becomes one of torch -----------------------------------------------------------------------
+# --- how an array of Flax becomes one of torch
+# -----------------------------------------------------------------------
 
 
 def _same(value: Array) -> Array:
@@ -129,7 +154,9 @@ def _same(value: Array) -> Array:
 
 
 def _vector(value: Array) -> Array:
-    return value.reshape(-1)  # of GroupNorms in older files with axes of 1, of attention's biases with heads
+    return value.reshape(
+        -1
+    )  # of GroupNorms in older files with axes of 1, of attention's biases with heads
 
 
 def _dense(value: Array) -> Array:
@@ -152,11 +179,17 @@ Rule = tuple[str, str, Callable[[Array], Array]]
 
 
 def _layer(pattern: str, target: str, kernel: Callable[[Array], Array]) -> list[Rule]:
-    return [(f"{pattern}/kernel", rf"{target}.weight", kernel), (f"{pattern}/bias", rf"{target}.bias", _vector)]
+    return [
+        (f"{pattern}/kernel", rf"{target}.weight", kernel),
+        (f"{pattern}/bias", rf"{target}.bias", _vector),
+    ]
 
 
 def _norm(pattern: str, target: str) -> list[Rule]:
-    return [(f"{pattern}/scale", rf"{target}.weight", _vector), (f"{pattern}/bias", rf"{target}.bias", _vector)]
+    return [
+        (f"{pattern}/scale", rf"{target}.weight", _vector),
+        (f"{pattern}/bias", rf"{target}.bias", _vector),
+    ]
 
 
 _ENCODER = r"Transformer/encoderblock_(\d+)"
@@ -182,7 +215,9 @@ _BLOCK = r"(?:MixerBlock|Mixer/encoderblock)_(\d+)"
 def _mixing(axis: str, target: str) -> list[Rule]:
     rules = []
     for first, (dense, number) in enumerate((("Dense_0", "1"), ("Dense_1", "2")), start=1):
-        rules += _layer(rf"{_BLOCK}/{axis}_mixing/{dense}", rf"blocks.\1.{target}.fc{first}", _dense)
+        rules += _layer(
+            rf"{_BLOCK}/{axis}_mixing/{dense}", rf"blocks.\1.{target}.fc{first}", _dense
+        )
         older = rf"{_BLOCK}/{axis}_mixing_phase_0"
         rules.append((f"{older}/kernel{number}", rf"blocks.\1.{target}.fc{first}.weight", _dense))
         rules.append((f"{older}/bias{number}", rf"blocks.\1.{target}.fc{first}.bias", _vector))

@@ -1,6 +1,7 @@
 """Weights to start from, fitted to the network at hand; `pretrained` tells where they come from.
 
-The classifier layer is never among them: it stays as `create` made it, zero under `--model.init paper`. `resolve` needs
+The classifier layer is never among them: it stays as `create` made it, zero under
+    `--model.init paper`. `resolve` needs
 no torch for a run or a file, so what brings it is imported where tensors are resized."""
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ _SHOWN = 3
 
 
 def resolve(config: Config) -> Config:
-    """The config with what it leaves to the weights of `init`: the model with its normalization, and the image size.
+    """The config with what it leaves to the weights of `init`: the model with its normalization,
+    and the image size.
 
-    The model is theirs where its name is empty, and so are mean and std unless they are set; the image size is where
-    it is 0. Dropout, stochastic depth and initialisation stay the config's own. Needs no torch for a run or a file.
+    The model is theirs where its name is empty, and so are mean and std unless they are set; the
+    image size is where it is 0. Dropout, stochastic depth and initialisation stay the config's own.
+    Needs no torch for a run or a file.
 
     Raises:
         ValueError: weights that do not say, or no weights."""
@@ -39,33 +42,44 @@ def resolve(config: Config) -> Config:
         config = replace(config, model=_taken(config.model, model))
     if not config.data.image_size:
         if not image_size:
-            raise ValueError(f"--data.image-size is 0, {_silent(config.init)}; give a side in pixels")
+            raise ValueError(
+                f"--data.image-size is 0, {_silent(config.init)}; give a side in pixels"
+            )
         config = replace(config, data=replace(config.data, image_size=image_size))
     return config
 
 
 def _silent(what: str) -> str:
-    return f"and --init {what} does not tell it" if what else "and there is no --init to take it from"
+    return (
+        f"and --init {what} does not tell it" if what else "and there is no --init to take it from"
+    )
 
 
 def _taken(own: ModelConfig, theirs: ModelConfig) -> ModelConfig:
     free = ModelConfig()
-    pixels = {key: getattr(theirs, key) for key in ("mean", "std") if getattr(own, key) == getattr(free, key)}
+    pixels = {
+        key: getattr(theirs, key)
+        for key in ("mean", "std")
+        if getattr(own, key) == getattr(free, key)
+    }
     return replace(own, name=own.name or theirs.name, **pixels)
 
 
 def load_init(model: Classifier, config: Config) -> tuple[str, ...]:
-    """Load the weights that `config.init` names into the body of `model`, all but its classifier layer.
+    """Load the weights that `config.init` names into the body of `model`, all but its classifier
+    layer.
 
-    Position embeddings are resized to another number of patches (bicubic, with antialias; class tokens are kept),
-    kernels of patches to another patch, and the first kernels between one colour and several, so that grey images give
-    what they gave (standardized kernels of several colours forget their scale). The same resizing as timm's.
+    Position embeddings are resized to another number of patches (bicubic, with antialias; class
+    tokens are kept), kernels of patches to another patch, and the first kernels between one colour
+    and several, so that grey images give what they gave (standardized kernels of several colours
+    forget their scale). The same resizing as timm's.
 
     Returns:
         Notes for the reader: whose weights, and what was resized.
 
     Raises:
-        ValueError: as `read_init`; weights that do not fit; a network that does not tell its classifier layer."""
+        ValueError: as `read_init`; weights that do not fit; a network that does not tell its
+            classifier layer."""
     weights = read_init(config.init)
     own = {id(parameter) for parameter in model.head_parameters()}
     new = {name for name, parameter in model.body.named_parameters() if id(parameter) in own}
@@ -80,7 +94,8 @@ def load_init(model: Classifier, config: Config) -> tuple[str, ...]:
 
 
 def load_whole(model: Classifier, tensors: dict[str, Tensor], title: str) -> tuple[str, ...]:
-    """Load weights into the body of `model`, classifier layer included; what can be is resized as in `load_init`.
+    """Load weights into the body of `model`, classifier layer included; what can be is resized as
+    in `load_init`.
 
     Args:
         model: the network.
@@ -102,7 +117,8 @@ def load_whole(model: Classifier, tensors: dict[str, Tensor], title: str) -> tup
 
 
 def _load(body: nn.Module, given: dict[str, Tensor], new: set[str]) -> tuple[list[str], list[str]]:
-    """Load what is given into all but `new`, or nothing where there are complaints; returns notes, and those."""
+    """Load what is given into all but `new`, or nothing where there are complaints; returns notes,
+    and those."""
     wanted = {name: tensor for name, tensor in body.state_dict().items() if name not in new}
     notes: list[str] = []
     given = dict(given)
@@ -120,14 +136,21 @@ def _shown(complaints: list[str]) -> str:
 
 
 def _complaints(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:
-    """What keeps tensors from being loaded: other shapes first, then names that only one side has."""
+    """What keeps tensors from being loaded: other shapes first, then names that only one side
+    has."""
     shapes = [
         f"{name} is {_size(given[name])}, here {_size(wanted[name])}"
         for name in wanted
         if name in given and given[name].shape != wanted[name].shape
     ]
-    missing = [f"{name} is missing" for name in wanted if name not in given and not name.endswith(_COUNTER)]
-    strange = [f"{name} is not known here" for name in given if name not in wanted and not name.endswith(_COUNTER)]
+    missing = [
+        f"{name} is missing" for name in wanted if name not in given and not name.endswith(_COUNTER)
+    ]
+    strange = [
+        f"{name} is not known here"
+        for name in given
+        if name not in wanted and not name.endswith(_COUNTER)
+    ]
     return shapes + missing + strange
 
 
@@ -140,13 +163,18 @@ def _advice(weights: Weights, config: Config, complaints: list[str]) -> str:
     known = weights.model
     if known and known.name != config.model.name:
         return f"give --model.name {known.name}, which they are of"
-    size = f"--data.image-size {weights.image_size}" if weights.image_size else "the --data.image-size of these weights"
+    size = (
+        f"--data.image-size {weights.image_size}"
+        if weights.image_size
+        else "the --data.image-size of these weights"
+    )
     if all("_tokens." in each for each in complaints):
         return f"token-mixing layers depend on the number of patches and cannot be resized; give {size}"
     return f"give another --model.name or {size}"
 
 
-# --- what can be resized ---------------------------------------------------------------------------------------------
+# --- what can be resized
+# ---------------------------------------------------------------------------------------------
 
 
 def _fitted(name: str, tensor: Tensor, wanted: Tensor, body: nn.Module) -> tuple[Tensor, list[str]]:
@@ -166,7 +194,9 @@ def _fitted_positions(tensor: Tensor, wanted: Tensor, body: nn.Module) -> tuple[
     grid = getattr(getattr(body, "patch_embed", None), "grid_size", None)
     if grid is None or tensor.ndim != 3 or tensor.shape[-1] != wanted.shape[-1]:
         return tensor, []
-    num_prefix = wanted.shape[1] - grid[0] * grid[1]  # class token and the like, which stand at no place
+    num_prefix = (
+        wanted.shape[1] - grid[0] * grid[1]
+    )  # class token and the like, which stand at no place
     num_patches = tensor.shape[1] - num_prefix
     side = math.isqrt(max(0, num_patches))
     if not side or side * side != num_patches:
@@ -175,8 +205,11 @@ def _fitted_positions(tensor: Tensor, wanted: Tensor, body: nn.Module) -> tuple[
     return resized, [f"position embeddings resized from {side} x {side} to {grid[0]} x {grid[1]}"]
 
 
-def _fitted_stem(name: str, tensor: Tensor, wanted: Tensor, body: nn.Module) -> tuple[Tensor, list[str]]:
-    """Kernels of the first convolution; only those of patches are resized, others have a stride of their own."""
+def _fitted_stem(
+    name: str, tensor: Tensor, wanted: Tensor, body: nn.Module
+) -> tuple[Tensor, list[str]]:
+    """Kernels of the first convolution; only those of patches are resized, others have a stride of
+    their own."""
     from timm.layers.patch_embed import PatchEmbed, resample_patch_embed
     from torch import nn
 
@@ -188,7 +221,9 @@ def _fitted_stem(name: str, tensor: Tensor, wanted: Tensor, body: nn.Module) -> 
     if before != after and 1 in (before, after):
         tensor = tensor.sum(1, keepdim=True).expand(-1, after, -1, -1) / after
         notes.append(f"first kernels adapted from {before} to {after} channels")
-    if tensor.shape[2:] != wanted.shape[2:] and isinstance(body.get_submodule(stem.rpartition(".")[0]), PatchEmbed):
+    if tensor.shape[2:] != wanted.shape[2:] and isinstance(
+        body.get_submodule(stem.rpartition(".")[0]), PatchEmbed
+    ):
         notes.append(f"patches resized from {_size(tensor[0, 0])} to {_size(wanted[0, 0])} pixels")
         tensor = resample_patch_embed(tensor, list(wanted.shape[2:]))
     return tensor, notes

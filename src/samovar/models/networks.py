@@ -1,8 +1,9 @@
 """The paper's networks as timm modules, with the paper's initialisation.
 
-ViT and Mixer are Google's: tanh GELU, LayerNorm eps 1e-6, dropout where the Flax code has it, no dropout of attention
-probabilities. ResNets are BiT-style v1: post-activation, GroupNorm (eps 1e-6, as Flax) and standardized kernels, SAME
-padding, the last scale of a block at 0; or plain ones with BatchNorm, the stride in the 3x3 convolution in both."""
+ViT and Mixer are Google's: tanh GELU, LayerNorm eps 1e-6, dropout where the Flax code has it, no
+dropout of attention probabilities. ResNets are BiT-style v1: post-activation, GroupNorm (eps 1e-6,
+as Flax) and standardized kernels, SAME padding, the last scale of a block at 0; or plain ones with
+BatchNorm, the stride in the 3x3 convolution in both."""
 
 from __future__ import annotations
 
@@ -70,7 +71,8 @@ def _vit(row: Variant, config: ModelConfig, sizes: Sizes) -> nn.Module:
         fc_norm=False,  # timm would move the encoder's last norm behind the mean
         pos_drop_rate=config.dropout,
         proj_drop_rate=config.dropout,
-        drop_path_rate=config.drop_path,  # timm's ramp, rescaled by 1 / (1 - p); Google's ViT code has none to follow
+        # timm's ramp, rescaled by 1 / (1 - p); Google's ViT code has none to follow
+        drop_path_rate=config.drop_path,
         act_layer=GELUTanh,
     )
 
@@ -88,7 +90,8 @@ def _mixer(row: Variant, config: ModelConfig, sizes: Sizes) -> nn.Module:
     )
     for i, block in enumerate(body.blocks):
         rate = config.drop_path * i / max(1, row.depth - 1)
-        # as big_vision: a ramp over blocks and no 1 / (1 - p); timm has one rate for all blocks and rescales
+        # as big_vision: a ramp over blocks and no 1 / (1 - p); timm has one rate for all blocks and
+        # rescales
         block.drop_path = DropPath(rate, scale_by_keep=False) if rate else nn.Identity()
     return body
 
@@ -99,10 +102,13 @@ def _resnet(row: Variant, config: ModelConfig, sizes: Sizes) -> nn.Module:
         row.stages,
         num_classes=sizes.num_classes,
         in_chans=sizes.channels,
-        stem_type="deep",  # timm's plain stem is 64 wide whatever the stages are; conv1 is replaced below
+        # timm's plain stem is 64 wide whatever the stages are; conv1 is replaced below
+        stem_type="deep",
         stem_width=row.width // 2,
         channels=tuple(row.width * 2**i for i in range(4)),
-        norm_layer=partial(GroupNorm, num_groups=row.groups, eps=1e-6) if row.groups else nn.BatchNorm2d,
+        norm_layer=partial(GroupNorm, num_groups=row.groups, eps=1e-6)
+        if row.groups
+        else nn.BatchNorm2d,
         drop_rate=config.dropout,
         drop_path_rate=config.drop_path,
     )
@@ -121,42 +127,53 @@ def _standardize(module: nn.Module) -> None:
     for name, child in module.named_children():
         if isinstance(child, nn.Conv2d):
             size, stride = child.kernel_size[0], child.stride[0]
-            setattr(module, name, StandardizedConv2d(child.in_channels, child.out_channels, size, stride))
+            setattr(
+                module,
+                name,
+                StandardizedConv2d(child.in_channels, child.out_channels, size, stride),
+            )
         else:
             _standardize(child)
 
 
 @register_notrace_module
 class StandardizedConv2d(StdConv2dSame):
-    """A convolution with SAME padding whose kernels have mean 0 and deviation s / (s + 1e-5), s their own.
+    """A convolution with SAME padding whose kernels have mean 0 and deviation s / (s + 1e-5), s
+    their own.
 
-    Google adds eps to the deviation, timm's layer to the variance; the names of the weights are timm's."""
+    Google adds eps to the deviation, timm's layer to the variance; the names of the weights are
+    timm's."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Feature maps [B, C', h', w'] of [B, C, h, w]."""
         if self.same_pad:
             x = pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation))
         kernels = _standardized(self.weight)
-        return F.conv2d(x, kernels, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        return F.conv2d(
+            x, kernels, self.bias, self.stride, self.padding, self.dilation, self.groups
+        )
 
 
 def _standardized(weight: Tensor, eps: float = 1e-5) -> Tensor:
     """Kernels (w - mean(w)) / (std(w) + eps) of w [C', C, h, w], over all axes but the first."""
     flat = weight.flatten(1)
-    # a norm and a sum cost a tenth of `std`; rounding in s hardly moves s / (s + eps), and the layer has its own s
+    # a norm and a sum cost a tenth of `std`; rounding in s hardly moves s / (s + eps), and the
+    # layer has its own s
     square = torch.linalg.vector_norm(flat, dim=1).square() / flat.shape[1] - flat.mean(1).square()
     s = square.clamp_min(1e-20).sqrt()  # a constant kernel has 0, where a root has no derivative
     return F.group_norm(flat[None], len(flat), s / (s + eps), eps=1e-20).reshape_as(weight)
 
 
-# --- the paper's initialisation, as in vision_transformer and big_vision ---------------------------------------------
+# --- the paper's initialisation, as in vision_transformer and big_vision
+# ---------------------------------------------
 
 
 @torch.no_grad()
 def _init_vit(body: Any) -> None:
     for name, layer in body.blocks.named_modules():
         if isinstance(layer, nn.Linear):
-            # query, key and value are three kernels [D, D] in Flax: the bound is that of each, not of [3 D, D]
+            # query, key and value are three kernels [D, D] in Flax: the bound is that of each, not
+            # of [3 D, D]
             for kernel in layer.weight.chunk(3) if name.endswith("qkv") else (layer.weight,):
                 nn.init.xavier_uniform_(kernel)
             nn.init.normal_(layer.bias, std=1e-6) if ".mlp." in name else nn.init.zeros_(layer.bias)
@@ -167,10 +184,13 @@ def _init_vit(body: Any) -> None:
 
 
 def _init_default(body: nn.Module) -> None:
-    """Flax's defaults: kernels lecun_normal, biases 0. Both codebases leave the Mixer and convolutions at them."""
+    """Flax's defaults: kernels lecun_normal, biases 0. Both codebases leave the Mixer and
+    convolutions at them."""
     for layer in body.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
-            std = layer.weight[0].numel() ** -0.5 / 0.87962566103423978  # of a normal cut at two deviations
+            std = (
+                layer.weight[0].numel() ** -0.5 / 0.87962566103423978
+            )  # of a normal cut at two deviations
             nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
@@ -182,7 +202,8 @@ def _init_resnet(body: nn.Module) -> None:
 
 
 def heads(body: nn.Module) -> tuple[nn.Module, ...]:
-    """The classifier layers of a network: several of a distilled one, none of one that does not tell."""
+    """The classifier layers of a network: several of a distilled one, none of one that does not
+    tell."""
     found = cast(Any, body).get_classifier() if hasattr(body, "get_classifier") else ()
     return tuple(found) if isinstance(found, tuple | list) else (found,)
 
@@ -192,8 +213,14 @@ def zero_head(body: nn.Module, config: ModelConfig, num_classes: int) -> None:
 
     Raises:
         ValueError: the model does not tell its head, or it has no bias to set."""
-    layers = [m for head in heads(body) for m in head.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    layers = [m for m in layers if len(m.weight) == num_classes and (m.bias is not None or not config.head_bias)]
+    layers = [
+        m for head in heads(body) for m in head.modules() if isinstance(m, nn.Linear | nn.Conv2d)
+    ]
+    layers = [
+        m
+        for m in layers
+        if len(m.weight) == num_classes and (m.bias is not None or not config.head_bias)
+    ]
     if not layers:
         raise ValueError(
             f"--model.init paper finds no head of {num_classes} classes in {config.name} to set; "
@@ -220,4 +247,6 @@ def check_patch(patch: int, image_size: int) -> None:
     if patch and image_size % patch:
         fits = sorted({max(1, image_size // patch) * patch, math.ceil(image_size / patch) * patch})
         sizes = " or ".join(map(str, fits))
-        raise ValueError(f"patch_size={patch} does not divide image_size={image_size}; pick {sizes}")
+        raise ValueError(
+            f"patch_size={patch} does not divide image_size={image_size}; pick {sizes}"
+        )

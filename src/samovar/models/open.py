@@ -1,7 +1,7 @@
 """A network with the weights it was trained to, classifier included, from wherever they are.
 
-A run folder, a timm name with pretrained weights, a folder in timm's layout, or a file: what `--init` takes too, but
-used as it is rather than trained on."""
+A run folder, a timm name with pretrained weights, a folder in timm's layout, or a file: what
+`--init` takes too, but used as it is rather than trained on."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ from samovar.models.table import MODELS
 from samovar.runs.records import RunDir
 
 _PROBE = 1013
-"""Classes of a network that is built to see which of its tensors depend on them; no layer has this width."""
+"""Classes of a network that is built to see which of its tensors depend on them; no layer has this
+width."""
 
 
 @dataclass(frozen=True)
@@ -59,25 +60,38 @@ def open_model(what: str, *, name: str = "", image_size: int = 0) -> Opened:
     """Open a model to be used as it is.
 
     Args:
-        what: a run folder (its best checkpoint, averaged where it keeps an average), a timm name with pretrained
-            weights, a folder in timm's layout, or a file; of a Flax `.npz` the network is recognized.
-        name: the network that the weights are of, needed for a bare file; else it takes the place of the one known.
-        image_size: height and width in pixels; 0 is what it was trained at. Others are met by resizing.
+        what: a run folder (its best checkpoint, averaged where it keeps an average), a timm name
+            with pretrained weights, a folder in timm's layout, or a file; of a Flax `.npz` the
+            network is recognized.
+        name: the network that the weights are of, needed for a bare file; else it takes the place
+            of the one known.
+        image_size: height and width in pixels; 0 is what it was trained at. Others are met by
+            resizing.
 
     Raises:
-        ValueError: nothing of this name, a network that nobody tells, weights that do not fit it."""
+        ValueError: nothing of this name, a network that nobody tells, weights that do not fit
+            it."""
     if kind(what) == "folder" and not name:
         return _open_folder(Path(what), image_size)
     with _naming(what):
         weights = read(what)
         config, notes = _network(weights, what, name)
-        side = image_size or weights.image_size or side_of(weights.tensors) or describe(config.name).image_size
+        side = (
+            image_size
+            or weights.image_size
+            or side_of(weights.tensors)
+            or describe(config.name).image_size
+        )
         channels, num_classes = _border(config, weights.tensors, side)
         with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten
-            model = create(config, num_classes=num_classes or _PROBE, image_size=side, channels=channels).eval()
+            model = create(
+                config, num_classes=num_classes or _PROBE, image_size=side, channels=channels
+            ).eval()
         notes += load_whole(model, weights.tensors, config.name)
     num_classes = num_classes or _counted(model, channels, side)
-    found = Opened(what, model, config, side, channels, num_classes, (), None, (weights.name, *notes))
+    found = Opened(
+        what, model, config, side, channels, num_classes, (), None, (weights.name, *notes)
+    )
     return _WITH_CLASSES[kind(what)](found)
 
 
@@ -88,7 +102,9 @@ def _naming(what: str) -> Iterator[None]:
         yield
     except ValueError as error:
         line = str(error)
-        raise ValueError(line if line.startswith((what, f"{Path(what)}")) else f"{what}: {line}") from error
+        raise ValueError(
+            line if line.startswith((what, f"{Path(what)}")) else f"{what}: {line}"
+        ) from error
 
 
 def _network(weights: Weights, what: str, name: str) -> tuple[ModelConfig, tuple[str, ...]]:
@@ -108,13 +124,15 @@ def _network(weights: Weights, what: str, name: str) -> tuple[ModelConfig, tuple
 
 
 def _pixels(name: str) -> ModelConfig:
-    """Normalization that goes with a name: timm's with a network of timm's, else Google's, to [-1, 1]."""
+    """Normalization that goes with a name: timm's with a network of timm's, else Google's, to [-1,
+    1]."""
     known = None if name in MODELS or ":" in name else timm.get_pretrained_cfg(name)
     return ModelConfig(mean=tuple(known.mean), std=tuple(known.std)) if known else ModelConfig()
 
 
 def _border(config: ModelConfig, tensors: dict[str, Tensor], image_size: int) -> tuple[int, int]:
-    """Channels of the images and number of classes, as the tensors of a network tell; 0 classes is not told.
+    """Channels of the images and number of classes, as the tensors of a network tell; 0 classes is
+    not told.
 
     Raises:
         ValueError: the classifier layer is not among them."""
@@ -123,10 +141,18 @@ def _border(config: ModelConfig, tensors: dict[str, Tensor], image_size: int) ->
     stem = next((name for name, layer in body.named_modules() if isinstance(layer, nn.Conv2d)), "")
     kernel = tensors.get(f"{stem}.weight")
     channels = kernel.shape[1] if kernel is not None and kernel.ndim == 4 else 3
-    wanted = {name: tensor for name, tensor in body.state_dict().items() if tensor.shape[:1] == (_PROBE,)}
-    found = [tensors[name] for name in wanted if name in tensors and tensors[name].ndim == wanted[name].ndim]
+    wanted = {
+        name: tensor for name, tensor in body.state_dict().items() if tensor.shape[:1] == (_PROBE,)
+    }
+    found = [
+        tensors[name]
+        for name in wanted
+        if name in tensors and tensors[name].ndim == wanted[name].ndim
+    ]
     if wanted and not found:
-        raise ValueError(f"its classifier layer ({', '.join(wanted)}) is not there, {names_of(tensors)} are")
+        raise ValueError(
+            f"its classifier layer ({', '.join(wanted)}) is not there, {names_of(tensors)} are"
+        )
     return channels, len(found[0]) if found else 0
 
 
@@ -142,23 +168,36 @@ def _counted(model: Classifier, channels: int, image_size: int) -> int:
 
 
 def _with_classes_of_run(found: Opened) -> Opened:
-    """Class names that a run has kept, else from its data, where that is still there; a note where it is not."""
+    """Class names that a run has kept, else from its data, where that is still there; a note where
+    it is not."""
     run = RunDir.open(Path(found.name))
     data = configs.load(run.config_path).data
     try:
-        classes = run.classes() or tuple(open_source(replace(data, fraction=1.0, tune_share=0.0)).classes)
-        reason = "" if len(classes) == found.num_classes else f"{data.source} has {len(classes)} others"
+        classes = run.classes() or tuple(
+            open_source(replace(data, fraction=1.0, tune_share=0.0)).classes
+        )
+        reason = (
+            "" if len(classes) == found.num_classes else f"{data.source} has {len(classes)} others"
+        )
     except (ValueError, OSError) as error:
         classes, reason = (), str(error)
     if reason:
-        return replace(found, data=data, notes=(*found.notes, f"the names of its classes are not known: {reason}"))
+        return replace(
+            found,
+            data=data,
+            notes=(*found.notes, f"the names of its classes are not known: {reason}"),
+        )
     return replace(found, data=data, classes=classes)
 
 
 def _with_classes_of_imagenet(found: Opened) -> Opened:
     """ImageNet's words for the classes of a timm model, if as many."""
     subset = infer_imagenet_subset({"num_classes": found.num_classes})
-    return replace(found, classes=tuple(ImageNetInfo(subset).label_descriptions())) if subset else found
+    return (
+        replace(found, classes=tuple(ImageNetInfo(subset).label_descriptions()))
+        if subset
+        else found
+    )
 
 
 _WITH_CLASSES: dict[Kind, Callable[[Opened], Opened]] = {
@@ -183,13 +222,25 @@ def _open_folder(folder: Path, image_size: int) -> Opened:
     config = ModelConfig(told.architecture, init="library", mean=told.mean, std=told.std)
     try:
         with torch.random.fork_rng(devices=[]):
-            body: nn.Module = timm.create_model(told.architecture, num_classes=told.num_classes, **options)
+            body: nn.Module = timm.create_model(
+                told.architecture, num_classes=told.num_classes, **options
+            )
     except (RuntimeError, TypeError) as error:
         reason = str(error).partition("\n")[0]
-        raise ValueError(f"{folder}: timm does not build {told.architecture} of its config.json ({reason})") from error
+        raise ValueError(
+            f"{folder}: timm does not build {told.architecture} of its config.json ({reason})"
+        ) from error
     model = Classifier(body, told.mean, told.std).eval()
     with _naming(str(folder)):
         notes = load_whole(model, read(str(folder)).tensors, told.architecture)
     return Opened(
-        str(folder), model, config, side, told.channels, told.num_classes, told.classes, None, (str(folder), *notes)
+        str(folder),
+        model,
+        config,
+        side,
+        told.channels,
+        told.num_classes,
+        told.classes,
+        None,
+        (str(folder), *notes),
     )

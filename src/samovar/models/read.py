@@ -1,6 +1,8 @@
-"""Weights by name: of a run, a timm model with pretrained weights, a folder in timm's layout, or a file of tensors.
+"""Weights by name: of a run, a timm model with pretrained weights, a folder in timm's layout, or a
+file of tensors.
 
-torch and timm are imported where tensors are read, so that what a run's settings say is known without them."""
+torch and timm are imported where tensors are read, so that what a run's settings say is known
+without them."""
 
 from __future__ import annotations
 
@@ -51,7 +53,8 @@ class Weights:
 
 
 def read_init(what: str) -> Weights:
-    """The weights that `--init` names, on the CPU: of a run its best checkpoint, averaged where it keeps an average.
+    """The weights that `--init` names, on the CPU: of a run its best checkpoint, averaged where it
+    keeps an average.
 
     Raises:
         ValueError: as `read`."""
@@ -60,11 +63,12 @@ def read_init(what: str) -> Weights:
 
 
 def read(what: str) -> Weights:
-    """The weights of this name, on the CPU: of a run its best checkpoint, averaged where it keeps an average.
+    """The weights of this name, on the CPU: of a run its best checkpoint, averaged where it keeps
+    an average.
 
     Raises:
-        ValueError: an unknown name (with the nearest), weights that cannot be downloaded, a file that is damaged or
-            holds more than tensors."""
+        ValueError: an unknown name (with the nearest), weights that cannot be downloaded, a file
+            that is damaged or holds more than tensors."""
     found = kind(what)
     model, image_size = _facts(what)
     if found == "run":
@@ -94,7 +98,8 @@ def kind(what: str) -> Kind:
 
 
 def facts(what: str) -> tuple[ModelConfig | None, int]:
-    """Name and normalization of the network that the weights of `--init` are of, and its image size.
+    """Name and normalization of the network that the weights of `--init` are of, and its image
+    size.
 
     None and 0 of a bare file. Needs no torch for a run or a file.
 
@@ -117,8 +122,12 @@ def _facts(what: str) -> tuple[ModelConfig | None, int]:
         pixels = ModelConfig(mean=described.mean, std=described.std)
         return replace(pixels, name=_tagged(name)), described.image_size
     known = _pretrained(what)
-    name = what.partition(".")[0] + (f".{known.tag}" if known.tag else "")  # with its tag no name hides timm's
-    return ModelConfig(name=name, mean=tuple(known.mean), std=tuple(known.std)), known.input_size[-1]
+    name = what.partition(".")[0] + (
+        f".{known.tag}" if known.tag else ""
+    )  # with its tag no name hides timm's
+    return ModelConfig(name=name, mean=tuple(known.mean), std=tuple(known.std)), known.input_size[
+        -1
+    ]
 
 
 @contextmanager
@@ -151,7 +160,8 @@ def _pretrained(name: str) -> Any:
 
 
 def _tagged(name: str) -> str:
-    """timm's name of a network with a tag it knows, if there is one: with it no name of ours hides it."""
+    """timm's name of a network with a tag it knows, if there is one: with it no name of ours hides
+    it."""
     import timm
 
     known = timm.get_pretrained_cfg(name)
@@ -164,7 +174,9 @@ def _read_timm(name: str) -> dict[str, Tensor]:
     try:
         with _quiet("huggingface_hub", "timm"):
             body: nn.Module = timm.create_model(name, pretrained=True)
-    except Exception as error:  # what downloads has errors of its own, and not all of them are OSErrors
+    except (
+        Exception
+    ) as error:  # what downloads has errors of its own, and not all of them are OSErrors
         root: BaseException = error
         while root.__cause__ or root.__context__:
             root = root.__cause__ or root.__context__ or root
@@ -204,31 +216,50 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return _named(load_file(path), path)
-        # timm's training program saves its arguments beside the weights: plain values, nothing that runs
+        # timm's training program saves its arguments beside the weights: plain values, nothing that
+        # runs
         with torch.serialization.safe_globals([Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # on the pickle's version, before what it is refused for
+            warnings.simplefilter(
+                "ignore", UserWarning
+            )  # on the pickle's version, before what it is refused for
             return _named(torch.load(path, map_location="cpu", weights_only=True), path)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it holds more than tensors and would call {found[1]}" if found else "it is no file of tensors"
-        raise ValueError(f"{path} is not read: {reason}; give a state_dict() saved by itself") from error
+        reason = (
+            f"it holds more than tensors and would call {found[1]}"
+            if found
+            else "it is no file of tensors"
+        )
+        raise ValueError(
+            f"{path} is not read: {reason}; give a state_dict() saved by itself"
+        ) from error
     except (OSError, RuntimeError, SafetensorError, *_DAMAGED) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} cannot be read ({reason}); give a run folder, a timm name or a file") from error
+        raise ValueError(
+            f"{path} cannot be read ({reason}); give a run folder, a timm name or a file"
+        ) from error
 
 
 def _named(found: Any, path: Path) -> dict[str, Tensor]:
     """The tensors by name in what a file holds, without what wrappers put around them."""
     from torch import Tensor
 
-    while isinstance(found, dict) and (nest := next((key for key in _NESTS if isinstance(found.get(key), dict)), "")):
+    while isinstance(found, dict) and (
+        nest := next((key for key in _NESTS if isinstance(found.get(key), dict)), "")
+    ):
         found = found[nest]
     tensors = (
-        {key: value for key, value in found.items() if isinstance(value, Tensor)} if isinstance(found, dict) else {}
+        {key: value for key, value in found.items() if isinstance(value, Tensor)}
+        if isinstance(found, dict)
+        else {}
     )
-    tensors.pop("n_averaged", None)  # the one name that torch's AveragedModel leaves without its prefix
+    tensors.pop(
+        "n_averaged", None
+    )  # the one name that torch's AveragedModel leaves without its prefix
     if not tensors:
         raise ValueError(f"{path} holds no tensors by name; give a state_dict() saved by itself")
-    while prefix := next((prefix for prefix in _PREFIXES if all(key.startswith(prefix) for key in tensors)), ""):
+    while prefix := next(
+        (prefix for prefix in _PREFIXES if all(key.startswith(prefix) for key in tensors)), ""
+    ):
         tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
     return tensors

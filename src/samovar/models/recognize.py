@@ -1,6 +1,7 @@
 """Which row of the table tensors under timm's names are of, told by their names and shapes.
 
-Shapes do not tell everything: the number of heads is checked where a file has it; GELU, eps and standardized kernels
+Shapes do not tell everything: the number of heads is checked where a file has it; GELU, eps and
+    standardized kernels
 are those of Google's code, so this is for its files."""
 
 from __future__ import annotations
@@ -44,12 +45,18 @@ def names_of(tensors: Collection[str]) -> str:
 
 
 def side_of(tensors: Mapping[str, Tensor]) -> int:
-    """Side in pixels of the images that a ViT or Mixer was trained on; 0 where tensors do not tell it."""
-    for kernel, per_patch, axis in (("patch_embed.proj", "pos_embed", 1), ("stem.proj", "blocks.0.mlp_tokens.fc1", 1)):
+    """Side in pixels of the images that a ViT or Mixer was trained on; 0 where tensors do not tell
+    it."""
+    for kernel, per_patch, axis in (
+        ("patch_embed.proj", "pos_embed", 1),
+        ("stem.proj", "blocks.0.mlp_tokens.fc1", 1),
+    ):
         places = tensors.get(per_patch, tensors.get(f"{per_patch}.weight"))
         weight = tensors.get(f"{kernel}.weight")
         if places is not None and weight is not None and places.ndim >= 2:
-            return math.isqrt(places.shape[axis]) * weight.shape[-1]  # class tokens are fewer than a further row
+            return (
+                math.isqrt(places.shape[axis]) * weight.shape[-1]
+            )  # class tokens are fewer than a further row
     return 0
 
 
@@ -76,12 +83,14 @@ def _signature(tensors: Mapping[str, Tensor]) -> Signature | None:
 def _said(found: Signature, heads: int) -> str:
     if found[0] == "resnet":
         blocks = "bottleneck" if found[3] else "basic"
-        return (
-            f"a ResNet of width {found[1]} with {found[2]} {blocks} blocks and {'Group' if found[4] else 'Batch'}Norm"
-        )
+        return f"a ResNet of width {found[1]} with {found[2]} {blocks} blocks and {'Group' if found[4] else 'Batch'}Norm"
     pool = {"token": "with a class token", "mean": "without a class token"}[str(found[4])]
     title = f"a Mixer of width {found[1]}, depth {found[2]}, patch {found[3]}"
-    return title if found[0] == "mixer" else f"{title.replace('Mixer', 'ViT')}, {heads or 'some'} heads, {pool}"
+    return (
+        title
+        if found[0] == "mixer"
+        else f"{title.replace('Mixer', 'ViT')}, {heads or 'some'} heads, {pool}"
+    )
 
 
 _SIGNS: list[tuple[Family, str, str]] = [

@@ -1,8 +1,9 @@
 """The networks by name, as a table that can be listed without importing torch.
 
-`models.create` turns a row into a timm module. `params` is exact, counted with the image size, channels and classes of
-the row; any others that fit can be asked for. Names hide timm's: `resnet50` is the paper's, with GroupNorm; timm's own
-is `resnet50.a1_in1k` (any tag will do), or `resnet50-bn`, the same network with a zero head."""
+`models.create` turns a row into a timm module. `params` is exact, counted with the image size,
+channels and classes of the row; any others that fit can be asked for. Names hide timm's: `resnet50`
+is the paper's, with GroupNorm; timm's own is `resnet50.a1_in1k` (any tag will do), or
+`resnet50-bn`, the same network with a zero head."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ class Variant:
     stages: tuple[int, ...] = ()
     """Residual blocks in each stage of a ResNet."""
     pool: Literal["token", "mean"] = "token"
-    """What the head of a ViT sees: the class token, or the mean of the patches in a network without one."""
+    """What the head of a ViT sees: the class token, or the mean of the patches in a network without
+    one."""
     groups: int = 0
     """Groups of a ResNet's GroupNorm, which come with standardized kernels; 0 is BatchNorm."""
     image_size: int = 224
@@ -50,7 +52,8 @@ class Variant:
 
     @property
     def small_images(self) -> bool:
-        """Whether a ResNet starts with a 3x3 convolution at full resolution rather than 7x7 and max pooling."""
+        """Whether a ResNet starts with a 3x3 convolution at full resolution rather than 7x7 and max
+        pooling."""
         return self.image_size < 64
 
 
@@ -59,7 +62,8 @@ _R50, _R101, _R152 = (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3)
 _CIFAR: dict[str, Any] = {"image_size": 32, "classes": 10}
 _DIGITS: dict[str, Any] = {"image_size": 8, "channels": 1, "classes": 10}
 
-# Table 7 of arXiv:2106.01548; ResNets as GroupNorm with weight standardization, post-activation (BiT-style v1).
+# Table 7 of arXiv:2106.01548; ResNets as GroupNorm with weight standardization, post-activation
+# (BiT-style v1).
 MODELS: dict[str, Variant] = {
     "vit-s32": Variant("vit", 22_878_952, 384, 12, patch=32, heads=6),
     "vit-s16": Variant("vit", 22_050_664, 384, 12, patch=16, heads=6),
@@ -135,7 +139,9 @@ def summary(name: str) -> str:
     Raises:
         ValueError: no such row."""
     first, row = line(name), MODELS[name]
-    facts = [f"{row.params:,} parameters with {row.channels} x {row.image_size} x {row.image_size} images"]
+    facts = [
+        f"{row.params:,} parameters with {row.channels} x {row.image_size} x {row.image_size} images"
+    ]
     facts.append(f"{row.classes} classes")
     if row.patch:
         facts.append(f"{(row.image_size // row.patch) ** 2} patches")

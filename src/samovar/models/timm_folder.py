@@ -1,6 +1,8 @@
-"""A folder in the layout of timm's models on a hub: `config.json` that names the architecture, and its weights.
+"""A folder in the layout of timm's models on a hub: `config.json` that names the architecture, and
+its weights.
 
-`timm.create_model("local-dir:PATH", pretrained=True)` opens the same. Reading the description needs no torch."""
+`timm.create_model("local-dir:PATH", pretrained=True)` opens the same. Reading the description needs
+no torch."""
 
 from __future__ import annotations
 
@@ -53,9 +55,13 @@ def describe(folder: Path) -> Described:
     pixels = found.get("pretrained_cfg", found)  # before 2023 timm wrote all of it side by side
     args = dict(found.get("model_args") or {})
     classes = found.get("label_names") or pixels.get("label_names") or ()
-    num_classes = args.pop("num_classes", None) or found.get("num_classes") or pixels.get("num_classes")
+    num_classes = (
+        args.pop("num_classes", None) or found.get("num_classes") or pixels.get("num_classes")
+    )
     if not num_classes:
-        raise ValueError(f"{folder / CONFIG} names the architecture but no num_classes; export the model anew")
+        raise ValueError(
+            f"{folder / CONFIG} names the architecture but no num_classes; export the model anew"
+        )
     channels, *sides = pixels.get("input_size") or (args.get("in_chans", 3), 224)
     given = args.get("img_size", sides[-1])  # what the network was built with, where it says
     return Described(

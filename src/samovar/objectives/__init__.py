@@ -28,7 +28,8 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 
 
 def softmax_cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Mean over examples of -sum_k t_k log softmax_k, in nats, with targets t smoothed to (1 - s) t + s / K.
+    """Mean over examples of -sum_k t_k log softmax_k, in nats, with targets t smoothed to (1 - s) t
+    + s / K.
 
     Args:
         logits: [B, K].
@@ -38,7 +39,8 @@ def softmax_cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: floa
 
 
 def sigmoid_cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Mean over examples of the sum over classes of binary cross-entropies, in nats, with smoothing as for softmax.
+    """Mean over examples of the sum over classes of binary cross-entropies, in nats, with smoothing
+    as for softmax.
 
     Some 10 where a zero head with bias -10 meets 1000 classes.
 
@@ -54,22 +56,30 @@ def sigmoid_cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: floa
         targets = F.one_hot(targets, num_classes)
     targets = targets.to(logits.dtype) * (1 - label_smoothing) + label_smoothing / num_classes
     # as optax; torch's own cancels 4e-5 of the loss away at the paper's head bias of -10
-    return -(targets * F.logsigmoid(logits) + (1 - targets) * F.logsigmoid(-logits)).sum() / num_examples
+    return (
+        -(targets * F.logsigmoid(logits) + (1 - targets) * F.logsigmoid(-logits)).sum()
+        / num_examples
+    )
 
 
-LOSSES: dict[str, Callable[..., Tensor]] = {"softmax": softmax_cross_entropy, "sigmoid": sigmoid_cross_entropy}
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "softmax": softmax_cross_entropy,
+    "sigmoid": sigmoid_cross_entropy,
+}
 
 
 def make_objective(config: Config, num_classes: int, world_size: int = 1) -> Objective:
     """The objective a config names, by its `loss` and `label_smoothing`.
 
-    It takes a batch's shares of classes where there are any, else its labels. It raises ValueError when the model's
-    logits are not [B, num_classes]. That of `supcon` takes labels alone, and is of a model that gives embeddings.
+    It takes a batch's shares of classes where there are any, else its labels. It raises ValueError
+    when the model's logits are not [B, num_classes]. That of `supcon` takes labels alone, and is of
+    a model that gives embeddings.
 
     Args:
         config: which loss.
         num_classes: K.
-        world_size: ranks that call it at the same time; a contrastive loss compares the images of all of them."""
+        world_size: ranks that call it at the same time; a contrastive loss compares the images of
+            all of them."""
     if config.loss == "supcon":
         return _contrastive(config.contrastive.temperature, world_size)
     criterion: Criterion = partial(LOSSES[config.loss], label_smoothing=config.label_smoothing)
@@ -81,7 +91,9 @@ def make_objective(config: Config, num_classes: int, world_size: int = 1) -> Obj
                 f"the model gives logits of shape {list(logits.shape)} and the data has {num_classes} classes; "
                 f"give a model with an output of [batch, {num_classes}]"
             )
-        return Loss(criterion(logits, batch.labels if batch.targets is None else batch.targets), logits)
+        return Loss(
+            criterion(logits, batch.labels if batch.targets is None else batch.targets), logits
+        )
 
     return objective
 

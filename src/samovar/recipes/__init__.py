@@ -1,6 +1,8 @@
-"""Recipes: names for settings that are known to work, or that are the paper's. Nothing in this room needs torch.
+"""Recipes: names for settings that are known to work, or that are the paper's. Nothing in this room
+needs torch.
 
-A recipe is a function that returns a Config; `samovar train NAME --flag value` overrides what it returns."""
+A recipe is a function that returns a Config; `samovar train NAME --flag value` overrides what it
+returns."""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ __all__ = [
     "transfer",
 ]
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in [*small(), *OWN, *paper(), *published()]}
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe for recipe in [*small(), *OWN, *paper(), *published()]
+}
 
 
 def get(name: str) -> Recipe:

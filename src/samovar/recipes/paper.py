@@ -38,7 +38,8 @@ PAPER_RHO_ADVERSARIAL = {
 
 
 def imagenet(model: str, *, rho: float = 0.0) -> Config:
-    """The paper's training from scratch (Table 8); m = 32 images per ascent, however many GPUs share the batch."""
+    """The paper's training from scratch (Table 8); m = 32 images per ascent, however many GPUs
+    share the batch."""
     data = DataConfig(
         source="imagenet:data/imagenet",
         image_size=224,
@@ -49,23 +50,30 @@ def imagenet(model: str, *, rho: float = 0.0) -> Config:
     )
     sam = SamConfig(rho=rho, m=32)
     if model.startswith("resnet"):
-        # the paper's decay of 1e-3 is decoupled, lr x decay; with momentum 0.9 that is coupled L2 of a tenth of it
+        # the paper's decay of 1e-3 is decoupled, lr x decay; with momentum 0.9 that is coupled L2
+        # of a tenth of it
         optim = OptimConfig(name="sgd", lr=1.6, momentum=0.9, weight_decay=1e-4, warmup_steps=5000)
         return Config(epochs=90, model=ModelConfig(name=model), data=data, optim=optim, sam=sam)
     vit = model.startswith("vit")
     optim = OptimConfig(
-        lr=3e-3, weight_decay=0.3, clip_norm=1.0, warmup_steps=10_000, schedule="cosine" if vit else "linear"
+        lr=3e-3,
+        weight_decay=0.3,
+        clip_norm=1.0,
+        warmup_steps=10_000,
+        schedule="cosine" if vit else "linear",
     )
-    shape = ModelConfig(name=model, head_bias=-10.0, dropout=0.1 if vit else 0.0, drop_path=0.0 if vit else 0.1)
+    shape = ModelConfig(
+        name=model, head_bias=-10.0, dropout=0.1 if vit else 0.0, drop_path=0.0 if vit else 0.1
+    )
     return Config(epochs=300, loss="sigmoid", model=shape, data=data, optim=optim, sam=sam)
 
 
 def contrastive(config: Config) -> Config:
     """Supervised contrastive training of a ViT, then a linear classifier.
 
-    Batch 2048 of two views, AutoAugment, temperature 0.1, LAMB of 0.001 x batch / 256; RMSProp for the classifier.
-    The warm-up, the projection head's width and the rate of the exponential decay are not published; here they are
-    Table 8's, 2048 as in SupCon, and a hundredth at the end.
+    Batch 2048 of two views, AutoAugment, temperature 0.1, LAMB of 0.001 x batch / 256; RMSProp for
+    the classifier. The warm-up, the projection head's width and the rate of the exponential decay
+    are not published; here they are Table 8's, 2048 as in SupCon, and a hundredth at the end.
 
     Source: section 5.3 and appendix E.4 of arXiv:2106.01548."""
     return replace(
@@ -81,7 +89,8 @@ def contrastive(config: Config) -> Config:
     )
 
 
-# --- what to expect: cost, derived -----------------------------------------------------------------------------------
+# --- what to expect: cost, derived
+# -----------------------------------------------------------------------------------
 
 FORWARD_GFLOPS = {
     "resnet50": 8.18, "resnet101": 15.60, "resnet152": 23.03,
@@ -92,11 +101,13 @@ FORWARD_GFLOPS = {
 """Of one image of 224 pixels, a multiply-add counted as two; by torch's counter."""
 
 SUSTAINED_TFLOPS = 100
-"""Of one GPU in the hours that recipes state: about a third of what an A100 does at most in bfloat16."""
+"""Of one GPU in the hours that recipes state: about a third of what an A100 does at most in
+bfloat16."""
 
 
 def gpu_hours(config: Config) -> float:
-    """Hours of one GPU of `SUSTAINED_TFLOPS` that a recipe takes: a gradient costs three forward passes."""
+    """Hours of one GPU of `SUSTAINED_TFLOPS` that a recipe takes: a gradient costs three forward
+    passes."""
     images = image_gradients(config, round(IMAGENET_TRAIN * config.data.fraction))
     flops = 3e9 * FORWARD_GFLOPS[config.model.name.removesuffix("-gap")] * images
     return flops / (SUSTAINED_TFLOPS * 1e12) / 3600
@@ -109,9 +120,13 @@ def with_cost(recipe: Recipe) -> Recipe:
     return replace(recipe, expect=f"{recipe.expect}; {cost}")
 
 
-# --- what to expect: the paper's numbers, in percent -----------------------------------------------------------------
+# --- what to expect: the paper's numbers, in percent
+# -----------------------------------------------------------------
 
-_TABLE_5 = paper_numbers.ADVERSARIAL_BENCHMARKS.index("top1"), paper_numbers.ADVERSARIAL_BENCHMARKS.index("pgd")
+_TABLE_5 = (
+    paper_numbers.ADVERSARIAL_BENCHMARKS.index("top1"),
+    paper_numbers.ADVERSARIAL_BENCHMARKS.index("pgd"),
+)
 
 
 def _of_table_4(model: str, share: str, aug: str = "") -> tuple[float, float]:
@@ -150,11 +165,16 @@ def paper() -> list[Recipe]:
     for model, numbers in paper_numbers.CONTRASTIVE.items():
         make = partial(_make, model, contrastive)
         summary = f"{model} on ImageNet, supervised contrastive, then a linear classifier"
-        rows += twins(f"supcon-{model}-imagenet", summary, _top1(numbers, "section 5.3"), 0.02, make)
+        rows += twins(
+            f"supcon-{model}-imagenet", summary, _top1(numbers, "section 5.3"), 0.02, make
+        )
     return [with_cost(recipe) for recipe in rows]
 
 
-_UNPUBLISHED = ("the paper publishes no number; not measured here", "the paper publishes no number; not measured here")
+_UNPUBLISHED = (
+    "the paper publishes no number; not measured here",
+    "the paper publishes no number; not measured here",
+)
 
 
 def _same(config: Config) -> Config:
@@ -178,7 +198,9 @@ def _rows(
     change: Callable[[Config], Config] = _same,
 ) -> list[Recipe]:
     name = f"{model}-imagenet{suffix}"
-    return twins(name, f"{model} on ImageNet, {summary}", expect, rho, partial(_make, model, change))
+    return twins(
+        name, f"{model} on ImageNet, {summary}", expect, rho, partial(_make, model, change)
+    )
 
 
 def _subsets(word: str, parts: int) -> list[Recipe]:
@@ -190,17 +212,23 @@ def _subsets(word: str, parts: int) -> list[Recipe]:
     for model, rho in PAPER_RHO_AUG.items():
         expect = _top1(_of_table_4(model, word, "-aug"), "Table 4")
         both = lambda config: share(strong(config))  # noqa: E731
-        rows += _rows(model, f"-{word}-aug", f"1/{parts} of it, RandAugment and mixup", expect, rho, both)
+        rows += _rows(
+            model, f"-{word}-aug", f"1/{parts} of it, RandAugment and mixup", expect, rho, both
+        )
     return rows
 
 
 def _top1(numbers: tuple[float, float], table: str) -> tuple[str, str]:
-    plain, sam = (f"{value} % top-1 in the paper ({table}, one run); not measured here" for value in numbers)
+    plain, sam = (
+        f"{value} % top-1 in the paper ({table}, one run); not measured here" for value in numbers
+    )
     return plain, sam
 
 
 def _robust(top1: tuple[float, float], pgd: tuple[float, float]) -> tuple[str, str]:
-    text = "{:.1f} % top-1, {:.1f} % under PGD-10 in the paper (Table 5, one run); not measured here"
+    text = (
+        "{:.1f} % top-1, {:.1f} % under PGD-10 in the paper (Table 5, one run); not measured here"
+    )
     pairs = zip(paper_numbers.plain_and_sam(top1), paper_numbers.plain_and_sam(pgd), strict=True)
     plain, sam = (text.format(*pair) for pair in pairs)
     return plain, sam

@@ -1,7 +1,8 @@
 """The numbers of arXiv:2106.01548, in percent where they are accuracies.
 
-Transcribed from v1; what only later versions have and was not checked against them stands apart in `UNVERIFIED`.
-`-sam` marks a network trained with SAM, `-aug` one trained with RandAugment and mixup."""
+Transcribed from v1; what only later versions have and was not checked against them stands apart in
+`UNVERIFIED`. `-sam` marks a network trained with SAM, `-aug` one trained with RandAugment and
+mixup."""
 
 from __future__ import annotations
 
@@ -100,7 +101,14 @@ TABLE_5: dict[str, tuple[tuple[float, float], ...]] = {
     "vit-b16": ((76.7, 3.9), (82.9, 4.1), (63.6, 4.3), (62.0, 7.7), (30.0, 4.9), (51.4, 5.0)),
     "mixer-s16": ((67.1, 2.2), (74.5, 2.3), (52.8, 2.5), (50.1, 4.1), (22.9, 2.6), (37.9, 2.5)),
     "mixer-b32": ((69.3, 9.1), (76.4, 10.2), (54.7, 9.4), (54.5, 13.9), (26.3, 8.0), (43.7, 8.8)),
-    "mixer-b16": ((73.9, 11.1), (80.8, 11.8), (60.2, 11.9), (59.8, 17.3), (29.0, 10.5), (45.9, 12.5)),
+    "mixer-b16": (
+        (73.9, 11.1),
+        (80.8, 11.8),
+        (60.2, 11.9),
+        (59.8, 17.3),
+        (29.0, 10.5),
+        (45.9, 12.5),
+    ),
 }
 
 TABLE_6_MODELS = (
@@ -121,16 +129,32 @@ TABLE_6: dict[str, tuple[float, ...]] = {
 # Table 10: ImageNet top-1 by rho.
 TABLE_10: dict[str, dict[float, float]] = {
     "vit-b16": {0.0: 74.6, 0.05: 77.5, 0.1: 78.8, 0.2: 79.9, 0.25: 79.3},
-    "mixer-b16": {0.0: 66.4, 0.05: 69.5, 0.25: 74.1, 0.35: 74.7, 0.4: 75.6, 0.5: 76.9, 0.6: 77.4, 0.65: 77.1},
+    "mixer-b16": {
+        0.0: 66.4,
+        0.05: 69.5,
+        0.25: 74.1,
+        0.35: 74.7,
+        0.4: 75.6,
+        0.5: 76.9,
+        0.6: 77.4,
+        0.65: 77.1,
+    },
 }
 
-# Section 5.3: supervised contrastive training, then a linear classifier; ImageNet top-1 without and with SAM.
+# Section 5.3: supervised contrastive training, then a linear classifier; ImageNet top-1 without and
+# with SAM.
 CONTRASTIVE: dict[str, tuple[float, float]] = {"vit-s16": (77.0, 78.1), "vit-b16": (77.4, 80.0)}
 
 # Only in later versions; from memory, not checked against them.
 UNVERIFIED: dict[str, Numbers] = {
     "resnet152": {"training_loss": 0.86, "flatness": 2.39},
-    "resnet152-sam": {"lambda_max": 42.0, "training_loss": 0.90, "flatness": 2.16, "top1": 79.3, "corruption": 52.2},
+    "resnet152-sam": {
+        "lambda_max": 42.0,
+        "training_loss": 0.90,
+        "flatness": 2.16,
+        "top1": 79.3,
+        "corruption": 52.2,
+    },
     "vit-b16": {"training_loss": 0.65, "flatness": 6.66},
     "vit-b16-sam": {"training_loss": 0.82, "flatness": 0.96},
     "mixer-b16": {"training_loss": 0.45, "flatness": 7.78},

@@ -15,7 +15,8 @@ class Recipe:
     name: str
     summary: str
     expect: str
-    """A measured number with n and hardware, or the paper's with its table; says so where nothing was measured yet."""
+    """A measured number with n and hardware, or the paper's with its table; says so where nothing
+    was measured yet."""
     make: Callable[[], Config]
 
     def config(self) -> Config:

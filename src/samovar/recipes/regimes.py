@@ -11,7 +11,8 @@ FRACTIONS = {"half": 2, "quarter": 4, "tenth": 10}
 
 
 def strong(config: Config) -> Config:
-    """RandAugment with 2 layers of magnitude 15, mixup 0.5; for ViT and Mixer lr 1e-3, decay 0.1, stochastic depth 0.1.
+    """RandAugment with 2 layers of magnitude 15, mixup 0.5; for ViT and Mixer lr 1e-3, decay 0.1,
+    stochastic depth 0.1.
 
     Source: section 5.2 and appendix E.3 of arXiv:2106.01548."""
     data = replace(config.data, randaugment_layers=2, randaugment_magnitude=15, mixup=0.5)
@@ -22,13 +23,17 @@ def strong(config: Config) -> Config:
 
 
 def subset(config: Config, parts: int) -> Config:
-    """A share of the training images that there are, in batches so small that the number of steps stays about the same.
+    """A share of the training images that there are, in batches so small that the number of steps
+    stays about the same.
 
-    As the paper: halves and quarters shrink the batch with them, a tenth to an eighth; lr and all else stay.
+    As the paper: halves and quarters shrink the batch with them, a tenth to an eighth; lr and all
+        else stay.
 
     Source: appendix E.2 of arXiv:2106.01548."""
     batch = config.data.batch_size // min(parts, 8)
-    return replace(config, data=replace(config.data, fraction=config.data.fraction / parts, batch_size=batch))
+    return replace(
+        config, data=replace(config.data, fraction=config.data.fraction / parts, batch_size=batch)
+    )
 
 
 def momentum(config: Config, lr: float, weight_decay: float) -> Config:

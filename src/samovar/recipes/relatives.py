@@ -1,4 +1,5 @@
-"""The relatives of SAM by name, as changes to a config that trains with SAM; and as published, as recipes."""
+"""The relatives of SAM by name, as changes to a config that trains with SAM; and as published, as
+recipes."""
 
 from __future__ import annotations
 
@@ -71,7 +72,8 @@ RELATIVES: dict[str, Relative] = {
         "each parameter by its norm", {"layerwise": True}, source="after Liu et al. (LookSAM), arXiv:2203.02714"
     ),
 }  # fmt: skip
-"""By the name that `samovar compare --sam` takes; `quarter+late` is both, `msam+rho=1` has a radius of its own."""
+"""By the name that `samovar compare --sam` takes; `quarter+late` is both, `msam+rho=1` has a radius
+of its own."""
 
 
 def relative(name: str) -> list[Relative]:
@@ -87,7 +89,9 @@ def relative(name: str) -> list[Relative]:
         if part not in RELATIVES:
             near = difflib.get_close_matches(part, RELATIVES, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
-            raise ValueError(f"unknown relative of SAM {part!r}; {hint}there are: {', '.join(RELATIVES)}")
+            raise ValueError(
+                f"unknown relative of SAM {part!r}; {hint}there are: {', '.join(RELATIVES)}"
+            )
         found.append(RELATIVES[part])
     return found
 
@@ -110,12 +114,15 @@ def related(config: Config, name: str) -> Config:
     """A config that trains with SAM, changed to the relatives of a name; checked.
 
     Raises:
-        ValueError: an unknown name, a config without a radius, relatives that mean nothing together."""
+        ValueError: an unknown name, a config without a radius, relatives that mean nothing
+            together."""
     if not config.sam.rho:
         raise ValueError(f"recipe {config.recipe} has no --sam.rho to go by; give one")
     sam = config.sam
     for each in relative(name):
-        low = sam.rho * each.rho_min_factor if each.rho_min_factor else sam.rho_min * each.rho_factor
+        low = (
+            sam.rho * each.rho_min_factor if each.rho_min_factor else sam.rho_min * each.rho_factor
+        )
         radii = {"rho": _rounded(sam.rho * each.rho_factor), "rho_min": _rounded(low)}
         sam = replace(sam, **radii | each.settings)
     changed = replace(config, sam=sam if sam.rho else SamConfig())
@@ -127,7 +134,8 @@ def _rounded(value: float) -> float:
     return round(value, 6)
 
 
-# --- published settings ----------------------------------------------------------------------------------------------
+# --- published settings
+# ----------------------------------------------------------------------------------------------
 
 GSAM: dict[str, tuple[float, float, float, float | None]] = {
     "vit-s32": (0.6, 0.0, 0.4, 73.8),
@@ -146,7 +154,8 @@ GSAM: dict[str, tuple[float, float, float, float | None]] = {
 
 
 def gsam(model: str) -> Config:
-    """GSAM's own training from scratch: as the paper's, but the rate falls linearly to a hundredth, and ViTs pool."""
+    """GSAM's own training from scratch: as the paper's, but the rate falls linearly to a hundredth,
+    and ViTs pool."""
     config = imagenet(model)
     rho, rho_min, alpha, _ = GSAM[model]
     sam = replace(config.sam, rho=rho, rho_min=rho_min, rho_schedule="lr", alpha=alpha)
@@ -158,21 +167,26 @@ def gsam(model: str) -> Config:
 
 
 def msam() -> Config:
-    """MSAM's own ViT-S/32: 90 epochs, batch 1024, decay 0.1, rho 3 from the end of 8 epochs of warm-up."""
+    """MSAM's own ViT-S/32: 90 epochs, batch 1024, decay 0.1, rho 3 from the end of 8 epochs of
+    warm-up."""
     config = imagenet("vit-s32")
     optim = replace(config.optim, weight_decay=0.1, warmup_steps=round(8 * 1_281_167 / 1024))
     sam = replace(config.sam, rho=3.0, momentum=True, start=round(8 / 90, 4))
-    return replace(config, epochs=90, data=replace(config.data, batch_size=1024), optim=optim, sam=sam)
+    return replace(
+        config, epochs=90, data=replace(config.data, batch_size=1024), optim=optim, sam=sam
+    )
 
 
 def looksam() -> Config:
-    """LookSAM's settings as MSAM's authors ran them, every tenth step and alpha 0.7, on the paper's ViT-S/32."""
+    """LookSAM's settings as MSAM's authors ran them, every tenth step and alpha 0.7, on the paper's
+    ViT-S/32."""
     config = imagenet("vit-s32", rho=0.05)
     return replace(config, sam=replace(config.sam, every=10, reuse=0.7))
 
 
 def sam_on() -> Config:
-    """SAM-ON's rho 10 for a ViT under Lion, on the paper's ViT-S/32; Lion's rate and decay are those of its README."""
+    """SAM-ON's rho 10 for a ViT under Lion, on the paper's ViT-S/32; Lion's rate and decay are
+    those of its README."""
     config = imagenet("vit-s32")
     optim = replace(config.optim, name="lion", lr=3e-4, weight_decay=3.0)
     return replace(config, optim=optim, sam=replace(config.sam, rho=10.0, norms_only=True))
@@ -199,13 +213,32 @@ def published() -> list[Recipe]:
     for model, (rho, _, alpha, top1) in GSAM.items():
         told = "no number published" if top1 is None else f"{top1} % top-1 there, one run"
         summary = f"{model} on ImageNet, GSAM rho {rho:g}, alpha {alpha:g}"
-        recipe = Recipe(f"{model}-imagenet-gsam", summary, f"{told}; not measured here", partial(gsam, model))
+        recipe = Recipe(
+            f"{model}-imagenet-gsam", summary, f"{told}; not measured here", partial(gsam, model)
+        )
         rows.append(with_cost(recipe))
     rows += [
-        with_cost(Recipe("vit-s32-imagenet-msam", "vit-s32 on ImageNet, Momentum-SAM rho 3", _OURS, msam)),
-        with_cost(Recipe("vit-s32-imagenet-looksam", "vit-s32 on ImageNet, LookSAM rho 0.05", _OURS, looksam)),
-        with_cost(Recipe("vit-s32-imagenet-sam-on", "vit-s32 on ImageNet, SAM-ON rho 10 under Lion", _OURS, sam_on)),
-        with_cost(Recipe("resnet50-imagenet-wsam", "resnet50 on ImageNet, WSAM rho 0.02", _OURS, wsam)),
-        Recipe("resnet-cifar100-fsam", "compact ResNet on CIFAR-100, Friendly SAM rho 0.2", _OURS, fsam),
+        with_cost(
+            Recipe("vit-s32-imagenet-msam", "vit-s32 on ImageNet, Momentum-SAM rho 3", _OURS, msam)
+        ),
+        with_cost(
+            Recipe(
+                "vit-s32-imagenet-looksam", "vit-s32 on ImageNet, LookSAM rho 0.05", _OURS, looksam
+            )
+        ),
+        with_cost(
+            Recipe(
+                "vit-s32-imagenet-sam-on",
+                "vit-s32 on ImageNet, SAM-ON rho 10 under Lion",
+                _OURS,
+                sam_on,
+            )
+        ),
+        with_cost(
+            Recipe("resnet50-imagenet-wsam", "resnet50 on ImageNet, WSAM rho 0.02", _OURS, wsam)
+        ),
+        Recipe(
+            "resnet-cifar100-fsam", "compact ResNet on CIFAR-100, Friendly SAM rho 0.2", _OURS, fsam
+        ),
     ]
     return rows

@@ -1,4 +1,5 @@
-"""What a report is made of: sections of figures, tables and galleries, each with its data as CSV."""
+"""What a report is made of: sections of figures, tables and galleries, each with its data as
+CSV."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ class Key:
 
 @dataclass(frozen=True)
 class Figure:
-    """A plot: Plotly's `data` and `layout` as plain dicts; colours are CSS variables, resolved in the page."""
+    """A plot: Plotly's `data` and `layout` as plain dicts; colours are CSS variables, resolved in
+    the page."""
 
     kind: ClassVar[str] = "figure"
     id: str
@@ -210,13 +212,18 @@ def unfolded(id: str, title: str, galleries: Sequence[Gallery], most: int = 6) -
     """The first galleries, and the rest folded away."""
     rest = galleries[most:]
     groups = [Group(id, title, galleries[:most])] if galleries else []
-    return groups + ([Group(f"{id}-more", f"{title}, {len(rest)} more runs", rest, folded=True)] if rest else [])
+    return groups + (
+        [Group(f"{id}-more", f"{title}, {len(rest)} more runs", rest, folded=True)] if rest else []
+    )
 
 
 def balanced(figures: Sequence[Figure]) -> list[Figure]:
     """Figures in two columns: of an odd number the first takes a row of its own."""
     odd = len(figures) % 2 and not any(figure.wide for figure in figures)
-    return [replace(figure, wide=figure.wide or (not k and bool(odd))) for k, figure in enumerate(figures)]
+    return [
+        replace(figure, wide=figure.wide or (not k and bool(odd)))
+        for k, figure in enumerate(figures)
+    ]
 
 
 def labels_of(runs: Iterable[RunData]) -> tuple[str, ...]:

@@ -10,16 +10,29 @@ from samovar.report.text import setting
 from samovar.runs.records import Record
 
 # Settings that name the subject, or say again what others say.
-_SUBJECT = ("model", "weights", "measurement", "request", "records", "curvature", "residuals", "other", "other_weights")
+_SUBJECT = (
+    "model",
+    "weights",
+    "measurement",
+    "request",
+    "records",
+    "curvature",
+    "residuals",
+    "other",
+    "other_weights",
+)
 _FIRST = ("split", "images", "source", "augmentation", "mode", "loss", "dtype")
 
 
 def protocol(record: Record, run: RunData) -> dict[str, str]:
-    """What, changed, would change the number: which checkpoint, which images, how; in order of interest."""
+    """What, changed, would change the number: which checkpoint, which images, how; in order of
+    interest."""
     found: dict[str, Any] = {"checkpoint": checkpoint(record, run)}
     found |= {"split": record.where["split"]} if "split" in record.where else {}
     found |= {key: record.settings[key] for key in _FIRST if key in record.settings}
-    found |= {key: value for key, value in record.settings.items() if key not in (*found, *_SUBJECT)}
+    found |= {
+        key: value for key, value in record.settings.items() if key not in (*found, *_SUBJECT)
+    }
     return {key: setting(value) for key, value in found.items() if value != ""}
 
 
@@ -30,12 +43,19 @@ def checkpoint(record: Record, run: RunData) -> str:
         return "initialisation"
     if step is None:
         return ""
-    kinds = [kind for kind, at in (("best", number(run.best.get("step"))), ("last", run.last_step)) if at == step]
+    kinds = [
+        kind
+        for kind, at in (("best", number(run.best.get("step"))), ("last", run.last_step))
+        if at == step
+    ]
     return " and ".join(kinds) or f"step {step:.0f}"
 
 
-def disagreements(records: Mapping[str, tuple[Record, RunData]], but: Sequence[str] = ()) -> list[str]:
-    """Settings in which the records of several runs differ, each as one sentence; keys are the runs' labels."""
+def disagreements(
+    records: Mapping[str, tuple[Record, RunData]], but: Sequence[str] = ()
+) -> list[str]:
+    """Settings in which the records of several runs differ, each as one sentence; keys are the
+    runs' labels."""
     protocols = {label: protocol(*pair) for label, pair in records.items()}
     names = dict.fromkeys(name for found in protocols.values() for name in found if name not in but)
     return [text for name in names if (text := _disagreement(name, protocols))]
@@ -53,7 +73,9 @@ def _disagreement(name: str, protocols: Mapping[str, dict[str, str]]) -> str:
 
 
 def _some(labels: Sequence[str], most: int = 3) -> str:
-    return ", ".join(labels[:most]) + (f" and {len(labels) - most} more" if len(labels) > most else "")
+    return ", ".join(labels[:most]) + (
+        f" and {len(labels) - most} more" if len(labels) > most else ""
+    )
 
 
 def sentence(found: Mapping[str, str]) -> str:
@@ -61,7 +83,9 @@ def sentence(found: Mapping[str, str]) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in found.items())
 
 
-def mismatch(what: str, records: Mapping[str, tuple[Record, RunData]], but: Sequence[str] = ()) -> list[str]:
+def mismatch(
+    what: str, records: Mapping[str, tuple[Record, RunData]], but: Sequence[str] = ()
+) -> list[str]:
     """A warning if runs were measured differently."""
     texts = disagreements(records, but) if len(records) > 1 else []
     return [f"{what} are measured under different protocols: {'; '.join(texts)}."] if texts else []

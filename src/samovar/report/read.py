@@ -1,4 +1,5 @@
-"""Run folders as the report sees them: settings, records by name, arrays read when a figure asks for them."""
+"""Run folders as the report sees them: settings, records by name, arrays read when a figure asks
+for them."""
 
 from __future__ import annotations
 
@@ -31,11 +32,22 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 
 # What two records share that come from one command on one checkpoint.
-_COMMAND = ("measurement", "request", "weights", "source", "split", "images", "loss", "dtype", "seed")
+_COMMAND = (
+    "measurement",
+    "request",
+    "weights",
+    "source",
+    "split",
+    "images",
+    "loss",
+    "dtype",
+    "seed",
+)
 
 
 class UnreadableArrays(ValueError):
-    """The data behind a record cannot be used; the message says why, in words for the reader of the report."""
+    """The data behind a record cannot be used; the message says why, in words for the reader of the
+    report."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +82,12 @@ class RunData:
         """The source of its images; of a folder without training, what it was measured on."""
         if self.trained or not self.records:
             return str(self.config.get("data.source", ""))
-        sources = [r.settings["source"] for found in self.records.values() for r in found if "source" in r.settings]
+        sources = [
+            r.settings["source"]
+            for found in self.records.values()
+            for r in found
+            if "source" in r.settings
+        ]
         return str(sources[-1]) if sources else str(self.config.get("data.source", ""))
 
     @cached_property
@@ -85,12 +102,17 @@ class RunData:
         return found[-1] if found else None
 
     def batch(self, name: str) -> list[Record]:
-        """The newest record of a name with those of the same command, such as all blocks; newest of each place."""
+        """The newest record of a name with those of the same command, such as all blocks; newest of
+        each place."""
         found = self.records.get(name, [])
         if not found:
             return []
         last = found[-1]
-        same = [r for r in found if _command(r) == _command(last) and r.where.get("step") == last.where.get("step")]
+        same = [
+            r
+            for r in found
+            if _command(r) == _command(last) and r.where.get("step") == last.where.get("step")
+        ]
         return list({json.dumps(r.where, sort_keys=True, default=str): r for r in same}.values())
 
     def series(self, name: str) -> list[Record]:
@@ -102,7 +124,8 @@ class RunData:
         """The arrays behind a record.
 
         Raises:
-            UnreadableArrays: there are none, they are damaged, too large, or not below the run folder."""
+            UnreadableArrays: there are none, they are damaged, too large, or not below the run
+                folder."""
         path = (self.path / record.arrays).resolve()
         if not record.arrays or not path.is_relative_to(self.path.resolve()):
             raise UnreadableArrays("the record names no array file of this run")
@@ -111,15 +134,27 @@ class RunData:
                 size = sum(item.file_size for item in archive.infolist())
             if size > MAX_ARRAY_BYTES:
                 limit = MAX_ARRAY_BYTES // 2**20
-                raise UnreadableArrays(f"{record.arrays} holds {size / 2**20:.0f} MiB, more than the {limit} read here")
+                raise UnreadableArrays(
+                    f"{record.arrays} holds {size / 2**20:.0f} MiB, more than the {limit} read here"
+                )
             with np.load(path, allow_pickle=False) as found:
                 return {name: found[name] for name in found.files}
         except FileNotFoundError:
             raise UnreadableArrays(f"{record.arrays} is missing") from None
-        except (OSError, EOFError, MemoryError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        except (
+            OSError,
+            EOFError,
+            MemoryError,
+            KeyError,
+            ValueError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as error:
             if isinstance(error, UnreadableArrays):
                 raise
-            raise UnreadableArrays(f"{record.arrays} cannot be read ({type(error).__name__})") from None
+            raise UnreadableArrays(
+                f"{record.arrays} cannot be read ({type(error).__name__})"
+            ) from None
 
 
 def _command(record: Record) -> tuple[str, ...]:
@@ -164,7 +199,9 @@ def read_runs(paths: Sequence[Path]) -> list[RunData]:
 
 def _read(path: Path) -> RunData:
     if not path.is_dir():
-        raise ValueError(f"{path} is not a run folder; give a folder with config.json, such as runs/NAME")
+        raise ValueError(
+            f"{path} is not a run folder; give a folder with config.json, such as runs/NAME"
+        )
     run = RunDir.open(path)
     records, bad_lines = _read_records(run)
     return RunData(
@@ -183,7 +220,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"cannot read {path}: {error}") from None
     if not isinstance(config, dict):
-        raise ValueError(f"{path} holds no settings: expected an object, found {type(config).__name__}")
+        raise ValueError(
+            f"{path} holds no settings: expected an object, found {type(config).__name__}"
+        )
     return config
 
 
@@ -215,7 +254,9 @@ def _read_records(run: RunDir) -> tuple[dict[str, list[Record]], int]:
         return {}, 0
     except OSError as error:
         raise ValueError(f"cannot read {run.records_path}: {error.strerror}") from None
-    for line in filter(str.strip, lines[:-1]):  # what follows the last newline was cut short by a crash
+    for line in filter(
+        str.strip, lines[:-1]
+    ):  # what follows the last newline was cut short by a crash
         try:
             record = _checked(from_json(line))
         except (ValueError, TypeError, RecursionError):
@@ -226,7 +267,8 @@ def _read_records(run: RunDir) -> tuple[dict[str, list[Record]], int]:
 
 
 def _checked(record: Record) -> Record:
-    """The record with numbers where numbers belong; a later version or another program may have written others."""
+    """The record with numbers where numbers belong; a later version or another program may have
+    written others."""
     if not all(isinstance(part, dict) for part in (record.where, record.settings, record.cost)):
         raise TypeError("where, settings and cost are objects")
     if all(type(getattr(record, name)) in types for name, types in _TYPES.items()):

@@ -38,7 +38,8 @@ def command(run: RunData, *words: str) -> str:
 
 
 def named(runs: Sequence[RunData]) -> list[RunData]:
-    """The runs with labels, all different, and colours: one a run, or one a recipe if there are many."""
+    """The runs with labels, all different, and colours: one a run, or one a recipe if there are
+    many."""
     labels = _labels(runs)
     runs = [replace(run, label=labels[i], index=i, color=i) for i, run in enumerate(runs)]
     if len(runs) <= MANY:
@@ -46,7 +47,11 @@ def named(runs: Sequence[RunData]) -> list[RunData]:
     colors: dict[Any, int] = {}
     groups = {run.index: recipe.label for recipe in recipes(runs) for run in recipe.runs}
     return [
-        replace(run, color=colors.setdefault(_same_but_seed(run), len(colors)), group=groups.get(run.index, run.label))
+        replace(
+            run,
+            color=colors.setdefault(_same_but_seed(run), len(colors)),
+            group=groups.get(run.index, run.label),
+        )
         for run in runs
     ]
 
@@ -88,7 +93,9 @@ def _labels(runs: Sequence[RunData]) -> list[str]:
             for index, better in zip(where, refine(label, [runs[i] for i in where]), strict=True):
                 labels[index] = better
     short = [clean(label, LABEL_LENGTH) for label in labels]
-    return [f"{i + 1}: {label}" if short.count(label) > 1 else label for i, label in enumerate(short)]
+    return [
+        f"{i + 1}: {label}" if short.count(label) > 1 else label for i, label in enumerate(short)
+    ]
 
 
 def _first_name(run: RunData) -> str:
@@ -100,7 +107,10 @@ def _with_settings(label: str, runs: Sequence[RunData]) -> list[str]:
     names = [name for name in differing(runs) if name == "seed" or not name.startswith(_ASIDE)]
     names = sorted(names, key=lambda name: name != "seed")[:3]
     texts = [
-        ", ".join(f"{name.rpartition('.')[2]} {clean(setting(run.config.get(name)), 24)}" for name in names)
+        ", ".join(
+            f"{name.rpartition('.')[2]} {clean(setting(run.config.get(name)), 24)}"
+            for name in names
+        )
         for run in runs
     ]
     return [f"{label}, {text}" if text else label for text in texts]

@@ -54,15 +54,17 @@ def is_summary(run: RunData) -> bool:
 
 
 def chapters(runs: Sequence[RunData]) -> list[Section]:
-    """The chapters of a report; a folder that is of several runs has its own, first, and no place in those on trained
-    networks."""
+    """The chapters of a report; a folder that is of several runs has its own, first, and no place
+    in those on trained networks."""
     several = {build: [run for run in runs if is_one(run)] for build, is_one in SEVERAL.items()}
     first = [build(found) for build, found in several.items() if found]
     others = [run for run in runs if not any(run in found for found in several.values())]
     if not others:
         return first + [SECTIONS[name](runs) for name in ABOUT_FOLDERS]
     about = others if any(map(is_summary, runs)) else runs
-    return first + [build(about if name in ABOUT_FOLDERS else others) for name, build in SECTIONS.items()]
+    return first + [
+        build(about if name in ABOUT_FOLDERS else others) for name, build in SECTIONS.items()
+    ]
 
 
 def title(runs: Sequence[RunData]) -> str:
@@ -86,7 +88,9 @@ def notices(runs: Sequence[RunData]) -> list[str]:
         tasks.setdefault(run.task or "unknown", []).append(run.label)
     if len(tasks) > 1:
         groups = "; ".join(f"{task}: {', '.join(labels)}" for task, labels in tasks.items())
-        found.append(f"These runs are of different tasks, so their accuracies and losses do not compare ({groups}).")
+        found.append(
+            f"These runs are of different tasks, so their accuracies and losses do not compare ({groups})."
+        )
     found += [f"{run.label} has no records yet: {run.path}" for run in runs if not run.records]
     found += [
         f"{run.label}: left out {count(run.bad_lines, 'line')} of records.jsonl that cannot be read."

@@ -6,7 +6,9 @@ import math
 import re
 from typing import Any
 
-_UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]+")
+_UNSEEN = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]+"
+)
 
 
 def number(value: float, digits: int = 4) -> str:
@@ -32,7 +34,8 @@ def short(value: float) -> str:
 
 
 def with_error(value: float, error: float | None) -> tuple[str, str]:
-    """A value, and its error to two digits; the value to the error's last digit, but to no more than five digits."""
+    """A value, and its error to two digits; the value to the error's last digit, but to no more
+    than five digits."""
     if error is None or not math.isfinite(error) or error <= 0 or not math.isfinite(value):
         return number(value), ""
     size = math.floor(math.log10(max(abs(value), error)))

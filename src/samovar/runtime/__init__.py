@@ -28,7 +28,8 @@ class Runtime:
 
     device: torch.device
     dtype: torch.dtype
-    """Compute type of forward and backward passes: float32, bfloat16 or float16 (autocast; weights stay float32)."""
+    """Compute type of forward and backward passes: float32, bfloat16 or float16 (autocast; weights
+    stay float32)."""
     rank: int = 0
     world_size: int = 1
 
@@ -46,7 +47,8 @@ class Runtime:
 
 @contextlib.contextmanager
 def started(config: RunConfig) -> Iterator[Runtime]:
-    """The runtime `config` asks for; joins the process group when launched by torchrun, and leaves it.
+    """The runtime `config` asks for; joins the process group when launched by torchrun, and leaves
+    it.
 
     Raises:
         ValueError: a device or precision this machine has not."""
@@ -71,15 +73,18 @@ def started(config: RunConfig) -> Iterator[Runtime]:
 
 
 def keep_freed_memory() -> None:
-    """Let the allocator keep what tensors give back: 5 % of a training step on a CPU, 10 to 15 % of a forward pass.
+    """Let the allocator keep what tensors give back: 5 % of a training step on a CPU, 10 to 15 % of
+    a forward pass.
 
-    glibc returns freed memory to the system beyond twice the largest block it saw freed, which counts up to 32 MiB;
-    with nothing seen, the pages of every layer's output are faulted in anew. The block is never touched."""
+    glibc returns freed memory to the system beyond twice the largest block it saw freed, which
+    counts up to 32 MiB; with nothing seen, the pages of every layer's output are faulted in anew.
+    The block is never touched."""
     torch.empty((32 << 20) - (64 << 10), dtype=torch.uint8)
 
 
 def resolve_device(name: str, local_rank: int = 0) -> torch.device:
-    """The torch device of `--run.device`; under torchrun each process takes the GPU of its local rank.
+    """The torch device of `--run.device`; under torchrun each process takes the GPU of its local
+    rank.
 
     Raises:
         ValueError: an unknown device, or one that is not there."""
@@ -88,17 +93,25 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"--run.device {name} is no device; give auto, cpu, cuda, cuda:N or mps") from error
+        raise ValueError(
+            f"--run.device {name} is no device; give auto, cpu, cuda, cuda:N or mps"
+        ) from error
     if device.type not in ("cpu", "cuda", "mps"):
-        raise ValueError(f"--run.device {name} is not supported; give auto, cpu, cuda, cuda:N or mps")
+        raise ValueError(
+            f"--run.device {name} is not supported; give auto, cpu, cuda, cuda:N or mps"
+        )
     if device.type == "cuda":
         count = torch.cuda.device_count()
         index = local_rank if device.index is None else device.index
         if index >= count:
-            raise ValueError(f"--run.device {name} asks for GPU {index}, but torch sees {count}; give auto or cpu")
+            raise ValueError(
+                f"--run.device {name} asks for GPU {index}, but torch sees {count}; give auto or cpu"
+            )
         return torch.device("cuda", index)
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("--run.device mps asks for an Apple GPU, but torch sees none; give auto or cpu")
+        raise ValueError(
+            "--run.device mps asks for an Apple GPU, but torch sees none; give auto or cpu"
+        )
     return device
 
 
@@ -106,7 +119,8 @@ def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype
     """The compute type of `--run.precision` on `device`.
 
     Raises:
-        ValueError: a type the device computes only by emulation (12 times slower, measured on an AVX2 CPU)."""
+        ValueError: a type the device computes only by emulation (12 times slower, measured on an
+            AVX2 CPU)."""
     if precision == "auto":
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if fast else torch.float32
@@ -129,9 +143,15 @@ def has_native(dtype: torch.dtype, device: torch.device) -> bool:
         return True
     if hasattr(torch.cpu, "get_capabilities"):
         capabilities = torch.cpu.get_capabilities()
-        names = ("amx_bf16", "avx512_bf16", "bf16") if dtype == torch.bfloat16 else ("amx_fp16", "avx512_fp16", "fp16")
+        names = (
+            ("amx_bf16", "avx512_bf16", "bf16")
+            if dtype == torch.bfloat16
+            else ("amx_fp16", "avx512_fp16", "fp16")
+        )
         return any(capabilities.get(name, False) for name in names)
-    return dtype == torch.bfloat16 and bool(torch.cpu._is_avx512_bf16_supported())  # torch 2.9 has no public question
+    return dtype == torch.bfloat16 and bool(
+        torch.cpu._is_avx512_bf16_supported()
+    )  # torch 2.9 has no public question
 
 
 def mix(*numbers: int) -> int:
@@ -154,12 +174,15 @@ def provenance(runtime: Runtime) -> dict[str, Any]:
     """What produced a run: versions, hardware, layout, command, state of the source tree."""
     packages = ("samovar", "torch", "torchvision", "timm", "numpy")
     return {
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
+        "versions": {"python": platform.python_version()}
+        | {name: _version(name) for name in packages},
         "platform": platform.platform(),
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else runtime.device.type,
+        "device": torch.cuda.get_device_name(runtime.device)
+        if runtime.device.type == "cuda"
+        else runtime.device.type,
         "dtype": str(runtime.dtype).removeprefix("torch."),
         "world_size": runtime.world_size,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
@@ -184,9 +207,19 @@ def _cpu_name() -> str:
 
 
 def _git_state() -> str:
-    """Commit of the source tree this package runs from, with `-dirty`; empty where it is not a git tree."""
+    """Commit of the source tree this package runs from, with `-dirty`; empty where it is not a git
+    tree."""
     here = Path(__file__).parent
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    command = [
+        "git",
+        "-C",
+        str(here),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=12",
+        "--exclude=*",
+    ]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,4 +1,5 @@
-"""Tasks shared by processes that end when they are told to, each after its task has saved what it did."""
+"""Tasks shared by processes that end when they are told to, each after its task has saved what it
+did."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ class Stopped(Exception):
 
 @contextlib.contextmanager
 def signals_raise() -> Iterator[None]:
-    """SIGINT and SIGTERM raise `Stopped` inside, but where a task has handlers of its own for the time being."""
+    """SIGINT and SIGTERM raise `Stopped` inside, but where a task has handlers of its own for the
+    time being."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
         raise Stopped(signum)
@@ -50,26 +52,34 @@ def cores() -> int:
 
 
 def share(
-    tasks: Sequence[Task], work: Callable[[Task], Answer], count: int, keep: Callable[[Task, Answer], None]
+    tasks: Sequence[Task],
+    work: Callable[[Task], Answer],
+    count: int,
+    keep: Callable[[Task, Answer], None],
 ) -> None:
-    """Do tasks in `count` new processes, where `auto` is another GPU in each as far as there are several.
+    """Do tasks in `count` new processes, where `auto` is another GPU in each as far as there are
+    several.
 
     The processes import the main module, so a script needs `if __name__ == "__main__":`.
 
     Args:
-        work: a function of a module, for it is sent by name; on SIGINT or SIGTERM it saves and raises `Stopped`.
+        work: a function of a module, for it is sent by name; on SIGINT or SIGTERM it saves and
+            raises `Stopped`.
         keep: called here with a task and what came of it, as tasks end.
 
     Raises:
         ChildProcessError: a process ended by itself.
-        Stopped, ValueError, OSError: what `work` raised; the other tasks have been told to stop, and have."""
+        Stopped, ValueError, OSError: what `work` raised; the other tasks have been told to stop,
+            and have."""
     left = list(reversed(tasks))
     with _Team(work, count) as team:
         busy: dict[Any, Task] = {}
 
         def give(connection: Any) -> None:
             busy[connection] = left.pop()
-            with contextlib.suppress(BrokenPipeError):  # the process has died, which reading from it tells
+            with contextlib.suppress(
+                BrokenPipeError
+            ):  # the process has died, which reading from it tells
                 connection.send(busy[connection])
 
         for connection in team.connections:
@@ -83,16 +93,20 @@ def share(
 
 
 class _Team:
-    """Worker processes; they end with the `with` block, told by a signal where that ends by an error."""
+    """Worker processes; they end with the `with` block, told by a signal where that ends by an
+    error."""
 
     def __init__(self, work: Callable[[Any], Any], count: int) -> None:
         context = multiprocessing.get_context("spawn")
         pipes = [context.Pipe() for _ in range(count)]
         self.connections: list[Any] = [ours for ours, _ in pipes]
         self.processes = [
-            context.Process(target=_live, args=(work, number, theirs)) for number, (_, theirs) in enumerate(pipes)
+            context.Process(target=_live, args=(work, number, theirs))
+            for number, (_, theirs) in enumerate(pipes)
         ]
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: half-made processes are deaf to ctrl-C
+        handler = signal.signal(
+            signal.SIGINT, signal.SIG_IGN
+        )  # inherited: half-made processes are deaf to ctrl-C
         try:
             for process in self.processes:
                 process.start()
@@ -105,9 +119,13 @@ class _Team:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        # The terminal, or whoever ends a whole group, has sent the same signal to the workers as well, and a second
-        # one of a kind acts at once: hence the other kind.
-        other = signal.SIGINT if isinstance(error, Stopped) and error.signum == signal.SIGTERM else signal.SIGTERM
+        # The terminal, or whoever ends a whole group, has sent the same signal to the workers as
+        # well, and a second one of a kind acts at once: hence the other kind.
+        other = (
+            signal.SIGINT
+            if isinstance(error, Stopped) and error.signum == signal.SIGTERM
+            else signal.SIGTERM
+        )
         try:
             for process, connection in zip(self.processes, self.connections, strict=True):
                 connection.close()
@@ -116,7 +134,9 @@ class _Team:
             for process in self.processes:
                 process.join()
         finally:
-            for process in self.processes:  # none is left, unless a second signal came while they saved
+            for (
+                process
+            ) in self.processes:  # none is left, unless a second signal came while they saved
                 process.kill()
 
     def answer(self, connection: Any) -> Any:
@@ -140,9 +160,13 @@ class _Team:
 def _live(work: Callable[[Any], Any], number: int, connection: Connection) -> None:
     """A worker's life: tasks as they come, until there are no more or the parent is gone."""
     for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, lambda *_: os._exit(0))  # between tasks there is nothing to save or to say
+        signal.signal(
+            signum, lambda *_: os._exit(0)
+        )  # between tasks there is nothing to save or to say
     threading.Thread(target=_follow_parent, daemon=True).start()
-    os.environ["LOCAL_RANK"] = str(number % max(1, torch.cuda.device_count()))  # which GPU `auto` is
+    os.environ["LOCAL_RANK"] = str(
+        number % max(1, torch.cuda.device_count())
+    )  # which GPU `auto` is
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             connection.send(_answer(work, connection.recv()))
@@ -153,14 +177,17 @@ def _answer(work: Callable[[Task], Answer], task: Task) -> Answer | Exception:
         return work(task)
     except Stopped as error:
         return error
-    except OSError as error:  # plain, as is the next, since one of another kind may not survive the way
+    except (
+        OSError
+    ) as error:  # plain, as is the next, since one of another kind may not survive the way
         return OSError(str(error))
     except ValueError as error:
         return ValueError(str(error))
 
 
 def _follow_parent() -> None:
-    """End as by SIGTERM, the task saved, when the parent ends by force: nobody is left to wait for it."""
+    """End as by SIGTERM, the task saved, when the parent ends by force: nobody is left to wait for
+    it."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])

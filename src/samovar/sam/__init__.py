@@ -1,5 +1,5 @@
-"""Sharpness-aware minimization and its relatives, as a way to take a gradient (`sam_backward`), with an adapter for
-foreign loops (`SAM`).
+"""Sharpness-aware minimization and its relatives, as a way to take a gradient (`sam_backward`),
+with an adapter for foreign loops (`SAM`).
 
 The names are imported when first used: `config` reads `sam.variant`, which needs no torch."""
 

@@ -1,4 +1,5 @@
-"""What is made of the two gradients of a step: g at the weights, g_s at the top of the climb. No host sync."""
+"""What is made of the two gradients of a step: g at the weights, g_s at the top of the climb. No
+host sync."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from torch import Tensor
 from samovar.sam.variant import SamVariant
 
 Grads = Sequence[Tensor | None]
-"""Of the same parameters in the same order; None, of one that a pass did not use, counts as zero."""
+"""Of the same parameters in the same order; None, of one that a pass did not use, counts as
+zero."""
 
 
 @torch.no_grad()
@@ -24,14 +26,18 @@ def combined(variant: SamVariant, clean: Grads, robust: Grads) -> list[Tensor | 
         return mixed(1 + variant.alpha * _share(clean, robust), robust, -variant.alpha, clean)
     if variant.gamma != 0.5:
         return mixed(variant.weight, robust, 1 - variant.weight, clean)
-    return mixed(1.0, robust, 0.0, clean)  # copies, as autograd may give one tensor to two parameters
+    return mixed(
+        1.0, robust, 0.0, clean
+    )  # copies, as autograd may give one tensor to two parameters
 
 
 @torch.no_grad()
 def across(clean: Grads, robust: Grads) -> list[Tensor | None]:
-    """The component of each parameter's g_s across its g as a unit vector; zero where there is none but rounding.
+    """The component of each parameter's g_s across its g as a unit vector; zero where there is none
+    but rounding.
 
-    Source: LookSAM, Liu et al., arXiv:2203.02714; parameter by parameter, as in the code that is in use."""
+    Source: LookSAM, Liu et al., arXiv:2203.02714; parameter by parameter, as in the code that is in
+        use."""
     return [_across(g, g_s) for g, g_s in zip(clean, robust, strict=True)]
 
 
@@ -40,8 +46,12 @@ def _across(clean: Tensor | None, robust: Tensor | None) -> Tensor | None:
     if component is None or robust is None:
         return component
     length = norm([component])
-    rounding = 100 * torch.finfo(component.dtype).eps * norm([robust])  # all that a parameter of one number has
-    return component * torch.where(length <= rounding, torch.zeros_like(length), 1 / length).to(component)
+    rounding = (
+        100 * torch.finfo(component.dtype).eps * norm([robust])
+    )  # all that a parameter of one number has
+    return component * torch.where(length <= rounding, torch.zeros_like(length), 1 / length).to(
+        component
+    )
 
 
 def mixed(a: float | Tensor, xs: Grads, b: float | Tensor, ys: Grads) -> list[Tensor | None]:
@@ -61,12 +71,21 @@ def _mix(a: float | Tensor, x: Tensor | None, b: float | Tensor, y: Tensor | Non
 
 def norm(grads: Grads) -> Tensor:
     """Euclidean norm of all together, a scalar in at least float32; 0 of none."""
-    norms = [torch.linalg.vector_norm(each.to_dense(), dtype=_precise(each)) for each in grads if each is not None]
-    return torch.linalg.vector_norm(torch.stack([each.to(norms[0]) for each in norms])) if norms else torch.zeros(())
+    norms = [
+        torch.linalg.vector_norm(each.to_dense(), dtype=_precise(each))
+        for each in grads
+        if each is not None
+    ]
+    return (
+        torch.linalg.vector_norm(torch.stack([each.to(norms[0]) for each in norms]))
+        if norms
+        else torch.zeros(())
+    )
 
 
 def laid_out_as(param: Tensor, grad: Tensor | None) -> Tensor | None:
-    """The gradient with the strides of its parameter, which fused optimizers read it by unchecked."""
+    """The gradient with the strides of its parameter, which fused optimizers read it by
+    unchecked."""
     if grad is None or grad.is_sparse or grad.stride() == param.stride():
         return grad
     return torch.empty_like(param, dtype=grad.dtype, requires_grad=False).copy_(grad)
@@ -79,7 +98,9 @@ def _share(x: Grads, y: Grads) -> Tensor:
 
 def _dot(x: Grads, y: Grads) -> Tensor:
     pairs = [
-        (a.to(_precise(a)), b.to(_precise(b))) for a, b in zip(x, y, strict=True) if a is not None and b is not None
+        (a.to(_precise(a)), b.to(_precise(b)))
+        for a, b in zip(x, y, strict=True)
+        if a is not None and b is not None
     ]
     dots = [(a * b).sum() for a, b in pairs]
     return torch.stack([each.to(dots[0]) for each in dots]).sum() if dots else torch.zeros(())

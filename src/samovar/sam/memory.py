@@ -19,14 +19,17 @@ Average = Callable[[Sequence[Tensor | None], Sequence[Tensor]], list[Tensor | No
 
 
 class SamMemory:
-    """The steps done, and vectors of the size of the weights: of the whole batch, and so alike on all ranks.
+    """The steps done, and vectors of the size of the weights: of the whole batch, and so alike on
+    all ranks.
 
-    F-SAM keeps an average of the gradients, LookSAM the direction that the steps between re-use, decoupled WSAM a
-    difference from a step's backward passes to its end. It is of one model and one variant."""
+    F-SAM keeps an average of the gradients, LookSAM the direction that the steps between re-use,
+    decoupled WSAM a difference from a step's backward passes to its end. It is of one model and one
+    variant."""
 
     def __init__(self) -> None:
         self.step = 0
-        """Steps done, those without a climb included; set it where steps were taken without this object."""
+        """Steps done, those without a climb included; set it where steps were taken without this
+        object."""
         self.average: dict[str, Tensor] = {}
         self.component: dict[str, Tensor] = {}
         self.difference: list[tuple[Tensor, Tensor]] = []
@@ -45,12 +48,15 @@ class SamMemory:
 
     @contextmanager
     def turn(self, num_groups: int) -> Iterator[bool]:
-        """Around the passes of a group; gives whether it is the step's last. An error ends the step.
+        """Around the passes of a group; gives whether it is the step's last. An error ends the
+        step.
 
         Raises:
             ValueError: no groups."""
         if num_groups < 1:
-            raise ValueError(f"num_groups={num_groups} is not positive; give the number of groups in a step")
+            raise ValueError(
+                f"num_groups={num_groups} is not positive; give the number of groups in a step"
+            )
         if self._turn == 0:
             self._sums, self.difference = {}, []
         last = self._turn + 1 >= num_groups
@@ -80,27 +86,40 @@ class SamMemory:
     # --- F-SAM
 
     @torch.no_grad()
-    def friendly(self, grads: dict[str, Tensor | None], sigma: float, scale: Tensor) -> dict[str, Tensor | None]:
-        """The gradients less sigma times their average; as they are before there is one. None stays None.
+    def friendly(
+        self, grads: dict[str, Tensor | None], sigma: float, scale: Tensor
+    ) -> dict[str, Tensor | None]:
+        """The gradients less sigma times their average; as they are before there is one. None stays
+        None.
 
         Args:
             scale: what the gradients are multiplied by, and the average is not."""
-        averages = [None if grad is None else self._here(self.average, name, grad) for name, grad in grads.items()]
+        averages = [
+            None if grad is None else self._here(self.average, name, grad)
+            for name, grad in grads.items()
+        ]
         scaled = [None if each is None else each * scale.to(each) for each in averages]
         dense = [None if grad is None else grad.to_dense() for grad in grads.values()]
         return dict(zip(grads, mixed(1.0, dense, -sigma, scaled), strict=True))
 
     @torch.no_grad()
     def average_in(self, grads: dict[str, Tensor], decay: float) -> None:
-        """Take the step's gradient into the average, unless it is not finite; the first one is the average."""
+        """Take the step's gradient into the average, unless it is not finite; the first one is the
+        average."""
         finite = torch.isfinite(norm(list(grads.values())))
         averages = {name: self._here(self.average, name, grad) for name, grad in grads.items()}
         none_yet = norm(list(averages.values())) == 0  # where the gradients so far were not finite
         for name, grad in grads.items():
             precise = grad.to(torch.promote_types(grad.dtype, torch.float32))
             before = averages[name]
-            new = precise if before is None else torch.where(none_yet, precise, before.lerp(precise, 1 - decay))
-            self.average[name] = torch.where(finite, new, torch.zeros_like(new) if before is None else before)
+            new = (
+                precise
+                if before is None
+                else torch.where(none_yet, precise, before.lerp(precise, 1 - decay))
+            )
+            self.average[name] = torch.where(
+                finite, new, torch.zeros_like(new) if before is None else before
+            )
 
     # --- LookSAM
 
@@ -113,7 +132,9 @@ class SamMemory:
         for name, new in zip(names, found, strict=True):
             if new is not None:
                 before = self._here(self.component, name, new)
-                self.component[name] = torch.where(finite, new, torch.zeros_like(new) if before is None else before)
+                self.component[name] = torch.where(
+                    finite, new, torch.zeros_like(new) if before is None else before
+                )
 
     @torch.no_grad()
     def reuse_(self, params: Named, share: float) -> None:
@@ -128,8 +149,11 @@ class SamMemory:
 
     @torch.no_grad()
     def subtract_(self, optimizer: Optimizer, variant: SamVariant) -> None:
-        """After the optimizer's step: w -= lr gamma / (1 - gamma) (g_s - g), unless that is not finite."""
-        lrs = {id(param): group["lr"] for group in optimizer.param_groups for param in group["params"]}
+        """After the optimizer's step: w -= lr gamma / (1 - gamma) (g_s - g), unless that is not
+        finite."""
+        lrs = {
+            id(param): group["lr"] for group in optimizer.param_groups for param in group["params"]
+        }
         finite = torch.isfinite(norm([each for _, each in self.difference]))
         for param, difference in self.difference:
             step = difference * (lrs.get(id(param), 0.0) * variant.weight)

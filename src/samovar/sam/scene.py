@@ -1,4 +1,5 @@
-"""What the passes of a step share: random numbers, buffers, and DDP wrappers that must stay silent."""
+"""What the passes of a step share: random numbers, buffers, and DDP wrappers that must stay
+silent."""
 
 from __future__ import annotations
 
@@ -19,9 +20,11 @@ from samovar.sam.combine import laid_out_as
 
 
 class Scene:
-    """What the passes of a step share: random numbers, and the modules called with their buffers and DDP wrappers.
+    """What the passes of a step share: random numbers, and the modules called with their buffers
+    and DDP wrappers.
 
-    Besides those of `model`, modules are found by a global forward pre-hook; it sees DDP before DDP reads its flags.
+    Besides those of `model`, modules are found by a global forward pre-hook; it sees DDP before DDP
+    reads its flags.
     """
 
     def __init__(self, model: nn.Module | None, *, mute: bool) -> None:
@@ -35,7 +38,8 @@ class Scene:
         with ExitStack() as self.undo:
             if self.model is not None:
                 self.add(self.model)
-            # torch.compile warns of global hooks; without DDP there is nothing to find around a model that was named
+            # torch.compile warns of global hooks; without DDP there is nothing to find around a
+            # model that was named
             if hook and (distributed() or not any(map(_is_compiled, self.modules.values()))):
                 self.handle = register_module_forward_pre_hook(self.called)
                 self.undo.callback(self.handle.remove)
@@ -47,7 +51,8 @@ class Scene:
             return
         self.add(module)
         if any(map(_is_compiled, module.modules())):
-            self.handle.remove()  # else it would be compiled into the ascent, and the descent compiled once more
+            # else it would be compiled into the ascent, and the descent compiled once more
+            self.handle.remove()
 
     def add(self, root: nn.Module) -> None:
         """Take in a module with all its descendants."""
@@ -61,11 +66,16 @@ class Scene:
     @property
     def wrappers(self) -> list[DistributedDataParallel]:
         """The DDP wrappers among the modules."""
-        return [module for module in self.modules.values() if isinstance(module, DistributedDataParallel)]
+        return [
+            module
+            for module in self.modules.values()
+            if isinstance(module, DistributedDataParallel)
+        ]
 
     @contextmanager
     def rehearsal(self) -> Iterator[None]:
-        """A pass of the ascent beside its first; random numbers and buffers come out as they went in."""
+        """A pass of the ascent beside its first; random numbers and buffers come out as they went
+        in."""
         with ExitStack() as undo:
             for wrapper in self.wrappers if self.mute else ():
                 undo.enter_context(_muted(wrapper))
@@ -73,7 +83,8 @@ class Scene:
             self.restore_rng()
             yield
         self.restore_rng()
-        torch.clear_autocast_cache()  # an outer autocast would go on with 16-bit copies of inputs that have moved
+        # an outer autocast would go on with 16-bit copies of inputs that have moved
+        torch.clear_autocast_cache()
 
     @contextmanager
     def descent(self, *, mute: bool = False) -> Iterator[None]:
@@ -87,23 +98,35 @@ class Scene:
                 if mute:
                     undo.enter_context(_muted(wrapper))
             undo.enter_context(_buffers_kept(self.modules.values()))
-            self.restore_rng()  # same dropout masks, as in sam_jax; else the ascent is for another loss
+            # same dropout masks, as in sam_jax; else the ascent is for another loss
+            self.restore_rng()
             yield
-        for wrapper in self.wrappers if mute else ():  # as a forward pass of its own would have left it
+        for wrapper in (
+            self.wrappers if mute else ()
+        ):  # as a forward pass of its own would have left it
             wrapper.require_forward_param_sync = wrapper.require_backward_grad_sync
 
-    def mean(self, tensors: Sequence[Tensor | None], params: Sequence[Tensor]) -> list[Tensor | None]:
+    def mean(
+        self, tensors: Sequence[Tensor | None], params: Sequence[Tensor]
+    ) -> list[Tensor | None]:
         """Each tensor's mean over the ranks of the DDP wrapper; as it is where there is none."""
-        return mean_over_ranks(tensors, params, self.wrappers[0].process_group) if self.wrappers else list(tensors)
+        return (
+            mean_over_ranks(tensors, params, self.wrappers[0].process_group)
+            if self.wrappers
+            else list(tensors)
+        )
 
     def average_gradients_(self) -> None:
-        """What DDP does in a backward pass that is not muted nor in `no_sync`: `.grad` becomes its mean over ranks.
+        """What DDP does in a backward pass that is not muted nor in `no_sync`: `.grad` becomes its
+        mean over ranks.
 
         One all-reduce a wrapper, after the passes; communication hooks are not asked."""
         for wrapper in self.wrappers:
             if wrapper.require_backward_grad_sync:
                 params = [param for param in wrapper.module.parameters() if param.requires_grad]
-                means = mean_over_ranks([param.grad for param in params], params, wrapper.process_group)
+                means = mean_over_ranks(
+                    [param.grad for param in params], params, wrapper.process_group
+                )
                 for param, mean in zip(params, means, strict=True):
                     param.grad = laid_out_as(param, mean)
 
@@ -124,15 +147,21 @@ def _broadcast_buffers(ddp: DistributedDataParallel) -> None:
     # broadcast_buffers: torch 2.15 prefers another name, which 2.9 does not have
     if ddp.require_backward_grad_sync and ddp.broadcast_buffers and ddp.modules_buffers:
         ddp._sync_buffers()  # type: ignore[no-untyped-call]
-    ddp.require_forward_param_sync = False  # DDP itself would do it in the descent's forward, after we took our copies
+    ddp.require_forward_param_sync = (
+        False  # DDP itself would do it in the descent's forward, after we took our copies
+    )
 
 
 @contextmanager
 def _buffers_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Buffers of modules in training mode (BatchNorm's, spectral norm's) come out as they went in."""
+    """Buffers of modules in training mode (BatchNorm's, spectral norm's) come out as they went
+    in."""
     training = [module for module in modules if module.training]
     kept = [
-        (m._buffers, name, b, b.detach().clone()) for m in training for name, b in m._buffers.items() if b is not None
+        (m._buffers, name, b, b.detach().clone())
+        for m in training
+        for name, b in m._buffers.items()
+        if b is not None
     ]
     try:
         yield
@@ -146,22 +175,32 @@ def _buffers_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
 def mean_over_ranks(
     tensors: Sequence[Tensor | None], params: Sequence[Tensor], group: dist.ProcessGroup | None
 ) -> list[Tensor | None]:
-    """Each tensor's mean over the ranks of a group, by one all-reduce; None counts as zero, and stays on all of them.
+    """Each tensor's mean over the ranks of a group, by one all-reduce; None counts as zero, and
+    stays on all of them.
 
     Args:
         params: one for each tensor, of its shape.
-        group: None is all ranks; where torch.distributed was not started, the tensors come back as they are."""
+        group: None is all ranks; where torch.distributed was not started, the tensors come back as
+            they are."""
     if not (distributed() and params):
         return list(tensors)
     given = torch.ones(len(tensors), device=params[0].device)
     for i in (i for i, tensor in enumerate(tensors) if tensor is None):
         given[i] = 0  # made on the device, for which the host need not wait
-    parts = [torch.zeros_like(p) if t is None else t.to_dense() for t, p in zip(tensors, params, strict=True)]
+    parts = [
+        torch.zeros_like(p) if t is None else t.to_dense()
+        for t, p in zip(tensors, params, strict=True)
+    ]
     flat = torch.cat([*(part.flatten() for part in parts), given.to(parts[0].dtype)])
     dist.all_reduce(flat, group=group)
-    *sums, used = torch.split(flat / dist.get_world_size(group), [param.numel() for param in params] + [len(params)])
+    *sums, used = torch.split(
+        flat / dist.get_world_size(group), [param.numel() for param in params] + [len(params)]
+    )
     if not all(tensor is not None for tensor in tensors):
-        return [s.view_as(p).to(p.dtype) if u else None for s, p, u in zip(sums, params, used.tolist(), strict=True)]
+        return [
+            s.view_as(p).to(p.dtype) if u else None
+            for s, p, u in zip(sums, params, used.tolist(), strict=True)
+        ]
     return [each.view_as(param).to(param.dtype) for each, param in zip(sums, params, strict=True)]
 
 
@@ -208,4 +247,6 @@ def refuse_unfit(module: nn.Module, *, named: bool) -> None:
             "torch.compile(DDP(model)) hides DDP from SAM; compile first, wrap after: DDP(torch.compile(model))"
         )
     if not named and any(inner.training and inner._buffers for inner in module.modules()):
-        raise RuntimeError("a compiled model hides its buffers from SAM; name it: SAM(base_optimizer, model=model)")
+        raise RuntimeError(
+            "a compiled model hides its buffers from SAM; name it: SAM(base_optimizer, model=model)"
+        )

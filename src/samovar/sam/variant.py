@@ -1,8 +1,10 @@
-"""What tells the relatives of SAM from it: a few choices, each neutral by default. Nothing in this file needs torch.
+"""What tells the relatives of SAM from it: a few choices, each neutral by default. Nothing in this
+file needs torch.
 
-A step of any of them climbs from the weights w to w + e, takes the gradient there, and makes of the gradients at both
-points the one that is applied. To add a relative is to add a setting here and the line that obeys it: a direction in
-`sam/climb.py`, a use of the two gradients in `sam/combine.py`."""
+A step of any of them climbs from the weights w to w + e, takes the gradient there, and makes of the
+gradients at both points the one that is applied. To add a relative is to add a setting here and the
+line that obeys it: a direction in `sam/climb.py`, a use of the two gradients in
+    `sam/combine.py`."""
 
 from __future__ import annotations
 
@@ -19,27 +21,34 @@ class SamVariant:
     Written: g and g_s are the gradients at the weights and at the top of the climb."""
 
     momentum: bool = False
-    """Momentum-SAM (MSAM): climb along minus the optimizer's momentum, in one pass; wants a rho ten times larger."""
+    """Momentum-SAM (MSAM): climb along minus the optimizer's momentum, in one pass; wants a rho ten
+    times larger."""
     sigma: float = 0.0
-    """Friendly SAM (F-SAM): climb along g - sigma x (average gradient of the steps before); its authors use 1."""
+    """Friendly SAM (F-SAM): climb along g - sigma x (average gradient of the steps before); its
+    authors use 1."""
     sigma_decay: float = 0.9
     """Decay per step of that average; its authors use 0.6 to 0.95."""
     ascent_steps: int = 1
     """Steps of the climb, each rho / ascent_steps long and a pass of its own."""
     norms_only: bool = False
-    """SAM-ON: only the parameters of normalization layers climb; wants a rho about ten times larger."""
+    """SAM-ON: only the parameters of normalization layers climb; wants a rho about ten times
+    larger."""
     layerwise: bool = False
-    """Each parameter climbs along its own unit gradient, rho x |w_l| / |w| far (as LookSAM for large batches)."""
+    """Each parameter climbs along its own unit gradient, rho x |w_l| / |w| far (as LookSAM for
+    large batches)."""
     every: int = 1
     """Climb at each k-th step only; the steps between are plain."""
     reuse: float = 0.0
-    """LookSAM's alpha: the steps between add this share of |g| along g_s's part across g, parameter by parameter."""
+    """LookSAM's alpha: the steps between add this share of |g| along g_s's part across g, parameter
+    by parameter."""
     alpha: float = 0.0
     """GSAM: g_s - alpha x (the component of g across g_s) is applied."""
     gamma: float = 0.5
-    """WSAM: g + gamma / (1 - gamma) x (g_s - g) is applied; 0.5 is SAM, its authors recommend 0.8 to 0.95."""
+    """WSAM: g + gamma / (1 - gamma) x (g_s - g) is applied; 0.5 is SAM, its authors recommend 0.8
+    to 0.95."""
     decoupled: bool = False
-    """WSAM's other form: g goes to the optimizer, and lr x gamma / (1 - gamma) x (g_s - g) is subtracted after it."""
+    """WSAM's other form: g goes to the optimizer, and lr x gamma / (1 - gamma) x (g_s - g) is
+    subtracted after it."""
 
     @property
     def weight(self) -> float:
@@ -76,7 +85,11 @@ ALONE = "the optimizer's momentum is the whole direction, and there is no gradie
 _PAIRS: tuple[tuple[str, str, str], ...] = (
     ("momentum", "sigma", ALONE),
     ("momentum", "ascent_steps", ALONE),
-    ("momentum", "every", "a step along the momentum costs what a plain one does, so there is nothing to leave out"),
+    (
+        "momentum",
+        "every",
+        "a step along the momentum costs what a plain one does, so there is nothing to leave out",
+    ),
     ("momentum", "alpha", ALONE),
     ("momentum", "gamma", ALONE),
     ("momentum", "decoupled", ALONE),
@@ -90,7 +103,11 @@ _PAIRS: tuple[tuple[str, str, str], ...] = (
 def changed(variant: SamVariant) -> dict[str, object]:
     """The settings that are not neutral, by name."""
     names = (field.name for field in dataclasses.fields(SamVariant))
-    return {name: getattr(variant, name) for name in names if getattr(variant, name) != getattr(SamVariant, name)}
+    return {
+        name: getattr(variant, name)
+        for name in names
+        if getattr(variant, name) != getattr(SamVariant, name)
+    }
 
 
 def fault(variant: SamVariant) -> tuple[str, str] | None:
@@ -102,8 +119,8 @@ def fault(variant: SamVariant) -> tuple[str, str] | None:
 
 
 def conflict(variant: SamVariant) -> tuple[str, str, str] | None:
-    """The first two settings that mean nothing together, and why; the second is one that is missing where the reason
-    says so."""
+    """The first two settings that mean nothing together, and why; the second is one that is missing
+    where the reason says so."""
     given = changed(variant)
     for one, other, why in _PAIRS:
         if one in given and other in given:

@@ -1,4 +1,5 @@
-"""The demo: one small ViT, trained with and without SAM on embedded images, everything else the same."""
+"""The demo: one small ViT, trained with and without SAM on embedded images, everything else the
+same."""
 
 from __future__ import annotations
 
@@ -22,18 +23,23 @@ TWINS = ("vit-digits", "vit-digits-sam")
 MEASURED = (
     "hessian", "blocks", "flatness", "landscape", "activations", "attention", "predictions", "accuracy", "robustness",
 )  # fmt: skip
-SETTINGS = MeasureConfig(checkpoint="last", threads=1, points=21, processes=1, corruption_images=300)
+SETTINGS = MeasureConfig(
+    checkpoint="last", threads=1, points=21, processes=1, corruption_images=300
+)
 
 
 def demo(output: Path, seed: int) -> list[RunDir]:
-    """Train both twins below `output`, measure them, print them side by side, write a report that compares them."""
+    """Train both twins below `output`, measure them, print them side by side, write a report that
+    compares them."""
     runs = [train(replace(recipes.get(name).config(), output=output, seed=seed)) for name in TWINS]
     found = [_numbers(run) for run in runs]
     table = Table("", "AdamW", "AdamW + SAM", title=f"digits, seed {seed}")
     for title, name, show in _ROWS:
         table.add_row(title, *(show(records[name]) for records in found))
     Console().print(table)
-    print("geometry: last checkpoint, training images without augmentation; corruptions: 19 at 5 severities")
+    print(
+        "geometry: last checkpoint, training images without augmentation; corruptions: 19 at 5 severities"
+    )
     for run in runs:
         print(f"run: {run.path}")
     print(f"report: {write([run.path for run in runs], output / f'demo-seed{seed}.html')}")
@@ -50,7 +56,9 @@ def _numbers(run: RunDir) -> dict[str, Record]:
 
 
 def _eigenvalue(record: Record) -> str:
-    return f"{record.value:.1f} ± {record.residual:.2g}" + ("" if record.converged else " (not converged)")
+    return f"{record.value:.1f} ± {record.residual:.2g}" + (
+        "" if record.converged else " (not converged)"
+    )
 
 
 def _percent(record: Record) -> str:

@@ -1,1 +1,2 @@
-"""Train a network: the step loop, its optimizer, evaluation, checkpoints, and trials made of whole runs."""
+"""Train a network: the step loop, its optimizer, evaluation, checkpoints, and trials made of whole
+runs."""

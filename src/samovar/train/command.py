@@ -1,4 +1,5 @@
-"""Run a config from the shell: make or reopen the run folder, train, show what happens, say how it ended."""
+"""Run a config from the shell: make or reopen the run folder, train, show what happens, say how it
+ended."""
 
 from __future__ import annotations
 
@@ -14,7 +15,14 @@ from typing import Protocol
 
 import torch.distributed as dist
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from samovar import config as configs
@@ -36,11 +44,13 @@ class View(Protocol):
 
 
 def train(config: Config, resumed: Path | None = None) -> RunDir:
-    """Train `config` in a new run folder, or `resumed` to its end, showing progress; returns the run.
+    """Train `config` in a new run folder, or `resumed` to its end, showing progress; returns the
+    run.
 
     Raises:
         ValueError: settings, data and machine do not fit each other.
-        SystemExit: 128 + signal after an interruption, 1 after a divergence or a full disk; all say how to go on."""
+        SystemExit: 128 + signal after an interruption, 1 after a divergence or a full disk; all say
+            how to go on."""
     check_sinks(config.run.loggers)
     if ":" in config.model.name:  # module:function may lie in the working folder, as with python -m
         sys.path.insert(0, str(Path.cwd()))
@@ -62,7 +72,10 @@ def train(config: Config, resumed: Path | None = None) -> RunDir:
         except (Interrupted, Diverged, OSError, KeyboardInterrupt) as error:
             signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
             code = 128 + signum if isinstance(error, (Interrupted, KeyboardInterrupt)) else 1
-            _say(runtime, f"{str(error) or 'interrupted'}\ncontinue with: samovar train --resume {run.path}")
+            _say(
+                runtime,
+                f"{str(error) or 'interrupted'}\ncontinue with: samovar train --resume {run.path}",
+            )
             raise SystemExit(code) from None
         _tell(runtime, f"run: {run.path}")
     return run
@@ -98,7 +111,8 @@ def _say(runtime: Runtime, message: str) -> None:
 
 @contextmanager
 def view(config: Config, runtime: Runtime) -> Iterator[View]:
-    """A progress bar on a terminal, plain lines elsewhere, nothing on ranks other than the main one."""
+    """A progress bar on a terminal, plain lines elsewhere, nothing on ranks other than the main
+    one."""
     console = Console()
     if not runtime.is_main:
         yield lambda event: None
@@ -125,11 +139,15 @@ class RichView:
         if event.kind == "start":
             for line in start_lines(self.config, event):
                 self.console.print(line, highlight=False)
-            self.task = self.progress.add_task("training", total=event.total, completed=event.step, facts="")
+            self.task = self.progress.add_task(
+                "training", total=event.total, completed=event.step, facts=""
+            )
         elif event.kind == "train" and self.task is not None:
             self.progress.update(self.task, completed=event.step, facts=train_facts(event))
         elif event.kind == "val":
-            self.console.print(f"step {event.step}/{event.total}  {val_facts(event)}", highlight=False)
+            self.console.print(
+                f"step {event.step}/{event.total}  {val_facts(event)}", highlight=False
+            )
         elif event.kind == "done":
             self.progress.stop()
             self.console.print(final_table(event))
@@ -161,9 +179,14 @@ class PlainView:
 def start_lines(config: Config, event: Event) -> list[str]:
     """What is about to be trained, and what happened on resuming."""
     words = configs.sam_words(config.sam)
-    sam = f"SAM rho {config.sam.rho:g}{f' ({words})' if words else ''}" if config.sam.rho else "plain"
+    sam = (
+        f"SAM rho {config.sam.rho:g}{f' ({words})' if words else ''}" if config.sam.rho else "plain"
+    )
     images = f"{event.values['train_images']:.0f} + {event.values['val_images']:.0f} images of {config.data.source}"
-    parts = [configs.num_steps(stage, int(event.values["train_images"])) for stage in configs.stages(config)]
+    parts = [
+        configs.num_steps(stage, int(event.values["train_images"]))
+        for stage in configs.stages(config)
+    ]
     counted = " + ".join(map(str, parts))
     title = f"{config.recipe}: {config.model.name}, {config.optim.name}, {sam}, {images}, {counted} steps"
     return [title, *event.notes]
@@ -188,8 +211,14 @@ def final_table(event: Event) -> Table:
     """Best and last evaluation of a finished run."""
     table = Table("", "step", "val loss", "val accuracy")
     for row, prefix in (("best", "best/"), ("last", "last/")):
-        v = {k.removeprefix(prefix): value for k, value in event.values.items() if k.startswith(prefix)}
-        table.add_row(row, f"{v['step']:.0f}", f"{v['val/loss']:.4f}", f"{100 * v['val/accuracy']:.2f} %")
+        v = {
+            k.removeprefix(prefix): value
+            for k, value in event.values.items()
+            if k.startswith(prefix)
+        }
+        table.add_row(
+            row, f"{v['step']:.0f}", f"{v['val/loss']:.4f}", f"{100 * v['val/accuracy']:.2f} %"
+        )
     return table
 
 
@@ -197,4 +226,6 @@ def final_line(event: Event) -> str:
     """The final table as one line, for logs."""
     v = event.values
     best = f"best val accuracy {100 * v['best/val/accuracy']:.2f} % at step {v['best/step']:.0f}"
-    return f"done: {best}, last {100 * v['last/val/accuracy']:.2f} %, {v['skipped']:.0f} steps skipped"
+    return (
+        f"done: {best}, last {100 * v['last/val/accuracy']:.2f} %, {v['skipped']:.0f} steps skipped"
+    )

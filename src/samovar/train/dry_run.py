@@ -1,6 +1,8 @@
-"""A recipe without its data: what it would compute, in how much memory, and a few real steps on made images.
+"""A recipe without its data: what it would compute, in how much memory, and a few real steps on
+made images.
 
-Counts are exact (parameters, FLOPs by torch's counter, bytes that autograd keeps); seconds are of this machine."""
+Counts are exact (parameters, FLOPs by torch's counter, bytes that autograd keeps); seconds are of
+this machine."""
 
 from __future__ import annotations
 
@@ -60,7 +62,8 @@ class Rehearsal:
 
 
 def data_of(config: Config) -> Data:
-    """The number of training images, classes and channels, from what is known of the source without opening it.
+    """The number of training images, classes and channels, from what is known of the source without
+    opening it.
 
     Raises:
         ValueError: nothing is known; the network's own classes are then no help either."""
@@ -76,17 +79,22 @@ def data_of(config: Config) -> Data:
     return Data(len(source.train), len(source.classes), source.channels)
 
 
-def rehearse(config: Config, runtime: Runtime, data: Data, *, num_steps: int = 3, images: int = 0) -> Rehearsal:
+def rehearse(
+    config: Config, runtime: Runtime, data: Data, *, num_steps: int = 3, images: int = 0
+) -> Rehearsal:
     """Take `num_steps` steps of a config's training on made images, one ascent group each.
 
     Args:
-        images: in a step; 0 is those of an ascent group, at most 32 where SAM's groups are whole batches.
+        images: in a step; 0 is those of an ascent group, at most 32 where SAM's groups are whole
+            batches.
 
     Raises:
         ValueError: settings that do not fit each other."""
     images = images or min(config.data.batch_size, config.sam.m or 32)
     small = replace(config, data=replace(config.data, batch_size=images), init="")
-    small = replace(small, optim=replace(small.optim, warmup_steps=0), run=replace(small.run, compile=False))
+    small = replace(
+        small, optim=replace(small.optim, warmup_steps=0), run=replace(small.run, compile=False)
+    )
     state = build(small, runtime, num_classes=data.num_classes, channels=data.channels)
     batch = _made(small, data, images, runtime)
     params = [p for p in state.model.parameters() if p.requires_grad]
@@ -106,7 +114,8 @@ def rehearse(config: Config, runtime: Runtime, data: Data, *, num_steps: int = 3
 
 
 def _made(config: Config, data: Data, images: int, runtime: Runtime) -> Batch:
-    """Noise in the place of images; labels in pairs, so that a contrastive loss has something to compare."""
+    """Noise in the place of images; labels in pairs, so that a contrastive loss has something to
+    compare."""
     generator = torch.Generator().manual_seed(config.seed)
     side, count = config.data.image_size, images * config.data.views
     pixels = torch.rand(count, data.channels, side, side, generator=generator)
@@ -162,14 +171,23 @@ def _bytes(tensors: list[Tensor] | list[nn.Parameter]) -> int:
 
 
 def _state_bytes(config: Config, state: TrainState, params: list[nn.Parameter]) -> int:
-    moments = [t for found in state.optimizer.state.values() for t in found.values() if isinstance(t, Tensor)]
+    moments = [
+        t
+        for found in state.optimizer.state.values()
+        for t in found.values()
+        if isinstance(t, Tensor)
+    ]
     sam = config.sam
-    both = 2 * (sam.uses_both or bool(sam.sigma)) + bool(sam.sigma) + bool(sam.reuse)  # gradients, and what is kept
+    both = (
+        2 * (sam.uses_both or bool(sam.sigma)) + bool(sam.sigma) + bool(sam.reuse)
+    )  # gradients, and what is kept
     copies = 1 + (1 + both if sam.rho else 0) + bool(config.optim.ema)
     return _bytes(moments) + copies * _bytes(params)
 
 
-def _kept_bytes(config: Config, state: TrainState, batch: Batch, data: Data, runtime: Runtime) -> int:
+def _kept_bytes(
+    config: Config, state: TrainState, batch: Batch, data: Data, runtime: Runtime
+) -> int:
     """Bytes of the tensors that a forward pass keeps, each storage once."""
     weights = {p.untyped_storage().data_ptr() for p in state.model.parameters()}
     kept: dict[int, int] = {}
@@ -189,7 +207,8 @@ def _kept_bytes(config: Config, state: TrainState, batch: Batch, data: Data, run
 
 
 def dry_run(config: Config, ranks: int) -> list[str]:
-    """What `samovar train RECIPE --dry-run` prints: a rehearsal on this machine, with groups as on `ranks` ranks.
+    """What `samovar train RECIPE --dry-run` prints: a rehearsal on this machine, with groups as on
+    `ranks` ranks.
 
     Raises:
         ValueError: settings that do not fit each other, or that many ranks."""
@@ -201,7 +220,8 @@ def dry_run(config: Config, ranks: int) -> list[str]:
         return lines(config, data, rehearse(config, runtime, data), ranks)
 
 
-# --- in words --------------------------------------------------------------------------------------------------------
+# --- in words
+# --------------------------------------------------------------------------------------------------------
 
 SUSTAINED = 100e12
 """FLOP/s of one GPU in the estimate of hours: about a third of what an A100 can do in bfloat16."""
@@ -237,7 +257,9 @@ def _schedule(config: Config, total: int) -> list[str]:
     o = config.optim
     points = sorted({0, min(o.warmup_steps, total), total // 4, total // 2, 3 * total // 4, total})
     rates = ", ".join(f"{optim.lr_at(step, o, total):.3g} at {step:,}" for step in points)
-    said = [f"steps      {total:,} of {config.data.batch_size} images; warm-up {o.warmup_steps:,}, then {o.schedule}"]
+    said = [
+        f"steps      {total:,} of {config.data.batch_size} images; warm-up {o.warmup_steps:,}, then {o.schedule}"
+    ]
     return [*said, f"lr         {rates}"]
 
 
@@ -247,7 +269,9 @@ def _ascent(config: Config, ranks: int) -> list[str]:
     batch, m = config.data.batch_size, config.sam.m
     each = batch // ranks
     groups = f"{each // m} groups of {m}" if m else "one group"
-    shared = ", one ascent for all ranks" if config.sam.shared_ascent else ", each from its own gradient"
+    shared = (
+        ", one ascent for all ranks" if config.sam.shared_ascent else ", each from its own gradient"
+    )
     return [
         f"ascent     rho {config.sam.rho:g}; {batch} images on {ranks} ranks, {each} a rank: {groups} a rank{shared}",
         *([f"variant    {words}"] if (words := configs.sam_words(config.sam)) else []),

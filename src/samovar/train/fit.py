@@ -1,4 +1,5 @@
-"""The usual consumer of `train.steps`: resumes, evaluates, records, saves, and stops when told to."""
+"""The usual consumer of `train.steps`: resumes, evaluates, records, saves, and stops when told
+to."""
 
 from __future__ import annotations
 
@@ -16,7 +17,15 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from samovar.config import Config, differences, from_dict, num_steps, stages, to_dict, validate_layout
+from samovar.config import (
+    Config,
+    differences,
+    from_dict,
+    num_steps,
+    stages,
+    to_dict,
+    validate_layout,
+)
 from samovar.curvature.borrow import bare
 from samovar.data.loader import batches
 from samovar.data.sources import open_source
@@ -33,7 +42,8 @@ from samovar.train import optim
 from samovar.train.loop import Step, TrainState, build, next_stage, steps
 from samovar.train.validation import validate
 
-# Settings a resumed run may change: none alters what is computed (threads and loader at most its rounding).
+# Settings a resumed run may change: none alters what is computed (threads and loader at most its
+# rounding).
 HARMLESS = (
     "output", "name", "run.threads", "run.eval_every", "run.log_every", "run.keep", "run.loggers",
     "run.max_nonfinite", "run.watch_every", "run.watch_images", "data.root",
@@ -69,7 +79,9 @@ def check_resume(saved: Config, wanted: Config) -> None:
 
     Raises:
         ValueError: names the first such setting with both values."""
-    changed = {name: pair for name, pair in differences(saved, wanted).items() if name not in HARMLESS}
+    changed = {
+        name: pair for name, pair in differences(saved, wanted).items() if name not in HARMLESS
+    }
     if changed:
         name, (before, now) = next(iter(changed.items()))
         flag = "--" + name.replace("_", "-")
@@ -83,7 +95,9 @@ def fingerprint(config: Config) -> str:
     """Hash of all settings that alter what is computed, as far as they differ from the defaults.
 
     So a setting that a later version adds does not make strangers of older runs."""
-    read_back: Config = from_dict(to_dict(config))  # a float given as 300 and one read from JSON as 300.0 are the same
+    read_back: Config = from_dict(
+        to_dict(config)
+    )  # a float given as 300 and one read from JSON as 300.0 are the same
     changed = differences(read_back, Config(recipe=config.recipe))
     kept = {name: str(value) for name, (value, _) in changed.items() if name not in HARMLESS}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
@@ -135,12 +149,15 @@ def _stages(config: Config, num_train: int) -> list[_Stage]:
     return found
 
 
-def fit(config: Config, run: RunDir, runtime: Runtime, source: Source, state: TrainState) -> Iterator[Progress]:
+def fit(
+    config: Config, run: RunDir, runtime: Runtime, source: Source, state: TrainState
+) -> Iterator[Progress]:
     """Train to the end from wherever `run` stands, evaluating and saving on the way.
 
     Args:
         source: the images, and
-        state: the state before the first step, both as `prepare` returns them; a second stage goes on with another.
+        state: the state before the first step, both as `prepare` returns them; a second stage goes
+            on with another.
 
     Raises:
         BadImages: too many images cannot be read.
@@ -160,14 +177,19 @@ def fit(config: Config, run: RunDir, runtime: Runtime, source: Source, state: Tr
             if keeper.state.step < part.stop:
                 yield from _loop(part, source, runtime, keeper, stop, total)
     state = keeper.state
-    evaluations = {f"best/{k}": v for k, v in state.best.items()} | {f"last/{k}": v for k, v in state.last.items()}
-    yield Progress("done", state.step, total, {**evaluations, "skipped": state.tally["skipped"].item()})
+    evaluations = {f"best/{k}": v for k, v in state.best.items()} | {
+        f"last/{k}": v for k, v in state.last.items()
+    }
+    yield Progress(
+        "done", state.step, total, {**evaluations, "skipped": state.tally["skipped"].item()}
+    )
 
 
 def _loop(
     part: _Stage, source: Source, runtime: Runtime, keeper: _Keeper, stop: _Stop, total: int
 ) -> Iterator[Progress]:
-    """Train a stage from wherever the state stands in it; it counts its own steps, and all else counts the run's."""
+    """Train a stage from wherever the state stands in it; it counts its own steps, and all else
+    counts the run's."""
     config, state, length = part.config, keeper.state, part.stop - part.first
     every = config.run.eval_every or max(1, len(source.train) // config.data.batch_size)
     objective = make_objective(config, len(source.classes), runtime.world_size)
@@ -206,14 +228,18 @@ def _loop(
                 raise Interrupted(stop.signum, step.step)
 
 
-def _validate(config: Config, source: Source, runtime: Runtime, keeper: _Keeper) -> dict[str, float]:
+def _validate(
+    config: Config, source: Source, runtime: Runtime, keeper: _Keeper
+) -> dict[str, float]:
     """Evaluate, record it, and note it in the state where it is of a classifier."""
     state = keeper.state
     values: dict[str, float] = {"step": state.step}
     try:
         records = validate(config, source, runtime, state, keeper.run.bad_files)
     except NotFinite as error:
-        raise Diverged(f"at step {state.step} {error}; lower --optim.lr or set --optim.clip-norm") from error
+        raise Diverged(
+            f"at step {state.step} {error}; lower --optim.lr or set --optim.clip-norm"
+        ) from error
     for record in records:
         keeper.record(record)
         values[record.name] = record.value
@@ -233,7 +259,8 @@ class _Keeper:
         self.sinks: list[Sink] = []
 
     def restore(self, parts: list[_Stage], classes: Sequence[str]) -> tuple[str, ...]:
-        """Load the newest whole checkpoint, if any, and cut the records back to it; returns notes for the reader.
+        """Load the newest whole checkpoint, if any, and cut the records back to it; returns notes
+        for the reader.
 
         What was saved at the border of two stages is the first one's.
 
@@ -267,8 +294,11 @@ class _Keeper:
                 sink(record)
 
     def log(self, step: Step, clock: _Clock, config: Config) -> dict[str, float]:
-        """Read the tally back from the device and record it; the one host sync of the training loop."""
-        loss = "train/contrastive_loss" if config.loss == "supcon" else "train/loss"  # nats that do not compare
+        """Read the tally back from the device and record it; the one host sync of the training
+        loop."""
+        loss = (
+            "train/contrastive_loss" if config.loss == "supcon" else "train/loss"
+        )  # nats that do not compare
         numbers = self.state.tally | {"grad_norm": step.grad_norm}
         tally = dict(zip(numbers, torch.stack(list(numbers.values())).tolist(), strict=True))
         values = {
@@ -298,7 +328,9 @@ class _Keeper:
             best = self.state.best
             if best:
                 replace_text(self.run.checkpoints / "best.json", json.dumps(best) + "\n")
-            checkpoint.prune(self.run.checkpoints, self.config.run.keep, int(best["step"]) if best else None)
+            checkpoint.prune(
+                self.run.checkpoints, self.config.run.keep, int(best["step"]) if best else None
+            )
 
 
 def snapshot(state: TrainState) -> Checkpoint:
@@ -331,7 +363,9 @@ def restore(state: TrainState, found: Checkpoint) -> None:
     if state.scaler:
         state.scaler.load_state_dict(found.state["scaler"])
     if state.ema:
-        state.ema.load_state_dict(found.ema | {"num_updates": torch.tensor(found.state["ema_updates"])})
+        state.ema.load_state_dict(
+            found.ema | {"num_updates": torch.tensor(found.state["ema_updates"])}
+        )
     for name, value in found.state["tally"].items():
         state.tally[name].fill_(value)
     state.best, state.last = found.state["best"], found.state["last"]
@@ -382,7 +416,8 @@ def _signals() -> Iterator[_Stop]:
 
 
 def _agreed(stop: _Stop, runtime: Runtime, meeting: bool) -> bool:
-    """True once every rank knows of the request; several ranks compare notes only at `meeting` points."""
+    """True once every rank knows of the request; several ranks compare notes only at `meeting`
+    points."""
     if runtime.world_size == 1:
         return stop.signum != 0
     if not meeting:

@@ -31,12 +31,14 @@ class TrainState:
 
     model: Classifier
     wrapped: nn.Module
-    """`model` as the backward pass calls it: under a projection head, compiled and under DDP where asked for."""
+    """`model` as the backward pass calls it: under a projection head, compiled and under DDP where
+    asked for."""
     optimizer: Optimizer
     scaler: torch.amp.GradScaler | None
     ema: optim.Ema | None
     tally: dict[str, Tensor]
-    """Counts kept on the device, so that a step reads nothing back: loss, steps, skipped, streak, tripped."""
+    """Counts kept on the device, so that a step reads nothing back: loss, steps, skipped, streak,
+    tripped."""
     step: int = 0
     best: dict[str, float] = field(default_factory=dict)
     """Step, loss and accuracy of the most accurate evaluation so far; `last`: of the latest."""
@@ -64,7 +66,9 @@ class Step:
 def build(config: Config, runtime: Runtime, *, num_classes: int, channels: int) -> TrainState:
     """The state before the first step; a function of the config alone."""
     seed_everything(config.seed)
-    model = create(config.model, num_classes=num_classes, image_size=config.data.image_size, channels=channels)
+    model = create(
+        config.model, num_classes=num_classes, image_size=config.data.image_size, channels=channels
+    )
     notes = load_init(model, config) if config.init else ()
     layout = torch.channels_last if config.run.channels_last else torch.preserve_format
     model = model.to(device=runtime.device, memory_format=layout)  # type: ignore[call-overload]
@@ -76,7 +80,8 @@ def build(config: Config, runtime: Runtime, *, num_classes: int, channels: int) 
 
 
 def next_stage(state: TrainState, config: Config, runtime: Runtime) -> TrainState:
-    """The state in which a classifier stage starts: weights and counts of the stage before, everything else new."""
+    """The state in which a classifier stage starts: weights and counts of the stage before,
+    everything else new."""
     state.model.zero_grad()  # what the last step left would count in the norm of the first
     _freeze(state.model, config)
     started = _start(state.model, state.model, config, runtime, state.tally)
@@ -88,7 +93,9 @@ def _freeze(model: Classifier, config: Config) -> None:
         model.requires_grad_(False)
         for parameter in model.head_parameters():
             parameter.requires_grad_()
-    elif config.loss == "supcon":  # whose graph has no classifier: DDP would wait for its gradient, decay shrink it
+    elif (
+        config.loss == "supcon"
+    ):  # whose graph has no classifier: DDP would wait for its gradient, decay shrink it
         for parameter in model.head_parameters():
             parameter.requires_grad_(False)
 
@@ -96,11 +103,17 @@ def _freeze(model: Classifier, config: Config) -> None:
 def _projected(model: Classifier, config: Config, channels: int, runtime: Runtime) -> Projected:
     image = torch.zeros(1, channels, *[config.data.image_size] * 2, device=runtime.device)
     sizes = config.contrastive
-    return Projected(model, num_features(model, image), sizes.hidden, sizes.projection).to(runtime.device)
+    return Projected(model, num_features(model, image), sizes.hidden, sizes.projection).to(
+        runtime.device
+    )
 
 
 def _start(
-    model: Classifier, network: nn.Module, config: Config, runtime: Runtime, tally: dict[str, Tensor]
+    model: Classifier,
+    network: nn.Module,
+    config: Config,
+    runtime: Runtime,
+    tally: dict[str, Tensor],
 ) -> TrainState:
     optimizer = optim.create_optimizer(network, config.optim)
     wrapped: nn.Module = torch.compile(network) if config.run.compile else network  # type: ignore[assignment]
@@ -111,7 +124,9 @@ def _start(
         model=model,
         wrapped=wrapped,
         optimizer=optimizer,
-        scaler=torch.amp.GradScaler(runtime.device.type) if runtime.dtype == torch.float16 else None,
+        scaler=torch.amp.GradScaler(runtime.device.type)
+        if runtime.dtype == torch.float16
+        else None,
         ema=optim.Ema(model.body, config.optim.ema) if config.optim.ema else None,
         tally=tally,
         projection=network.projection if isinstance(network, Projected) else None,
@@ -127,7 +142,8 @@ def steps(
     total: int,
     first: int = 0,
 ) -> Iterator[Step]:
-    """Train on each batch of `stream`, yielding after every optimizer step; no I/O and, on a GPU, no host sync.
+    """Train on each batch of `stream`, yielding after every optimizer step; no I/O and, on a GPU,
+    no host sync.
 
     Args:
         state: moves on with every step.
@@ -137,9 +153,13 @@ def steps(
         runtime: where.
         total: steps of the learning rate's schedule, and
         first: the step at which it begins."""
-    state.wrapped.train(config.model.trainable == "all")  # a frozen encoder stays as it is, BatchNorm's statistics too
+    state.wrapped.train(
+        config.model.trainable == "all"
+    )  # a frozen encoder stays as it is, BatchNorm's statistics too
     for batch in stream:
-        seed_everything(config.seed, state.step, runtime.rank)  # dropout is a function of the step: resume needs no RNG
+        seed_everything(
+            config.seed, state.step, runtime.rank
+        )  # dropout is a function of the step: resume needs no RNG
         lr = optim.lr_at(state.step - first, config.optim, total)
         optim.set_lr(state.optimizer, lr)
         state.optimizer.zero_grad(set_to_none=True)
@@ -153,21 +173,32 @@ def steps(
 
 
 def backward(
-    state: TrainState, batch: Batch, objective: Objective, config: Config, runtime: Runtime, rho: float | None = None
+    state: TrainState,
+    batch: Batch,
+    objective: Objective,
+    config: Config,
+    runtime: Runtime,
+    rho: float | None = None,
 ) -> Tensor:
-    """Leave the gradient of the mean loss over `batch` in `.grad`, plain or SAM; returns the clean loss.
+    """Leave the gradient of the mean loss over `batch` in `.grad`, plain or SAM; returns the clean
+    loss.
 
-    SAM ascends once per group of `sam.m` examples and the gradients add up, so m-sharpness and accumulation are one
-    mechanism; each group is run in pieces of at most `run.micro_batch` images. Under `adversarial` the images climb
-    from a random start, drawn for the whole batch, and the loss is that before their last move.
+    SAM ascends once per group of `sam.m` examples and the gradients add up, so m-sharpness and
+    accumulation are one mechanism; each group is run in pieces of at most `run.micro_batch` images.
+    Under `adversarial` the images climb from a random start, drawn for the whole batch, and the
+    loss is that before their last move.
 
     Args:
         rho: radius of this step's perturbation, 0 for none; None is the config's."""
     rho = config.sam.rho if rho is None else rho
-    m = config.sam.m if rho and not config.sam.momentum else 0  # along the momentum all groups climb alike
+    m = (
+        config.sam.m if rho and not config.sam.momentum else 0
+    )  # along the momentum all groups climb alike
     if config.run.channels_last:
         batch = replace(batch, images=batch.images.contiguous(memory_format=torch.channels_last))
-    attack = adversarial.begin(batch.images, config.adversarial, config.seed, state.step, runtime.rank)
+    attack = adversarial.begin(
+        batch.images, config.adversarial, config.seed, state.step, runtime.rank
+    )
     if attack:
         batch = replace(batch, images=attack.points)
     groups = list(batch.split(m or len(batch)))
@@ -177,7 +208,11 @@ def backward(
         pieces = list(group.split(config.run.micro_batch or len(group)))
         ascent = part.ascent([piece.images for piece in pieces]) if part else None
         losses = [_loss_of(piece, len(piece) / len(batch), objective, runtime) for piece in pieces]
-        climbs = _part(group, len(group) / len(batch), objective, config, runtime) if config.sam.fraction < 1 else None
+        climbs = (
+            _part(group, len(group) / len(batch), objective, config, runtime)
+            if config.sam.fraction < 1
+            else None
+        )
         last = index == len(groups) - 1
         with contextlib.nullcontext() if last else _no_sync(state.wrapped):
             total += sam_backward(
@@ -198,9 +233,11 @@ def backward(
     return total
 
 
-def _part(group: Batch, share: float, objective: Objective, config: Config, runtime: Runtime) -> list[Any]:
-    """Losses of the images of a group that the climb's gradient is taken from: its first, as batches are in random
-    order; they add up to `share` of their mean."""
+def _part(
+    group: Batch, share: float, objective: Objective, config: Config, runtime: Runtime
+) -> list[Any]:
+    """Losses of the images of a group that the climb's gradient is taken from: its first, as
+    batches are in random order; they add up to `share` of their mean."""
     part = next(iter(group.split(max(1, round(config.sam.fraction * len(group))))))
     pieces = part.split(config.run.micro_batch or len(part))
     return [_loss_of(piece, share * len(piece) / len(part), objective, runtime) for piece in pieces]
@@ -226,7 +263,8 @@ def update(state: TrainState, clip_norm: float, variant: SamVariant) -> tuple[Te
     What decoupled WSAM subtracts beside the optimizer is not clipped.
 
     Returns:
-        The gradient's norm before clipping, and whether it was finite: two scalars on the device."""
+        The gradient's norm before clipping, and whether it was finite: two scalars on the
+        device."""
     optimizer, scaler = state.optimizer, state.scaler
     if scaler is not None:
         scaler.unscale_(optimizer)
@@ -254,7 +292,8 @@ def _count(state: TrainState, loss: Tensor, finite: Tensor, limit: int) -> None:
     tally["tripped"] += first * state.step
 
 
-# --- evaluation ------------------------------------------------------------------------------------------------------
+# --- evaluation
+# ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -267,8 +306,11 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, stream: Iterable[Batch], objective: Objective, runtime: Runtime) -> Evaluation:
-    """Loss and accuracy in eval mode over all ranks' batches; the model's mode comes back as it was."""
+def evaluate(
+    model: nn.Module, stream: Iterable[Batch], objective: Objective, runtime: Runtime
+) -> Evaluation:
+    """Loss and accuracy in eval mode over all ranks' batches; the model's mode comes back as it
+    was."""
     was_training = model.training
     model.eval()
     rows = []
@@ -276,7 +318,11 @@ def evaluate(model: nn.Module, stream: Iterable[Batch], objective: Objective, ru
         with runtime.autocast():
             loss = objective(model, batch)
         correct = (loss.logits.argmax(1) == batch.labels).sum()
-        rows.append(torch.stack([loss.value * len(batch), correct, torch.tensor(len(batch), device=correct.device)]))
+        rows.append(
+            torch.stack(
+                [loss.value * len(batch), correct, torch.tensor(len(batch), device=correct.device)]
+            )
+        )
     model.train(was_training)
     sums = torch.stack(rows).sum(0) if rows else torch.zeros(3, device=runtime.device)
     if runtime.world_size > 1:

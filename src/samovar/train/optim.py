@@ -1,8 +1,10 @@
-"""Optimizers by name, with the paper's rule of what decays, and what happens to a gradient on the way to them.
+"""Optimizers by name, with the paper's rule of what decays, and what happens to a gradient on the
+way to them.
 
-`adamw` and `sgd` are torch's, fused where the device has it: fused ones skip a non-finite step without asking the host.
-Every other name is timm's. Weight decay is decoupled (lr x decay x weight) in adamw, sgdw, lambw and most names ending
-in w; in sgd it is part of the gradient, and in lamb of the update, before the trust ratio, as in its paper."""
+`adamw` and `sgd` are torch's, fused where the device has it: fused ones skip a non-finite step
+without asking the host. Every other name is timm's. Weight decay is decoupled (lr x decay x weight)
+in adamw, sgdw, lambw and most names ending in w; in sgd it is part of the gradient, and in lamb of
+the update, before the trust ratio, as in its paper."""
 
 from __future__ import annotations
 
@@ -21,18 +23,26 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from samovar.config import Config, OptimConfig
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_CONVOLUTIONS = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
 _registry: Any = timm.optim
 _FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 _ATTENTION_KERNELS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """Trainable parameters with their names, in a group that decays and one that does not; an empty one is left out.
+    """Trainable parameters with their names, in a group that decays and one that does not; an empty
+    one is left out.
 
-    Under `decay="kernels"` the weights of linear and convolution layers decay, patch embedding and head included;
-    biases, norms, class tokens and position embeddings do not. Shared parameters appear once, and decay if any of the
-    layers that share them makes them a kernel.
+    Under `decay="kernels"` the weights of linear and convolution layers decay, patch embedding and
+    head included; biases, norms, class tokens and position embeddings do not. Shared parameters
+    appear once, and decay if any of the layers that share them makes them a kernel.
 
     Raises:
         ValueError: the model has nothing to train.
@@ -47,7 +57,10 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
             (decayed if decays else kept).append((name, parameter))
     if not decayed and not kept:
         raise ValueError("the model has no trainable parameters; unfreeze some (requires_grad_)")
-    groups = ({"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0})
+    groups = (
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": kept, "weight_decay": 0.0},
+    )
     return [group for group in groups if group["params"]]
 
 
@@ -57,12 +70,17 @@ def _kernels(model: nn.Module) -> set[Tensor]:
         if isinstance(layer, (nn.Linear, *_CONVOLUTIONS)):
             kernels.add(layer.weight)
         elif isinstance(layer, nn.MultiheadAttention):
-            kernels |= {weight for name in _ATTENTION_KERNELS if (weight := getattr(layer, name)) is not None}
+            kernels |= {
+                weight
+                for name in _ATTENTION_KERNELS
+                if (weight := getattr(layer, name)) is not None
+            }
     return kernels
 
 
 def create_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
-    """The optimizer a config names, over `parameter_groups` of the model, where the parameters now are.
+    """The optimizer a config names, over `parameter_groups` of the model, where the parameters now
+    are.
 
     Raises:
         ValueError: an unknown name (with the nearest), or one that does not run here."""
@@ -86,19 +104,28 @@ def _adamw(groups: list[dict[str, Any]], config: OptimConfig) -> Optimizer:
 def _sgd(groups: list[dict[str, Any]], config: OptimConfig) -> Optimizer:
     optimizer = _fused(SGD, groups, lr=config.lr, momentum=config.momentum)
     if config.momentum:
-        # torch's fused SGD makes its buffers of uninitialized memory in the first step, and a step that is skipped
-        # leaves them so; from zeros the first step is the same one
+        # torch's fused SGD makes its buffers of uninitialized memory in the first step, and a step
+        # that is skipped leaves them so; from zeros the first step is the same one
         for parameter in (p for group in optimizer.param_groups for p in group["params"]):
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 
 
-_TORCH: dict[str, Callable[[list[dict[str, Any]], OptimConfig], Optimizer]] = {"adamw": _adamw, "sgd": _sgd}
+_TORCH: dict[str, Callable[[list[dict[str, Any]], OptimConfig], Optimizer]] = {
+    "adamw": _adamw,
+    "sgd": _sgd,
+}
 
 
-def _fused(cls: Callable[..., Optimizer], groups: list[dict[str, Any]], **options: Any) -> Optimizer:
+def _fused(
+    cls: Callable[..., Optimizer], groups: list[dict[str, Any]], **options: Any
+) -> Optimizer:
     # asked here, because torch tells only at the first step that there is no fused kernel
-    fused = all(p.is_floating_point() and p.device.type in _FUSED_DEVICES for g in groups for _, p in g["params"])
+    fused = all(
+        p.is_floating_point() and p.device.type in _FUSED_DEVICES
+        for g in groups
+        for _, p in g["params"]
+    )
     return cls(groups, fused=fused or None, **options)
 
 
@@ -106,22 +133,32 @@ def _timm_optimizer(groups: list[dict[str, Any]], config: OptimConfig) -> Optimi
     info = _registry.get_optimizer_info(config.name)
     if info.second_order:
         raise RuntimeError("it needs second derivatives, and training keeps no graph for them")
-    signature = inspect.signature(_registry.get_optimizer_class(config.name, bind_defaults=False)).parameters
-    options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "momentum": config.momentum}
+    signature = inspect.signature(
+        _registry.get_optimizer_class(config.name, bind_defaults=False)
+    ).parameters
+    options: dict[str, Any] = {
+        "lr": config.lr,
+        "weight_decay": config.weight_decay,
+        "momentum": config.momentum,
+    }
     if info.has_betas and info.num_betas == len(config.betas):
         options["betas"] = config.betas
     if "max_grad_norm" in signature:
-        options["max_grad_norm"] = None  # timm's LAMB clips at 1 unasked; clipping is `optim.clip_norm`'s
+        options["max_grad_norm"] = (
+            None  # timm's LAMB clips at 1 unasked; clipping is `optim.clip_norm`'s
+        )
     return cast(Optimizer, _registry.create_optimizer_v2(groups, config.name, **options))
 
 
 def honours_found_inf(optimizer: Optimizer) -> bool:
-    """Whether the optimizer skips a step by itself, on the device, when its `found_inf` is 1: torch's fused ones."""
+    """Whether the optimizer skips a step by itself, on the device, when its `found_inf` is 1:
+    torch's fused ones."""
     return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
 def step_if(optimizer: Optimizer, finite: Tensor) -> None:
-    """Step if `finite` (a scalar bool), else leave weights and state, its step counter too, as they are.
+    """Step if `finite` (a scalar bool), else leave weights and state, its step counter too, as they
+    are.
 
     Costs a host sync with optimizers that do not honour `found_inf`."""
     if not honours_found_inf(optimizer):
@@ -136,7 +173,8 @@ def step_if(optimizer: Optimizer, finite: Tensor) -> None:
         del fused.grad_scale, fused.found_inf
 
 
-# --- schedules -------------------------------------------------------------------------------------------------------
+# --- schedules
+# -------------------------------------------------------------------------------------------------------
 
 
 def _cosine(progress: float, config: OptimConfig) -> float:
@@ -181,7 +219,8 @@ def check_warmup(config: OptimConfig, total_steps: int, section: str = "optim") 
 def lr_at(step: int, config: OptimConfig, total_steps: int) -> float:
     """Learning rate of a step, counted from 0.
 
-    The decayed value times min(1, step / warmup_steps), where decay starts after warm-up. So with warm-up the first
+    The decayed value times min(1, step / warmup_steps), where decay starts after warm-up. So with
+    warm-up the first
     step has rate 0: it fills the moments and moves nothing.
 
     Raises:
@@ -196,10 +235,12 @@ def lr_at(step: int, config: OptimConfig, total_steps: int) -> float:
 
 
 def rho_at(step: int, config: Config, total_steps: int) -> float:
-    """Radius of the perturbation at a step, counted from 0; 0 where SAM does not climb: before its start, from its end.
+    """Radius of the perturbation at a step, counted from 0; 0 where SAM does not climb: before its
+    start, from its end.
 
-    Under `rho_schedule="lr"` it is rho_min + (rho - rho_min) (lr - lr_min) / (lr_max - lr_min), where lr_max is the
-    peak and lr_min the rate at the end of the schedule; not below rho_min, which warm-up would otherwise go.
+    Under `rho_schedule="lr"` it is rho_min + (rho - rho_min) (lr - lr_min) / (lr_max - lr_min),
+    where lr_max is the peak and lr_min the rate at the end of the schedule; not below rho_min,
+    which warm-up would otherwise go.
 
     Source: GSAM, Zhuang et al., arXiv:2203.08065."""
     sam = config.sam
@@ -225,7 +266,8 @@ def set_lr(optimizer: Optimizer, lr: float) -> None:
 
 
 def clip_(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
-    """Scale gradients in place so that their global norm is at most `max_norm`; 0 leaves them. No host sync.
+    """Scale gradients in place so that their global norm is at most `max_norm`; 0 leaves them. No
+    host sync.
 
     Returns:
         The norm before clipping, a scalar on the device; not finite if any gradient is not."""
@@ -236,14 +278,16 @@ def clip_(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     return norm
 
 
-# --- average of the weights ------------------------------------------------------------------------------------------
+# --- average of the weights
+# ------------------------------------------------------------------------------------------
 
 
 class Ema:
     """Exponential moving average of a model's weights.
 
-    Parameters are averaged; buffers, such as the statistics of BatchNorm, are copied. The decay starts low and is
-    min(decay, (1 + n) / (10 + n)) after n updates, so that a short run does not average over its random start."""
+    Parameters are averaged; buffers, such as the statistics of BatchNorm, are copied. The decay
+    starts low and is min(decay, (1 + n) / (10 + n)) after n updates, so that a short run does not
+    average over its random start."""
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
@@ -258,13 +302,16 @@ class Ema:
         state = model.state_dict()
         averaged = [name for name, _ in model.named_parameters(remove_duplicate=False)]
         copied = list(state.keys() - set(averaged))
-        torch._foreach_lerp_([self.weights[k] for k in averaged], [state[k] for k in averaged], 1 - decay)
+        torch._foreach_lerp_(
+            [self.weights[k] for k in averaged], [state[k] for k in averaged], 1 - decay
+        )
         if copied:
             torch._foreach_copy_([self.weights[k] for k in copied], [state[k] for k in copied])
 
     @contextlib.contextmanager
     def swapped(self, model: nn.Module) -> Iterator[None]:
-        """Lend the model the averaged weights; on exit its own come back bit for bit, in the same storage."""
+        """Lend the model the averaged weights; on exit its own come back bit for bit, in the same
+        storage."""
         own = {name: value.detach().clone() for name, value in model.state_dict().items()}
         try:
             model.load_state_dict(self.weights)
@@ -284,7 +331,9 @@ class Ema:
         weights = {name: value for name, value in state.items() if name != "num_updates"}
         if weights.keys() != self.weights.keys():
             name = sorted(weights.keys() ^ self.weights.keys())[0]
-            raise ValueError(f"the averaged weights are of another model: {name} is in only one of the two")
+            raise ValueError(
+                f"the averaged weights are of another model: {name} is in only one of the two"
+            )
         for name, value in self.weights.items():
             value.copy_(weights[name])
         self.num_updates = int(state["num_updates"])

@@ -1,4 +1,5 @@
-"""What goes before and after fine-tuning: the choice of a learning rate, and what the weights are worth as they are."""
+"""What goes before and after fine-tuning: the choice of a learning rate, and what the weights are
+worth as they are."""
 
 from __future__ import annotations
 
@@ -24,10 +25,12 @@ class NoFiniteRate(ValueError):
 
 
 def choose_lr(config: Config, run: RunDir, runtime: Runtime, say: Say) -> Config:
-    """The config with the best of the learning rates in `config.grid`, which it also saves as that of the run.
+    """The config with the best of the learning rates in `config.grid`, which it also saves as that
+    of the run.
 
-    Each rate trains as the run will, but on part of the training images, and is judged by its last accuracy on the
-    others; the validation split is not looked at. A run that has a checkpoint has chosen before.
+    Each rate trains as the run will, but on part of the training images, and is judged by its last
+    accuracy on the others; the validation split is not looked at. A run that has a checkpoint has
+    chosen before.
 
     Raises:
         NoFiniteRate: no rate gave a finite result.
@@ -41,7 +44,9 @@ def choose_lr(config: Config, run: RunDir, runtime: Runtime, say: Say) -> Config
     best = _best(trials)
     chosen = replace(config, optim=replace(config.optim, lr=best.config.optim.lr))
     if runtime.is_main:
-        if not any(run.records("grid/accuracy")):  # a crash between here and the first checkpoint comes back here
+        if not any(
+            run.records("grid/accuracy")
+        ):  # a crash between here and the first checkpoint comes back here
             run.append(*(_record(trial) for trial in trials))
         run.write_json(run.config_path.name, configs.to_dict(chosen))
     say(f"lr {chosen.optim.lr:g} it is; training on all images")
@@ -50,7 +55,9 @@ def choose_lr(config: Config, run: RunDir, runtime: Runtime, say: Say) -> Config
 
 def _trial(config: Config, lr: float) -> Config:
     data = replace(config.data, tune_share=config.grid.share)
-    return replace(config, name="", optim=replace(config.optim, lr=lr), data=data, grid=GridConfig())
+    return replace(
+        config, name="", optim=replace(config.optim, lr=lr), data=data, grid=GridConfig()
+    )
 
 
 def _best(trials: list[Trial]) -> Trial:
@@ -71,17 +78,22 @@ def _record(trial: Trial) -> Record:
     settings = {"tune_share": config.data.tune_share, "steps": trial.steps}
     where = {"lr": config.optim.lr, "split": "held-out training images"}
     value = trial.accuracy if trial.finite else math.nan
-    return Record("grid/accuracy", value, "1", where=where, settings=settings, converged=trial.finite)
+    return Record(
+        "grid/accuracy", value, "1", where=where, settings=settings, converged=trial.finite
+    )
 
 
 def frozen_line(found: dict[str, Record]) -> str:
     """The scores in a few words."""
     knn, linear = (f"{100 * found[name].value:.2f} %" for name in FROZEN)
-    return f"before fine-tuning, on frozen features: nearest neighbours {knn}, linear probe {linear}"
+    return (
+        f"before fine-tuning, on frozen features: nearest neighbours {knn}, linear probe {linear}"
+    )
 
 
 def frozen_scores(config: Config, run: RunDir, runtime: Runtime) -> dict[str, Record]:
-    """Validation accuracy of nearest neighbours and of a linear probe on the features that the run started from.
+    """Validation accuracy of nearest neighbours and of a linear probe on the features that the run
+    started from.
 
     Recorded in the run, and not computed again when they are there."""
     asked = MeasureConfig(checkpoint="init", workers=config.data.workers)

@@ -53,10 +53,12 @@ class Trial:
 
 
 def run_trial(config: Config, folder: Path, runtime: Runtime | None = None) -> Trial:
-    """Train `config` to its end in `folder`, quietly; what is finished there is read back, what was begun goes on.
+    """Train `config` to its end in `folder`, quietly; what is finished there is read back, what was
+    begun goes on.
 
-    It is evaluated rarely, whatever `run.eval_every` says, and once it is done its checkpoints are deleted. Under
-    torchrun all ranks call this together with their runtime, and get the same trial but for the seconds.
+    It is evaluated rarely, whatever `run.eval_every` says, and once it is done its checkpoints are
+    deleted. Under torchrun all ranks call this together with their runtime, and get the same trial
+    but for the seconds.
 
     Raises:
         ValueError: as `prepare`; a folder that holds a trial of other settings.
@@ -79,12 +81,18 @@ def finished(config: Config, folder: Path) -> Trial | None:
     for name, (before, now) in pairs.items():
         if name not in (*HARMLESS, "recipe"):
             flag = "--" + name.replace("_", "-")
-            raise ValueError(f"{folder} holds a trial with {flag} {before}, not {now}; give another folder")
+            raise ValueError(
+                f"{folder} holds a trial with {flag} {before}, not {now}; give another folder"
+            )
     values = _read(run)
     if "finite" not in values:
         return None
-    accuracy, loss = (math.nan if values[key] is None else values[key] for key in ("accuracy", "loss"))
-    return Trial(folder, config, accuracy, loss, values["steps"], values["seconds"], values["finite"])
+    accuracy, loss = (
+        math.nan if values[key] is None else values[key] for key in ("accuracy", "loss")
+    )
+    return Trial(
+        folder, config, accuracy, loss, values["steps"], values["seconds"], values["finite"]
+    )
 
 
 def _read(run: RunDir) -> dict[str, Any]:
@@ -112,7 +120,9 @@ def _by_main(look: Callable[[], T], runtime: Runtime) -> T:
 def _train(config: Config, folder: Path, runtime: Runtime) -> Trial:
     source, state = prepare(config, runtime)
     total = sum(configs.num_steps(stage, len(source.train)) for stage in configs.stages(config))
-    sparing = replace(config.run, keep=1, loggers=(), watch_every=0, eval_every=eval_every(config, source, total))
+    sparing = replace(
+        config.run, keep=1, loggers=(), watch_every=0, eval_every=eval_every(config, source, total)
+    )
     config, run = replace(config, run=sparing), RunDir(folder)
     _by_main(lambda: _make(run, config), runtime)
     before, since = _read(run).get("seconds", 0.0), time.process_time()
@@ -130,9 +140,12 @@ def _train(config: Config, folder: Path, runtime: Runtime) -> Trial:
 
 
 def eval_every(config: Config, source: Source, total: int) -> int:
-    """Steps between evaluations that cost no more than a small share of the trial, in passes over images."""
+    """Steps between evaluations that cost no more than a small share of the trial, in passes over
+    images."""
     training = total * config.data.batch_size * configs.passes(config)
-    evaluation = len(source.val) / 3  # a forward pass, where training has a backward one of twice its cost as well
+    evaluation = (
+        len(source.val) / 3
+    )  # a forward pass, where training has a backward one of twice its cost as well
     parts = min(MOST_EVALUATIONS, int(EVALUATION_SHARE * training / max(1.0, evaluation)))
     return math.ceil(total / max(1, parts))
 
@@ -142,12 +155,17 @@ def _make(run: RunDir, config: Config) -> None:
         run.checkpoints.mkdir(parents=True, exist_ok=True)
         run.arrays.mkdir(exist_ok=True)
     except OSError as error:
-        raise ValueError(f"cannot write to {run.path}: {error.strerror}; give another folder") from error
+        raise ValueError(
+            f"cannot write to {run.path}: {error.strerror}; give another folder"
+        ) from error
     run.write_json(run.config_path.name, configs.to_dict(config))
 
 
-def _fit(config: Config, run: RunDir, runtime: Runtime, source: Source, state: TrainState) -> tuple[float, float]:
-    """Train to the end; returns the last accuracy and loss, NaN both where they or the gradients are not finite."""
+def _fit(
+    config: Config, run: RunDir, runtime: Runtime, source: Source, state: TrainState
+) -> tuple[float, float]:
+    """Train to the end; returns the last accuracy and loss, NaN both where they or the gradients
+    are not finite."""
     lost = math.nan, math.nan
     try:
         *_, done = fit(config, run, runtime, source, state)
@@ -155,24 +173,35 @@ def _fit(config: Config, run: RunDir, runtime: Runtime, source: Source, state: T
         return lost
     accuracy, loss = (done.values[f"last/val/{key}"] for key in ("accuracy", "loss"))
     # a very short trial may skip every step and not yet be called a divergence
-    return lost if done.values["skipped"] >= done.step or not math.isfinite(loss) else (accuracy, loss)
+    return (
+        lost if done.values["skipped"] >= done.step or not math.isfinite(loss) else (accuracy, loss)
+    )
 
 
 def _write(run: RunDir, trial: Trial) -> None:
     """Keep how the trial ended, and nothing heavy."""
-    measured = {"accuracy": trial.accuracy, "loss": trial.loss} if trial.finite else {"accuracy": None, "loss": None}
-    run.write_json(RESULT, {**measured, "steps": trial.steps, "seconds": trial.seconds, "finite": trial.finite})
+    measured = (
+        {"accuracy": trial.accuracy, "loss": trial.loss}
+        if trial.finite
+        else {"accuracy": None, "loss": None}
+    )
+    run.write_json(
+        RESULT, {**measured, "steps": trial.steps, "seconds": trial.seconds, "finite": trial.finite}
+    )
     shutil.rmtree(run.checkpoints, ignore_errors=True)
 
 
-# --- several at a time -----------------------------------------------------------------------------------------------
+# --- several at a time
+# -----------------------------------------------------------------------------------------------
 
 
-def run_trials(todo: Mapping[Path, Config], *, jobs: int, on_done: Callable[[Trial], None]) -> list[Trial]:
+def run_trials(
+    todo: Mapping[Path, Config], *, jobs: int, on_done: Callable[[Trial], None]
+) -> list[Trial]:
     """Run the trials of folders, `jobs` of them at a time; returns them in the order given.
 
-    With more than one job they run in new processes, which share the cores and take the GPUs in turn; those import the
-    main module, so a script needs `if __name__ == "__main__":`.
+    With more than one job they run in new processes, which share the cores and take the GPUs in
+    turn; those import the main module, so a script needs `if __name__ == "__main__":`.
 
     Args:
         on_done: called with each trial as it ends, those first that had ended before.
@@ -181,7 +210,9 @@ def run_trials(todo: Mapping[Path, Config], *, jobs: int, on_done: Callable[[Tri
         Stopped: SIGINT or SIGTERM came; every running trial is saved.
         ChildProcessError: a process ended by itself, for instance for lack of memory.
         ValueError, OSError: as `run_trial`."""
-    ended = {folder: trial for folder, config in todo.items() if (trial := finished(config, folder))}
+    ended = {
+        folder: trial for folder, config in todo.items() if (trial := finished(config, folder))
+    }
     for trial in ended.values():
         on_done(trial)
     left = [(folder, config) for folder, config in todo.items() if folder not in ended]
@@ -193,7 +224,12 @@ def run_trials(todo: Mapping[Path, Config], *, jobs: int, on_done: Callable[[Tri
 
     with signals_raise():
         if jobs > 1 and left:
-            share([(folder, _with_threads(config, cores() // count)) for folder, config in left], _run, count, keep)
+            share(
+                [(folder, _with_threads(config, cores() // count)) for folder, config in left],
+                _run,
+                count,
+                keep,
+            )
         for task in left if jobs == 1 else ():
             keep(task, _run(task))
     return [ended[folder] for folder in todo]

@@ -1,4 +1,5 @@
-"""What a run is judged by while it trains: loss and accuracy on held-out images, or its features until it classifies.
+"""What a run is judged by while it trains: loss and accuracy on held-out images, or its features
+until it classifies.
 
 All ranks call these functions together, as they share the images."""
 
@@ -28,9 +29,14 @@ K, TEMPERATURE = MeasureConfig.knn_k, MeasureConfig.knn_temperature
 
 
 def validate(
-    config: Config, source: Source, runtime: Runtime, state: TrainState, bad_files: Path | None = None
+    config: Config,
+    source: Source,
+    runtime: Runtime,
+    state: TrainState,
+    bad_files: Path | None = None,
 ) -> list[Record]:
-    """What the validation split says of the state; BatchNorm's statistics become those of rank 0 on every rank.
+    """What the validation split says of the state; BatchNorm's statistics become those of rank 0 on
+    every rank.
 
     Under `supcon` nothing is said of the classifier, which does not learn yet.
 
@@ -38,7 +44,9 @@ def validate(
         BadImages: too many images cannot be read.
         ValueError: features that are not finite."""
     if runtime.world_size > 1:
-        for buffer in state.model.buffers():  # BatchNorm statistics are each rank's own; rank 0's are what is saved
+        for buffer in (
+            state.model.buffers()
+        ):  # BatchNorm statistics are each rank's own; rank 0's are what is saved
             dist.broadcast(buffer, 0)
     judge = _by_features if config.loss == "supcon" else _by_classifier
     return judge(config, source, runtime, state, bad_files)
@@ -51,7 +59,9 @@ def _by_classifier(
     objective = make_objective(replace(config, label_smoothing=0.0), len(source.classes))
     weights = state.ema.swapped(state.model.body) if state.ema else contextlib.nullcontext()
     with weights:
-        result = evaluate(state.model, _share(source.val, "val", config, runtime, bad_files), objective, runtime)
+        result = evaluate(
+            state.model, _share(source.val, "val", config, runtime, bad_files), objective, runtime
+        )
     where = {"split": "val", "step": state.step}
     settings = {"loss": config.loss, "ema": bool(state.ema)}
     stderr = _stderr(result.accuracy, result.n)
@@ -99,7 +109,9 @@ def _of_all_ranks(rows: Tensor, runtime: Runtime) -> Tensor:
     if runtime.world_size == 1:
         return rows
     parts: list[Tensor] = [rows] * runtime.world_size
-    dist.all_gather_object(parts, rows)  # not all_gather: shares differ by an image, or by more where some are lost
+    dist.all_gather_object(
+        parts, rows
+    )  # not all_gather: shares differ by an image, or by more where some are lost
     return torch.cat(parts)
 
 

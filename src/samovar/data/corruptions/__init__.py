@@ -1,11 +1,14 @@
-"""The corruptions of ImageNet-C: 19 ways in 5 severities to spoil an image that a model should still recognize.
+"""The corruptions of ImageNet-C: 19 ways in 5 severities to spoil an image that a model should
+still recognize.
 
-The fifteen of `MAIN` are the benchmark, the four of `EXTRA` were meant for validation; the paper counts all. They are
-written anew from their definitions, for any image size. Images whose shorter side is below 64 px get CIFAR-10-C's
-constants, others ImageNet-C's. Frost, which was made from photographs, is made up.
+The fifteen of `MAIN` are the benchmark, the four of `EXTRA` were meant for validation; the paper
+counts all. They are written anew from their definitions, for any image size. Images whose shorter
+side is below 64 px get CIFAR-10-C's constants, others ImageNet-C's. Frost, which was made from
+photographs, is made up.
 
-The result is a function of (image, name, severity, seed, constants) alone: the same bits with any number of workers and
-threads, and with any instruction set (tested on x86 with and without AVX). Two things are the work of Pillow and hold
+The result is a function of (image, name, severity, seed, constants) alone: the same bits with any
+number of workers and threads, and with any instruction set (tested on x86 with and without AVX).
+Two things are the work of Pillow and hold
 for one version of it: the pixels of jpeg_compression and of pixelate."""
 
 from __future__ import annotations
@@ -17,7 +20,13 @@ from typing import Literal
 import numpy as np
 from numpy.random import Generator
 
-from samovar.data.corruptions.blur import defocus_blur, gaussian_blur, glass_blur, motion_blur, zoom_blur
+from samovar.data.corruptions.blur import (
+    defocus_blur,
+    gaussian_blur,
+    glass_blur,
+    motion_blur,
+    zoom_blur,
+)
 from samovar.data.corruptions.border import ImageLike, opened
 from samovar.data.corruptions.colour import brightness, contrast, saturate
 from samovar.data.corruptions.constants import CIFAR, IMAGENET, SMALL, Level
@@ -68,14 +77,18 @@ def corrupt(
     seed: int = 0,
     constants: Literal["auto", "imagenet", "cifar"] = "auto",
 ) -> ImageLike:
-    """Corrupt an image; the result is of the type, the shape and the mode of the input, which is left as it is.
+    """Corrupt an image; the result is of the type, the shape and the mode of the input, which is
+    left as it is.
 
     Args:
-        image: 8 bits, colour or grey: array [H, W, 3] or [H, W], Pillow's RGB or L, tensor [3, H, W] or [1, H, W].
+        image: 8 bits, colour or grey: array [H, W, 3] or [H, W], Pillow's RGB or L, tensor [3, H,
+            W] or [1, H, W].
         name: one of CORRUPTIONS.
         severity: 1 to 5.
-        seed: of the draws; for images of a data set `image_seed(seed, index)`, so that they do not share their noise.
-        constants: what the severities mean: ImageNet-C's or CIFAR-10-C's; "auto" takes CIFAR-10-C's below 64 px.
+        seed: of the draws; for images of a data set `image_seed(seed, index)`, so that they do not
+            share their noise.
+        constants: what the severities mean: ImageNet-C's or CIFAR-10-C's; "auto" takes CIFAR-10-C's
+            below 64 px.
 
     Raises:
         ValueError: an image of another kind, an unknown name, severity or set of constants.
@@ -83,7 +96,13 @@ def corrupt(
     Source: Hendrycks & Dietterich, arXiv:1903.12261."""
     _check(name, severity, constants)
     pixels, give_back = opened(image)
-    chosen = constants if constants != "auto" else "cifar" if min(pixels.shape[:2]) < SMALL else "imagenet"
+    chosen = (
+        constants
+        if constants != "auto"
+        else "cifar"
+        if min(pixels.shape[:2]) < SMALL
+        else "imagenet"
+    )
     level = _SETS[chosen][name][severity - 1]
     spoilt = CORRUPTIONS[name](pixels, level, generator(seed, name, severity))
     result: ImageLike = give_back(np.ascontiguousarray(spoilt))
@@ -96,6 +115,10 @@ def _check(name: str, severity: int, constants: str) -> None:
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(CORRUPTIONS)}"
         raise ValueError(f"unknown corruption {name!r}; {hint}")
     if severity not in SEVERITIES or not hasattr(severity, "__index__"):
-        raise ValueError(f"severity={severity!r} is not one of 1, 2, 3, 4, 5; give 1 (mild) to 5 (strong)")
+        raise ValueError(
+            f"severity={severity!r} is not one of 1, 2, 3, 4, 5; give 1 (mild) to 5 (strong)"
+        )
     if constants != "auto" and constants not in _SETS:
-        raise ValueError(f'constants={constants!r} are not known; give "auto", "imagenet" or "cifar"')
+        raise ValueError(
+            f'constants={constants!r} are not known; give "auto", "imagenet" or "cifar"'
+        )

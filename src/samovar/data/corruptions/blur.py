@@ -32,7 +32,9 @@ def defocus_blur(image: Bytes, level: Level, rng: Generator) -> Bytes:
         if row:  # the disk is symmetric: the rows above and below share their weights
             rows = rows + padded[reach - row : reach - row + height]
         add_shifts(total, rows, [(0, col, weight) for col, weight in enumerate(weights)])
-    return to_bytes(np.multiply(total, np.float32(2.0**-_DISK_BITS), out=total).reshape(image.shape))
+    return to_bytes(
+        np.multiply(total, np.float32(2.0**-_DISK_BITS), out=total).reshape(image.shape)
+    )
 
 
 def motion_blur(image: Bytes, level: Level, rng: Generator) -> Bytes:
@@ -41,12 +43,16 @@ def motion_blur(image: Bytes, level: Level, rng: Generator) -> Bytes:
 
 
 def zoom_blur(image: Bytes, level: Level, rng: Generator) -> Bytes:
-    """Average the image with its enlargements; level: (step between enlargements, how many, the first being 1).
+    """Average the image with its enlargements; level: (step between enlargements, how many, the
+    first being 1).
 
-    As published, what is enlarged is a whole number of pixels: at 8 px the first severity does nothing."""
+    As published, what is enlarged is a whole number of pixels: at 8 px the first severity does
+    nothing."""
     step, count = level
     channels = image.shape[2]
-    wide = np.zeros((*image.shape[:2], 4 if channels == 3 else 1), np.float32)  # numpy gathers 16 bytes, not 12
+    wide = np.zeros(
+        (*image.shape[:2], 4 if channels == 3 else 1), np.float32
+    )  # numpy gathers 16 bytes, not 12
     wide[..., :channels] = image
     total = 2 * wide  # as published: the image itself, and the enlargement by 1
     for i in range(1, int(count)):
@@ -56,7 +62,8 @@ def zoom_blur(image: Bytes, level: Level, rng: Generator) -> Bytes:
 
 
 def glass_blur(image: Bytes, level: Level, rng: Generator) -> Bytes:
-    """Smooth, shuffle pixels within a small square, smooth; level: (sigma, reach of the shuffle, times)."""
+    """Smooth, shuffle pixels within a small square, smooth; level: (sigma, reach of the shuffle,
+    times)."""
     sigma, reach, times = level
     sigmas = (sigma, sigma)
     pixels = to_bytes(smooth(image, sigmas))
@@ -70,16 +77,20 @@ def glass_blur(image: Bytes, level: Level, rng: Generator) -> Bytes:
 
 @functools.cache
 def _disk(radius: float, sigma: float) -> list[list[int]]:
-    """The published kernel in units of 2^-15: a disk in a window of at least 17 x 17, smoothed, the window mirrored.
+    """The published kernel in units of 2^-15: a disk in a window of at least 17 x 17, smoothed, the
+    window mirrored.
 
-    At radius 8 and 10 the disk touches the window, and the mirror adds 1 % to its sum: those images are brighter."""
+    At radius 8 and 10 the disk touches the window, and the mirror adds 1 % to its sum: those images
+    are brighter."""
     reach = max(8, int(radius))
     half = 1 if radius <= 8 else 2
     squares = np.arange(-reach, reach + 1) ** 2
     disk = (squares[:, None] + squares <= radius**2).astype(np.float64)
     rim = np.exp(-0.5 * np.arange(-half, half + 1) ** 2 / sigma**2)
     soft = sum(
-        rim[half + i] * rim[half + j] * np.pad(disk, half, "reflect")[half + i :, half + j :][: len(disk), : len(disk)]
+        rim[half + i]
+        * rim[half + j]
+        * np.pad(disk, half, "reflect")[half + i :, half + j :][: len(disk), : len(disk)]
         for i in range(-half, half + 1)
         for j in range(-half, half + 1)
     )
@@ -92,9 +103,10 @@ def _disk(radius: float, sigma: float) -> list[list[int]]:
 def _shuffle(height: int, width: int, reach: int, rng: Generator) -> npt.NDArray[np.int64]:
     """For each pixel, [H * W], the one whose colour it takes.
 
-    The published loop visits pixels from the bottom right and lets each take the colour of a random neighbour as it is
-    by then. (It reads as a swap, but its arrays are views: nothing goes the other way.) A neighbour visited before has
-    taken another's colour, and so on; these chains are short and are followed for all pixels at once."""
+    The published loop visits pixels from the bottom right and lets each take the colour of a random
+    neighbour as it is by then. (It reads as a swap, but its arrays are views: nothing goes the
+    other way.) A neighbour visited before has taken another's colour, and so on; these chains are
+    short and are followed for all pixels at once."""
     own = np.arange(height * width)
     grid = np.zeros((height, width), bool)
     grid[reach + 1 : height - reach + 1, reach + 1 : width - reach + 1] = True

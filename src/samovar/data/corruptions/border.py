@@ -14,13 +14,12 @@ from samovar.data.corruptions.filters import Bytes
 
 ImageLike = TypeVar("ImageLike", npt.NDArray[np.uint8], Image.Image, torch.Tensor)
 
-_ALLOWED = (
-    "allowed are 8 bits, colour or grey: array [H, W, 3] or [H, W], Pillow's RGB or L, tensor [3, H, W] or [1, H, W]"
-)
+_ALLOWED = "allowed are 8 bits, colour or grey: array [H, W, 3] or [H, W], Pillow's RGB or L, tensor [3, H, W] or [1, H, W]"
 
 
 def opened(image: ImageLike) -> tuple[Bytes, Callable[[Bytes], Any]]:
-    """The pixels [H, W, C], C being 1 or 3, and what makes an image of the given kind of such pixels.
+    """The pixels [H, W, C], C being 1 or 3, and what makes an image of the given kind of such
+    pixels.
 
     Raises:
         ValueError: not an image that can be corrupted."""
@@ -28,16 +27,23 @@ def opened(image: ImageLike) -> tuple[Bytes, Callable[[Bytes], Any]]:
         if image.mode not in ("RGB", "L"):
             raise _refusal(f"a Pillow image of mode {image.mode}", 'image.convert("RGB")')
         pixels = np.asarray(image)
-        return _pixels(np.atleast_3d(pixels)), lambda out: Image.fromarray(out.reshape(pixels.shape))
+        return _pixels(np.atleast_3d(pixels)), lambda out: Image.fromarray(
+            out.reshape(pixels.shape)
+        )
     if isinstance(image, torch.Tensor):
         if image.dtype != torch.uint8 or image.ndim != 3:
-            raise _refusal(f"a tensor {list(image.shape)} of {image.dtype}", _advice(image.dtype == torch.uint8))
+            raise _refusal(
+                f"a tensor {list(image.shape)} of {image.dtype}",
+                _advice(image.dtype == torch.uint8),
+            )
         device, last = image.device, image.cpu().permute(1, 2, 0).numpy()
         return _pixels(last), lambda out: torch.from_numpy(out.transpose(2, 0, 1).copy()).to(device)
     if not isinstance(image, np.ndarray):
         raise _refusal(f"a {type(image).__name__}", "numpy.asarray(image)")
     if image.dtype != np.uint8 or image.ndim not in (2, 3):
-        raise _refusal(f"an array {list(image.shape)} of {image.dtype}", _advice(image.dtype == np.uint8))
+        raise _refusal(
+            f"an array {list(image.shape)} of {image.dtype}", _advice(image.dtype == np.uint8)
+        )
     return _pixels(np.atleast_3d(image)), lambda out: out.reshape(image.shape)
 
 
@@ -51,7 +57,11 @@ def _pixels(pixels: Bytes) -> Bytes:
 
 
 def _advice(bytes_already: bool) -> str:
-    return "one image at a time" if bytes_already else "(image * 255).round() as uint8 if its range is 0 to 1"
+    return (
+        "one image at a time"
+        if bytes_already
+        else "(image * 255).round() as uint8 if its range is 0 to 1"
+    )
 
 
 def _refusal(given: str, advice: str) -> ValueError:

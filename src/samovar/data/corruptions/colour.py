@@ -1,8 +1,9 @@
 """Brightness, contrast and saturation, and what else is about colour.
 
-Hue and saturation are those of the HSV hexcone: value V is the largest of a pixel's channels, saturation is
-(V - smallest) / V. A new V at the same hue and saturation scales a pixel; a new saturation at the same hue and V scales
-the distances of its channels from V. So no hue is ever computed."""
+Hue and saturation are those of the HSV hexcone: value V is the largest of a pixel's channels,
+saturation is (V - smallest) / V. A new V at the same hue and saturation scales a pixel; a new
+saturation at the same hue and V scales the distances of its channels from V. So no hue is ever
+computed."""
 
 from __future__ import annotations
 
@@ -29,9 +30,11 @@ def brightness(image: Bytes, level: Level, rng: Generator) -> Bytes:
 
 
 def saturate(image: Bytes, level: Level, rng: Generator) -> Bytes:
-    """Scale the saturation and add to it; level: (factor, summand). An image of one channel has none.
+    """Scale the saturation and add to it; level: (factor, summand). An image of one channel has
+    none.
 
-    A grey pixel has hue 0 by convention, so that it turns red where the summand is not 0, as in the data sets."""
+    A grey pixel has hue 0 by convention, so that it turns red where the summand is not 0, as in the
+    data sets."""
     if image.shape[2] == 1:
         return image.copy()
     value = _extreme(image, np.maximum)
@@ -60,14 +63,20 @@ def grey(image: Bytes) -> Floats:
     """Luma, [H, W], 0 to 255."""
     if image.shape[2] == 1:
         return image[..., 0].astype(np.float32)
-    red, green, blue = (image[..., channel] * np.float32(weight) for channel, weight in enumerate(_LUMA))
+    red, green, blue = (
+        image[..., channel] * np.float32(weight) for channel, weight in enumerate(_LUMA)
+    )
     luma: Floats = red + green + blue
     return luma
 
 
 def tint(colour: Sequence[float], channels: int) -> Sequence[float]:
     """A colour for an image of 3 channels; its luma for an image of 1."""
-    return colour if channels == 3 else [sum(part * weight for part, weight in zip(colour, _LUMA, strict=True))]
+    return (
+        colour
+        if channels == 3
+        else [sum(part * weight for part, weight in zip(colour, _LUMA, strict=True))]
+    )
 
 
 def _extreme(image: Bytes, pick: np.ufunc) -> Bytes:
@@ -80,7 +89,8 @@ def _extreme(image: Bytes, pick: np.ufunc) -> Bytes:
 
 @functools.lru_cache(maxsize=16)
 def _brighter(amount: float) -> Bytes:
-    """[256 * 256] what becomes of a channel, for each value of the pixel and each grey level of the channel."""
+    """[256 * 256] what becomes of a channel, for each value of the pixel and each grey level of the
+    channel."""
     value, channel = np.arange(256)[:, None], np.arange(256)
     raised = np.minimum(value + 255 * amount, 255)
     scaled = raised * channel / np.maximum(value, 1)
@@ -91,7 +101,8 @@ def _brighter(amount: float) -> Bytes:
 
 @functools.lru_cache(maxsize=16)
 def _saturation(factor: float, summand: float) -> tuple[Floats, Floats]:
-    """For each largest and smallest channel: scale of the distances from the largest; the cap of a grey pixel."""
+    """For each largest and smallest channel: scale of the distances from the largest; the cap of a
+    grey pixel."""
     value, smallest = np.arange(256)[:, None], np.arange(256)
     distance = np.maximum(value - smallest, 1)
     ratio = np.clip(factor * distance / np.maximum(value, 1) + summand, 0, 1) * value / distance

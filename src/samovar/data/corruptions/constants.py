@@ -1,9 +1,10 @@
 """What the severities mean: constants of each corruption at severities 1 to 5.
 
-IMAGENET are those of ImageNet-C, made for 224 px; CIFAR those of CIFAR-10-C, made for 32 px. What a row's numbers are
-is said by the function of that name. Source: Hendrycks & Dietterich, arXiv:1903.12261, and the code that made the two
-data sets. One row of IMAGENET is not the data set's: `elastic_transform` has the strengths of the `imagecorruptions`
-package, which leaves out the random affine map that came first (and was all there was to see at severities 1 and 2)."""
+IMAGENET are those of ImageNet-C, made for 224 px; CIFAR those of CIFAR-10-C, made for 32 px. What a
+row's numbers are is said by the function of that name. Source: Hendrycks & Dietterich,
+arXiv:1903.12261, and the code that made the two data sets. One row of IMAGENET is not the data
+set's: `elastic_transform` has the strengths of the `imagecorruptions` package, which leaves out the
+random affine map that came first (and was all there was to see at severities 1 and 2)."""
 
 from __future__ import annotations
 
@@ -74,7 +75,13 @@ CIFAR: dict[str, tuple[Level, ...]] = {
     "fog": ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)),
     "brightness": ((0.05,), (0.1,), (0.15,), (0.2,), (0.3,)),
     "contrast": ((0.75,), (0.5,), (0.4,), (0.3,), (0.15,)),
-    "elastic_transform": ((0, 1, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)),
+    "elastic_transform": (
+        (0, 1, 0.08),
+        (0.05, 0.2, 0.07),
+        (0.08, 0.06, 0.06),
+        (0.1, 0.04, 0.05),
+        (0.1, 0.03, 0.03),
+    ),
     "pixelate": ((0.95,), (0.9,), (0.85,), (0.75,), (0.65,)),
     "jpeg_compression": ((80,), (65,), (58,), (50,), (40,)),
     "speckle_noise": ((0.06,), (0.1,), (0.12,), (0.16,), (0.2,)),

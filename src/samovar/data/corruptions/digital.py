@@ -23,7 +23,8 @@ def pixelate(image: Bytes, level: Level, rng: Generator) -> Bytes:
 
 
 def jpeg_compression(image: Bytes, level: Level, rng: Generator) -> Bytes:
-    """Store as JPEG; level: (quality,). The pixels are those of the libjpeg that Pillow was built with."""
+    """Store as JPEG; level: (quality,). The pixels are those of the libjpeg that Pillow was built
+    with."""
     file = io.BytesIO()
     _to_pillow(image).save(file, "JPEG", quality=int(level[0]))
     with Image.open(file) as stored:
@@ -33,30 +34,37 @@ def jpeg_compression(image: Bytes, level: Level, rng: Generator) -> Bytes:
 def elastic_transform(image: Bytes, level: Level, rng: Generator) -> Bytes:
     """Bend the image by a random map; level: shares of the shorter side.
 
-    Level: (largest displacement before smoothing, sigma of the smoothing, how far the corners of the affine map that
+    Level: (largest displacement before smoothing, sigma of the smoothing, how far the corners of
+        the affine map that
     comes first are moved at most)."""
     amplitude, sigma, corners = level
     height, width, _ = image.shape
     side = min(height, width)
-    rows, cols = np.meshgrid(np.arange(height, dtype=np.float32), np.arange(width, dtype=np.float32), indexing="ij")
+    rows, cols = np.meshgrid(
+        np.arange(height, dtype=np.float32), np.arange(width, dtype=np.float32), indexing="ij"
+    )
     if corners:
         moves = odd_bytes(rng, 3, 2) * (corners * side / 255)
         image = sampled(image, *_affine(rows, cols, moves.tolist()))
     if amplitude:
         noise = odd_bytes(rng, height, width, 2)
-        bend = smooth(noise, (sigma * height, sigma * width), truncate=3) * np.float32(amplitude * side / 255)
+        bend = smooth(noise, (sigma * height, sigma * width), truncate=3) * np.float32(
+            amplitude * side / 255
+        )
         image = sampled(image, rows + bend[..., 0], cols + bend[..., 1])
     return image
 
 
 def _affine(rows: Floats, cols: Floats, moves: list[list[float]]) -> tuple[Floats, Floats]:
-    """Where each pixel comes from under the affine map that moves three corners of the middle square by `moves`."""
+    """Where each pixel comes from under the affine map that moves three corners of the middle
+    square by `moves`."""
     height, width = rows.shape
     reach = max(min(height, width) // 3, 1)
     middle = (height // 2, width // 2)
     corners = [(1, 1), (1, -1), (-1, -1)]
     a, b, c = (
-        [middle[k] + reach * corner[k] + move[k] for k in (0, 1)] for corner, move in zip(corners, moves, strict=True)
+        [middle[k] + reach * corner[k] + move[k] for k in (0, 1)]
+        for corner, move in zip(corners, moves, strict=True)
     )
     # the images of a step of 2 * reach down the rows, and along them
     down, along = [b[k] - c[k] for k in (0, 1)], [a[k] - b[k] for k in (0, 1)]

@@ -21,7 +21,8 @@ _RIM = 20  # pixels from a drop's edge at which its shading ends
 def spatter(image: Bytes, level: Level, rng: Generator) -> Bytes:
     """Let drops lie where smooth noise is high.
 
-    Level: (mean and sigma of the noise, sigma of its smoothing, threshold, strength of water or softness of mud,
+    Level: (mean and sigma of the noise, sigma of its smoothing, threshold, strength of water or
+        softness of mud,
     0 for water and 1 for mud)."""
     mean, sigma, smoothing, threshold, strength, mud = level
     height, width, channels = image.shape
@@ -47,7 +48,8 @@ def _with_mud(image: Bytes, where: npt.NDArray[np.bool_], softness: float) -> By
 
 
 def _water(drops: Bytes) -> Floats:
-    """Drops shaded as if lit from one side, [H, W], 0 to 1: distance from their edges, equalized, then embossed."""
+    """Drops shaded as if lit from one side, [H, W], 0 to 1: distance from their edges, equalized,
+    then embossed."""
     near = (_box(_distance(_edges(drops))) / np.float32(9)).astype(np.uint8)
     lit = np.clip(_emboss(_equalized(near)), 0, 255)
     shaded = np.rint(_box(lit) / np.float32(9)) * drops
@@ -56,12 +58,17 @@ def _water(drops: Bytes) -> Floats:
 
 
 def _edges(drops: Bytes) -> npt.NDArray[np.bool_]:
-    """Canny's edges with thresholds 50 and 150: ridges of the gradient, and their weak parts where they hang together.
+    """Canny's edges with thresholds 50 and 150: ridges of the gradient, and their weak parts where
+    they hang together.
 
     Source: Canny, A computational approach to edge detection (1986)."""
     pixels = drops[..., None]
-    across = sum_of_shifts(pixels, [(i, j, j * (2 - abs(i))) for i in (-1, 0, 1) for j in (-1, 1)])[..., 0]
-    down = sum_of_shifts(pixels, [(i, j, i * (2 - abs(j))) for i in (-1, 1) for j in (-1, 0, 1)])[..., 0]
+    across = sum_of_shifts(pixels, [(i, j, j * (2 - abs(i))) for i in (-1, 0, 1) for j in (-1, 1)])[
+        ..., 0
+    ]
+    down = sum_of_shifts(pixels, [(i, j, i * (2 - abs(j))) for i in (-1, 1) for j in (-1, 0, 1)])[
+        ..., 0
+    ]
     size = np.abs(across) + np.abs(down)
     weak = _ridges(across, down, size) & (size > 50)
     labels, count = ndimage.label(weak, np.ones((3, 3)))
@@ -87,7 +94,8 @@ def _ridges(across: Floats, down: Floats, size: Floats) -> npt.NDArray[np.bool_]
 
 
 def _distance(edges: npt.NDArray[np.bool_]) -> Floats:
-    """Distance in pixels to the nearest edge, at most 20: first within the column, then over the columns."""
+    """Distance in pixels to the nearest edge, at most 20: first within the column, then over the
+    columns."""
     along = np.where(edges, np.int16(0), np.int16(_RIM))
     for step in (1, 2, 4, 8, 16):
         np.minimum(along[step:], along[:-step] + np.int16(step), out=along[step:])

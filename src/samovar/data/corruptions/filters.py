@@ -1,7 +1,8 @@
 """Weighted sums of shifted pixels that come out the same in any order of addition.
 
-Pixels have 8 to 12 bits and weights are multiples of 2^-12 to 2^-16, so that every partial sum fits in the 24 bits of a
-float32 and is exact. No instruction set, thread count or fused multiply-add can then change a bit."""
+Pixels have 8 to 12 bits and weights are multiples of 2^-12 to 2^-16, so that every partial sum fits
+in the 24 bits of a float32 and is exact. No instruction set, thread count or fused multiply-add can
+then change a bit."""
 
 from __future__ import annotations
 
@@ -19,11 +20,13 @@ Bytes = npt.NDArray[np.uint8]
 Tap = tuple[int, int, int]
 """Row and column offset of a neighbour, and its weight."""
 Mode = Literal["edge", "reflect"]
-"""How the image goes on outside, in numpy's words: the border pixel repeated, or the image mirrored about it."""
+"""How the image goes on outside, in numpy's words: the border pixel repeated, or the image mirrored
+about it."""
 
 
 def fixed_point(weights: Sequence[float], bits: int) -> list[int]:
-    """Weights in units of 2^-bits that sum to 1 exactly; the largest takes what rounding leaves over."""
+    """Weights in units of 2^-bits that sum to 1 exactly; the largest takes what rounding leaves
+    over."""
     scaled = np.rint(np.array(weights) / math.fsum(weights) * 2**bits).astype(int)
     scaled[scaled.argmax()] += 2**bits - scaled.sum()
     return scaled.tolist()  # type: ignore[no-any-return]
@@ -32,11 +35,14 @@ def fixed_point(weights: Sequence[float], bits: int) -> list[int]:
 @functools.lru_cache(maxsize=256)
 def gaussian(sigma: float, radius: int, bits: int) -> list[int]:
     """A Gaussian's weights at -radius to radius, in units of 2^-bits."""
-    return fixed_point([math.exp(-0.5 * (i / sigma) ** 2) for i in range(-radius, radius + 1)], bits)
+    return fixed_point(
+        [math.exp(-0.5 * (i / sigma) ** 2) for i in range(-radius, radius + 1)], bits
+    )
 
 
 def sum_of_shifts(pixels: npt.NDArray[Any], taps: Iterable[Tap], mode: Mode = "edge") -> Floats:
-    """Sum over `taps` of weight times the neighbour at that offset; beyond the border the image goes on as `mode` says.
+    """Sum over `taps` of weight times the neighbour at that offset; beyond the border the image
+    goes on as `mode` says.
 
     Args:
         pixels: [H, W, C] whole numbers, or multiples of a power of two.
@@ -45,23 +51,30 @@ def sum_of_shifts(pixels: npt.NDArray[Any], taps: Iterable[Tap], mode: Mode = "e
     taps = [tap for tap in taps if tap[2]]
     height, width, channels = pixels.shape
     rows, cols = max(abs(tap[0]) for tap in taps), max(abs(tap[1]) for tap in taps)
-    padded = np.pad(pixels, ((rows, rows), (cols, cols), (0, 0)), mode=mode).astype(np.float32, copy=False)
+    padded = np.pad(pixels, ((rows, rows), (cols, cols), (0, 0)), mode=mode).astype(
+        np.float32, copy=False
+    )
     total = np.zeros((height, width * channels), np.float32)
     add_shifts(total, padded, [(rows + row, cols + col, weight) for row, col, weight in taps])
     return total.reshape(pixels.shape)
 
 
 def add_shifts(total: Floats, padded: Floats, taps: Iterable[Tap]) -> None:
-    """Add to `total` [H, W * C] each tap: its weight times the window of `padded` [H + ?, W + ?, C] at its offset."""
+    """Add to `total` [H, W * C] each tap: its weight times the window of `padded` [H + ?, W + ?, C]
+    at its offset."""
     height, width, channels = len(total), total.shape[1], padded.shape[2]
     source = torch.from_numpy(padded.reshape(len(padded), -1))
     into = torch.from_numpy(total)
     for row, col, weight in taps:
         if weight:
-            into.add_(source[row : row + height, col * channels : col * channels + width], alpha=weight)
+            into.add_(
+                source[row : row + height, col * channels : col * channels + width], alpha=weight
+            )
 
 
-def smooth(pixels: npt.NDArray[Any], sigmas: tuple[float, float], *, truncate: float = 4.0) -> Floats:
+def smooth(
+    pixels: npt.NDArray[Any], sigmas: tuple[float, float], *, truncate: float = 4.0
+) -> Floats:
     """Gaussian smoothing; the border pixel goes on outside.
 
     Args:
@@ -72,13 +85,19 @@ def smooth(pixels: npt.NDArray[Any], sigmas: tuple[float, float], *, truncate: f
     Returns:
         [H, W, C] within 0.2 of the true values: 12-bit weights, and 1/16 between the passes."""
     down, along = (gaussian(sigma, int(truncate * sigma + 0.5), 12) for sigma in sigmas)
-    first = sum_of_shifts(pixels, [(i - len(down) // 2, 0, weight) for i, weight in enumerate(down)])
+    first = sum_of_shifts(
+        pixels, [(i - len(down) // 2, 0, weight) for i, weight in enumerate(down)]
+    )
     np.rint(np.multiply(first, 2.0**-8, out=first), out=first)
-    second = sum_of_shifts(first, [(0, i - len(along) // 2, weight) for i, weight in enumerate(along)])
+    second = sum_of_shifts(
+        first, [(0, i - len(along) // 2, weight) for i, weight in enumerate(along)]
+    )
     return np.multiply(second, np.float32(2.0**-16), out=second)
 
 
-def streak(pixels: npt.NDArray[Any], radius: int, sigma: float, angle: float, mode: Mode = "edge") -> Floats:
+def streak(
+    pixels: npt.NDArray[Any], radius: int, sigma: float, angle: float, mode: Mode = "edge"
+) -> Floats:
     """Motion blur: half a Gaussian along a line that starts at the pixel.
 
     Args:
@@ -89,7 +108,10 @@ def streak(pixels: npt.NDArray[Any], radius: int, sigma: float, angle: float, mo
         mode: how the image goes on outside."""
     weights = fixed_point([math.exp(-0.5 * (i / sigma) ** 2) for i in range(2 * radius + 1)], 16)
     down, along = math.sin(math.radians(angle)), math.cos(math.radians(angle))
-    taps = [(math.ceil(i * down - 0.5), math.ceil(i * along - 0.5), weight) for i, weight in enumerate(weights)]
+    taps = [
+        (math.ceil(i * down - 0.5), math.ceil(i * along - 0.5), weight)
+        for i, weight in enumerate(weights)
+    ]
     blurred = sum_of_shifts(pixels, taps, mode)
     return np.multiply(blurred, np.float32(2.0**-16), out=blurred)
 
@@ -103,5 +125,6 @@ def spread(layer: npt.NDArray[Any], channels: int) -> Floats:
 
 
 def to_bytes(pixels: Floats) -> Bytes:
-    """Cut off at 0 and 255 and drop the fraction, as the published code does; writes into `pixels`."""
+    """Cut off at 0 and 255 and drop the fraction, as the published code does; writes into
+    `pixels`."""
     return np.clip(pixels, 0, 255, out=pixels).astype(np.uint8)

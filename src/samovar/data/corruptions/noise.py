@@ -12,7 +12,9 @@ from samovar.data.corruptions.constants import Level
 from samovar.data.corruptions.filters import Bytes, Floats, to_bytes
 from samovar.data.corruptions.randomness import normal_quantiles, words
 
-_DRAWS = 4096  # outcomes per grey level in the table of shot noise: 1 MiB, which fits in a core's cache
+_DRAWS = (
+    4096  # outcomes per grey level in the table of shot noise: 1 MiB, which fits in a core's cache
+)
 
 
 def gaussian_noise(image: Bytes, level: Level, rng: Generator) -> Bytes:
@@ -48,7 +50,8 @@ def _scaled_normals(sigma: float, mean: float) -> Floats:
 
 @functools.lru_cache(maxsize=8)
 def _shots(photons: float) -> Bytes:
-    """[256 * 4096] quantiles of Poisson(photons * grey / 255), as grey levels, for each grey level of the image."""
+    """[256 * 4096] quantiles of Poisson(photons * grey / 255), as grey levels, for each grey level
+    of the image."""
     rates = np.arange(256) / 255 * photons
     counts = np.arange(int(photons) + 1)  # every larger count is white, as `photons` itself is
     probabilities = (np.arange(_DRAWS) + 0.5) / _DRAWS

@@ -1,7 +1,8 @@
 """Random numbers of the corruptions: 16-bit words, and what tables make of them.
 
-Words come raw from PCG64, whose stream NumPy keeps for good, unlike that of `Generator.normal` and its kind; a table
-makes them normal. So the draws are the same on every machine and in every version."""
+Words come raw from PCG64, whose stream NumPy keeps for good, unlike that of `Generator.normal` and
+its kind; a table makes them normal. So the draws are the same on every machine and in every
+version."""
 
 from __future__ import annotations
 
@@ -18,11 +19,14 @@ from samovar.data.draws import hashes
 Words = npt.NDArray[np.uint16]
 Floats = npt.NDArray[np.float32]
 
-_IMAGE = zlib.crc32(b"corruptions: one image")  # names the stream; a purpose of `draws` is a small number
+_IMAGE = zlib.crc32(
+    b"corruptions: one image"
+)  # names the stream; a purpose of `draws` is a small number
 
 
 def image_seed(seed: int, index: int) -> int:
-    """The seed of image number `index` of a data set: images then differ, and no order of work matters."""
+    """The seed of image number `index` of a data set: images then differ, and no order of work
+    matters."""
     return int(hashes((seed, _IMAGE), np.array([index]), 1)[0, 0])
 
 

@@ -18,7 +18,9 @@ def zoomed(pixels: Floats, factor: float) -> Floats:
     above, below, down = _sources(pixels.shape[0], factor)
     rows = _between(pixels.take(above, axis=0), pixels.take(below, axis=0), down[:, None, None])
     left, right, along = _sources(pixels.shape[1], factor)
-    along = np.repeat(along, pixels.shape[2]).reshape(len(along), -1)  # numpy is slow where it must stretch C numbers
+    along = np.repeat(along, pixels.shape[2]).reshape(
+        len(along), -1
+    )  # numpy is slow where it must stretch C numbers
     return _between(rows.take(left, axis=1), rows.take(right, axis=1), along)
 
 
@@ -27,7 +29,9 @@ def _sources(size: int, factor: float) -> tuple[Ints, Ints, Floats]:
     """For each pixel of an enlarged axis, the two it lies between and the weight of the second."""
     crop = math.ceil(size / factor)
     enlarged = max(round(crop * factor), size)
-    scale = (crop - 1) / max(enlarged - 1, 1)  # as published: the crop's first and last pixels stay first and last
+    scale = (crop - 1) / max(
+        enlarged - 1, 1
+    )  # as published: the crop's first and last pixels stay first and last
     places = (np.arange(size) + (enlarged - size) // 2) * scale
     first = places.astype(np.int64)
     second = np.minimum(first + 1, crop - 1)
@@ -46,7 +50,9 @@ def sampled(image: Bytes, rows: Floats, cols: Floats) -> Bytes:
     Returns:
         [H, W, C]."""
     height, width, channels = image.shape
-    packed = np.zeros((height, width, 4), np.uint8)  # a pixel as one number: four gathers, not twelve
+    packed = np.zeros(
+        (height, width, 4), np.uint8
+    )  # a pixel as one number: four gathers, not twelve
     packed[..., :channels] = image
     numbers = packed.view(np.uint32).ravel()
     top, left = np.floor(rows), np.floor(cols)

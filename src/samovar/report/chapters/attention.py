@@ -10,7 +10,17 @@ import numpy as np
 
 from samovar.report.drawing.pictures import COARSE, heat_uri, image_uri, signed_uri
 from samovar.report.drawing.plots import layout, legend, points, style
-from samovar.report.parts import Data, Figure, Gallery, Part, Picture, Section, Strip, lacking, unfolded
+from samovar.report.parts import (
+    Data,
+    Figure,
+    Gallery,
+    Part,
+    Picture,
+    Section,
+    Strip,
+    lacking,
+    unfolded,
+)
 from samovar.report.protocol import mismatch
 from samovar.report.read import Array, RunData, UnreadableArrays, place
 from samovar.report.run_names import MANY
@@ -46,11 +56,17 @@ def attention(runs: Sequence[RunData]) -> Section:
     galleries = [gallery for look in found for gallery in _BY_KIND[look.kind](look, most)]
     having = {look.run.label for look in found}
     parts: list[Part] = [*unfolded("maps", "Maps over images", galleries)]
-    distances = [(run, run.batch("attention/distance")) for run in runs if len(run.batch("attention/distance")) > 0]
+    distances = [
+        (run, run.batch("attention/distance"))
+        for run in runs
+        if len(run.batch("attention/distance")) > 0
+    ]
     if distances:
         parts.append(distance_figure(distances, {look.run.label: look for look in found}))
     notes += mismatch("Maps", {look.run.label: (look.record, look.run) for look in found})
-    missing = lacking((run for run in runs if run.label not in having), "attention maps", "attention")
+    missing = lacking(
+        (run for run in runs if run.label not in having), "attention maps", "attention"
+    )
     return Section("attention", "Attention", _LEAD if galleries else "", parts, missing, notes)
 
 
@@ -65,7 +81,9 @@ def looks(runs: Sequence[RunData]) -> tuple[list[Looks], list[str]]:
     """The maps that can be read, and why others cannot."""
     found, notes = [], []
     for run in runs:
-        record = next((r for name in _NAMES for r in reversed(run.records.get(name, [])) if r.arrays), None)
+        record = next(
+            (r for name in _NAMES for r in reversed(run.records.get(name, [])) if r.arrays), None
+        )
         if record is None:
             continue
         try:
@@ -86,13 +104,21 @@ def _class_names(run: RunData) -> dict[str, Array]:
 
 def _checked(run: RunData, record: Record, arrays: Mapping[str, Array]) -> Looks:
     kind = str(arrays.get("kind", "attention"))
-    needed = {"attention": {"maps": 4, "rollout": 3}, "token-mixing": {"maps": 4}, "channel-mean": {"maps0": 3}}
+    needed = {
+        "attention": {"maps": 4, "rollout": 3},
+        "token-mixing": {"maps": 4},
+        "channel-mean": {"maps0": 3},
+    }
     if kind not in needed:
         raise UnreadableArrays(f"{record.arrays} holds maps of an unknown kind, {kind[:40]!r}")
-    shapes = needed[kind] | ({"images": 4, "labels": 1, "predicted": 1} if kind != "token-mixing" else {})
+    shapes = needed[kind] | (
+        {"images": 4, "labels": 1, "predicted": 1} if kind != "token-mixing" else {}
+    )
     for name, dims in shapes.items():
         if name not in arrays or arrays[name].ndim != dims or arrays[name].size == 0:
-            raise UnreadableArrays(f"{record.arrays} lacks {name}, or its shape is not that of a map")
+            raise UnreadableArrays(
+                f"{record.arrays} lacks {name}, or its shape is not that of a map"
+            )
     if kind != "token-mixing":
         _check_images(record, arrays, [name for name in shapes if name != "images"])
     return Looks(run, record, kind, arrays)
@@ -101,7 +127,9 @@ def _checked(run: RunData, record: Record, arrays: Mapping[str, Array]) -> Looks
 def _check_images(record: Record, arrays: Mapping[str, Array], others: Sequence[str]) -> None:
     images = arrays["images"]
     if images.dtype != np.uint8 or images.shape[-1] != 3:
-        raise UnreadableArrays(f"{record.arrays} holds images of type {images.dtype}, shape {images.shape}")
+        raise UnreadableArrays(
+            f"{record.arrays} holds images of type {images.dtype}, shape {images.shape}"
+        )
     short = [name for name in others if len(arrays[name]) < len(images)]
     if short:
         raise UnreadableArrays(f"{record.arrays} holds fewer {short[0]} than images")
@@ -112,27 +140,39 @@ def _of_transformer(look: Looks, most: int) -> list[Gallery]:
     shown = range(min(len(look.images), most))
     last = maps.shape[1]
     strips = [
-        _over(look, f"Last block, {last} of {last}", [(i, maps[i, -1]) for i in shown], captioned=True),
+        _over(
+            look, f"Last block, {last} of {last}", [(i, maps[i, -1]) for i in shown], captioned=True
+        ),
         _over(look, "Rollout through all blocks", [(i, rollout[i]) for i in shown]),
-        _over(look, "Each block, first image", [(0, m) for m in maps[0, :MOST_TILES]], count="block"),
+        _over(
+            look, "Each block, first image", [(0, m) for m in maps[0, :MOST_TILES]], count="block"
+        ),
     ]
     heads = look.arrays.get("heads")
     if heads is not None and heads.ndim == 4 and len(heads):
         strips.append(_over(look, "Each head of the last block, first image", [(0, m) for m in heads[0, :MOST_TILES]],
                             count="head"))  # fmt: skip
-    rows = [(i, "last block", *_flat(maps[i, -1])) for i in shown] + [(i, "rollout", *_flat(rollout[i])) for i in shown]
+    rows = [(i, "last block", *_flat(maps[i, -1])) for i in shown] + [
+        (i, "rollout", *_flat(rollout[i])) for i in shown
+    ]
     rows += [(0, f"block {k + 1}", *_flat(m)) for k, m in enumerate(maps[0, :MOST_TILES])]
     return [_gallery(look, [_plain_strip(look, shown), *strips], _map_data(rows))]
 
 
 def _of_residual(look: Looks, most: int) -> list[Gallery]:
     shown = range(min(len(look.images), most))
-    stages = sorted(name for name in look.arrays if name.startswith("maps") and look.arrays[name].ndim == 3)
+    stages = sorted(
+        name for name in look.arrays if name.startswith("maps") and look.arrays[name].ndim == 3
+    )
     strips, rows = [_plain_strip(look, shown)], []
     for k, name in enumerate(stages):
         maps = look.arrays[name]
         if len(maps) >= len(shown):
-            strips.append(_over(look, f"Stage {k + 1}, mean over channels", [(i, maps[i]) for i in shown], not k))
+            strips.append(
+                _over(
+                    look, f"Stage {k + 1}, mean over channels", [(i, maps[i]) for i in shown], not k
+                )
+            )
             rows += [(i, f"stage {k + 1}", *_flat(maps[i])) for i in shown]
     return [_gallery(look, strips, _map_data(rows))]
 
@@ -140,7 +180,11 @@ def _of_residual(look: Looks, most: int) -> list[Gallery]:
 def _of_mixer(look: Looks, most: int) -> list[Gallery]:
     units = look.arrays["maps"][0, : 4 * most]
     pictures = [
-        Picture(f"{look.run.label}: mixing weights of unit {k + 1}", signed_uri(unit), caption=f"unit {k + 1}")
+        Picture(
+            f"{look.run.label}: mixing weights of unit {k + 1}",
+            signed_uri(unit),
+            caption=f"unit {k + 1}",
+        )
         for k, unit in enumerate(units)
     ]
     rows = [(k, "unit", *_flat(unit)) for k, unit in enumerate(units)]
@@ -176,7 +220,11 @@ def _class(classes: Array | None, index: Any) -> str:
 
 
 def _over(
-    look: Looks, title: str, maps: Sequence[tuple[int, Array]], captioned: bool = False, count: str = ""
+    look: Looks,
+    title: str,
+    maps: Sequence[tuple[int, Array]],
+    captioned: bool = False,
+    count: str = "",
 ) -> Strip:
     pictures = []
     for k, (i, values) in enumerate(maps):
@@ -188,7 +236,11 @@ def _over(
 
 def _flat(values: Array) -> list[Any]:
     height, width = values.shape
-    return [height, width, *(float(f"{v:.4g}") if np.isfinite(v) else None for v in values.ravel().tolist())]
+    return [
+        height,
+        width,
+        *(float(f"{v:.4g}") if np.isfinite(v) else None for v in values.ravel().tolist()),
+    ]
 
 
 def _map_data(rows: Sequence[Sequence[Any]], first: str = "image") -> Data:
@@ -196,7 +248,9 @@ def _map_data(rows: Sequence[Sequence[Any]], first: str = "image") -> Data:
     return Data((first, "map", "height", "width", *(f"cell{k}" for k in range(cells))), rows)
 
 
-def distance_figure(found: Sequence[tuple[RunData, Sequence[Record]]], maps: Mapping[str, Looks]) -> Figure:
+def distance_figure(
+    found: Sequence[tuple[RunData, Sequence[Record]]], maps: Mapping[str, Looks]
+) -> Figure:
     """How far attention reaches, block by block; dots are heads."""
     traces, rows = [], []
     for run, records in found:
@@ -214,7 +268,12 @@ def distance_figure(found: Sequence[tuple[RunData, Sequence[Record]]], maps: Map
 
 
 def _heads(run: RunData, x: Sequence[str], heads: Array) -> dict[str, Any]:
-    dots = [(name, v) for name, row in zip(x, heads.tolist(), strict=True) for v in row if np.isfinite(v)]
+    dots = [
+        (name, v)
+        for name, row in zip(x, heads.tolist(), strict=True)
+        for v in row
+        if np.isfinite(v)
+    ]
     return {
         "type": "scatter", "mode": "markers", "x": [name for name, _ in dots], "y": [v for _, v in dots],
         "meta": run.color, "name": plain(run.label), "opacity": 0.45, "hoverinfo": "skip",

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from samovar.report.drawing.plots import error_of, finite, layout, legend, points, style
-from samovar.report.parts import Cell, Column, Data, Figure, Part, Row, Section, Table, balanced, lacking
+from samovar.report.parts import (
+    Cell,
+    Column,
+    Data,
+    Figure,
+    Part,
+    Row,
+    Section,
+    Table,
+    balanced,
+    lacking,
+)
 from samovar.report.protocol import mismatch
 from samovar.report.read import RunData, place
 from samovar.report.text import clean, plain, slug, with_error
@@ -15,10 +26,15 @@ from samovar.runs.records import Record
 def blocks(runs: Sequence[RunData]) -> Section:
     """lambda_max of each block of the network."""
     having = [run for run in runs if run.batch("hessian/block_lambda_max")]
-    missing = lacking((run for run in runs if run not in having), "eigenvalue of each block", "blocks")
+    missing = lacking(
+        (run for run in runs if run not in having), "eigenvalue of each block", "blocks"
+    )
     if not having:
         return Section("blocks", "Curvature by block", "", [], missing)
-    found = {run.label: (run, {_block(r): r for r in run.batch("hessian/block_lambda_max")}) for run in having}
+    found = {
+        run.label: (run, {_block(r): r for r in run.batch("hessian/block_lambda_max")})
+        for run in having
+    }
     parts: list[Part] = [block_figure(list(found.values())), _block_table(list(found.values()))]
     first = {label: (next(iter(records.values())), run) for label, (run, records) in found.items()}
     lead = "Largest eigenvalue of the Hessian with respect to one part’s weights alone; none exceeds the whole’s."
@@ -57,7 +73,11 @@ def block_figure(found: Sequence[tuple[RunData, Mapping[str, Record]]]) -> Figur
                 "hovertemplate": "%{fullData.name}<br>%{x}: %{y:.4g}<extra></extra>",
             }
         )
-        rows += [(run.label, n, r.value, r.residual, r.converged) for n, r in zip(names, here, strict=True) if r]
+        rows += [
+            (run.label, n, r.value, r.residual, r.converged)
+            for n, r in zip(names, here, strict=True)
+            if r
+        ]
     axes = layout(barmode="group", bargap=0.28, bargroupgap=0.08, xaxis={"type": "category"})
     hollow = any(not r.converged for _, records in found for r in records.values())
     caption = "Outlined bars: not converged." if hollow else ""
@@ -73,7 +93,9 @@ def _block_table(found: Sequence[tuple[RunData, Mapping[str, Record]]]) -> Table
     for run, records in found:
         cells = [_value(records.get(name)) for name in names]
         rows.append(Row(run.label, cells, run))
-    return Table("blocks-table", "λ_max by block, ± residual", "run", [Column(name) for name in names], rows)
+    return Table(
+        "blocks-table", "λ_max by block, ± residual", "run", [Column(name) for name in names], rows
+    )
 
 
 def _value(record: Record | None) -> Cell:
@@ -95,19 +117,33 @@ def activations(runs: Sequence[RunData]) -> Section:
     figures: list[Figure] = []
     for name, (title, ticks) in _INSIDE.items():
         found = [(run, run.batch(name)) for run in runs if run.batch(name)]
-        layers = dict.fromkeys(str(r.where.get("layer", "")) for _, records in found for r in records)
+        layers = dict.fromkeys(
+            str(r.where.get("layer", "")) for _, records in found for r in records
+        )
         for layer in layers:
-            of_layer = [(run, [r for r in rs if str(r.where.get("layer", "")) == layer]) for run, rs in found]
+            of_layer = [
+                (run, [r for r in rs if str(r.where.get("layer", "")) == layer])
+                for run, rs in found
+            ]
             full = f"{title}, {clean(layer, 30)} layers" if layer else title
             figures.append(inside_figure(slug(f"{name}-{layer}"), full, ticks, of_layer))
     without = [run for run in runs if not any(name in run.records for name in _INSIDE)]
     missing = lacking(without, "active fractions per block", "activations")
     records = {run.label: (r, run) for run in runs if (r := run.latest("inside/active_fraction"))}
     lead = "From the first block to the last, over images without augmentation." if figures else ""
-    return Section("activations", "Activations", lead, balanced(figures), missing, mismatch("Activations", records))
+    return Section(
+        "activations",
+        "Activations",
+        lead,
+        balanced(figures),
+        missing,
+        mismatch("Activations", records),
+    )
 
 
-def inside_figure(id: str, title: str, ticks: str, found: Sequence[tuple[RunData, Sequence[Record]]]) -> Figure:
+def inside_figure(
+    id: str, title: str, ticks: str, found: Sequence[tuple[RunData, Sequence[Record]]]
+) -> Figure:
     """A value by block, in the order of the forward pass."""
     traces, rows = [], []
     for run, records in found:

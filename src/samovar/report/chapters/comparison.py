@@ -57,23 +57,32 @@ def budgets_of(run: RunData) -> list[str]:
     return [budget for budget in BUDGETS if budget in present]
 
 
-# --- figures ---------------------------------------------------------------------------------------------------------
+# --- figures
+# ---------------------------------------------------------------------------------------------------------
 
 
 def figures(run: RunData) -> list[Figure]:
     """A figure for each number that some relative has."""
-    columns = {str(r.where.get("key")): clean(r.where.get("column", "")) for r in run.records[NUMBER]}
+    columns = {
+        str(r.where.get("key")): clean(r.where.get("column", "")) for r in run.records[NUMBER]
+    }
     found = ((key, title, points(run, key)) for key, title in columns.items() if key in UPWARD)
     return [_figure(run, key, title, drawn) for key, title, drawn in found if drawn]
 
 
 def points(run: RunData, key: str) -> list[Point]:
-    """The relatives with a number, cheap ones first; SAM's run, which is the same under every budget, once."""
+    """The relatives with a number, cheap ones first; SAM's run, which is the same under every
+    budget, once."""
     found: dict[tuple[str, str], Point] = {}
     for record in run.records[NUMBER]:
         worth, value = number(record.settings.get("worth")), record.value
         name, budget = clean(record.where.get("relative", ""), 40), str(record.where.get("budget"))
-        if record.where.get("key") != key or budget not in BUDGETS or not worth or not math.isfinite(value * worth):
+        if (
+            record.where.get("key") != key
+            or budget not in BUDGETS
+            or not worth
+            or not math.isfinite(value * worth)
+        ):
             continue
         low, high = record.interval or (value, value)
         once = "" if name == "sam" else budget
@@ -94,7 +103,9 @@ def _figure(run: RunData, key: str, title: str, found: Sequence[Point]) -> Figur
     log = key == "lambda_max"
     present = [budget for budget in BUDGETS if any(point.budget == budget for point in found)]
     traces = [_line(front(found, upward=UPWARD[key]), found)]
-    traces += [_markers([point for point in found if point.budget == budget], budget) for budget in present]
+    traces += [
+        _markers([point for point in found if point.budget == budget], budget) for budget in present
+    ]
     ends = [end for point in found for end in (point.low, point.high) if end > 0]
     x_range = _range([point.worth for point in found], log=False, pad=0.1)
     y_range = _range([end for point in found for end in (point.low, point.high)], log=log, pad=0.12)
@@ -107,7 +118,11 @@ def _figure(run: RunData, key: str, title: str, found: Sequence[Point]) -> Figur
         ("relative", "budget", "worth", "value", "low", "high", "seeds"),
         [(p.relative, p.budget, p.worth, p.value, p.low, p.high, p.record.n) for p in found],
     )
-    keys = tuple(Key(BUDGETS[budget][0], BUDGETS[budget][2]) for budget in present) if len(present) > 1 else ()
+    keys = (
+        tuple(Key(BUDGETS[budget][0], BUDGETS[budget][2]) for budget in present)
+        if len(present) > 1
+        else ()
+    )
     said = _caption(found, log, len(present) > 1)
     plot = {"data": traces, "layout": axes}
     return Figure(f"pareto-{run.index}-{key}", title, plot, data, said, keys, height=380)

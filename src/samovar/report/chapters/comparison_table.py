@@ -11,7 +11,9 @@ from samovar.report.text import clean, count, with_error
 from samovar.report.text import number as shown
 from samovar.runs.records import Record
 
-NUMBER, COST, SHARE, CLAIM, ANSWER = (f"compare/{name}" for name in ("number", "cost", "share", "claim", "answer"))
+NUMBER, COST, SHARE, CLAIM, ANSWER = (
+    f"compare/{name}" for name in ("number", "cost", "share", "claim", "answer")
+)
 
 BUDGETS: dict[str, tuple[str, str, int]] = {
     "steps": ("the same steps", "circle", 0),
@@ -35,7 +37,9 @@ def table(run: RunData, budget: str) -> Table:
         name: {_where(r): r for r in run.records.get(name, []) if r.where.get("budget") == budget}
         for name in (NUMBER, COST, SHARE, CLAIM)
     }
-    titles = {str(r.where.get("key")): clean(r.where.get("column", "")) for r in found[NUMBER].values()}
+    titles = {
+        str(r.where.get("key")): clean(r.where.get("column", "")) for r in found[NUMBER].values()
+    }
     rows = [
         Row(clean(name, 40), [_cost(record), *(_number(found[NUMBER].get((name, key))) for key in titles),
                               *_kept(found[SHARE].get((name, "")), found[CLAIM].get((name, "")))],
@@ -52,7 +56,15 @@ def table(run: RunData, budget: str) -> Table:
                if r.where.get("budget") == budget]  # fmt: skip
     title = f"{run.label}: {BUDGETS[budget][0]} for all"
     data = _data(list(found[NUMBER].values()))
-    return Table(f"compare-{run.index}-{budget}", title, "relative", columns, rows, data, caption=" ".join(answers))
+    return Table(
+        f"compare-{run.index}-{budget}",
+        title,
+        "relative",
+        columns,
+        rows,
+        data,
+        caption=" ".join(answers),
+    )
 
 
 def _where(record: Record) -> tuple[str, str]:
@@ -71,7 +83,9 @@ def _data(found: Sequence[Record]) -> Data:
 
 
 def _cost(record: Record) -> Cell:
-    low, high, passes, steps = (number(record.settings.get(key)) for key in ("lowest", "highest", "passes", "steps"))
+    low, high, passes, steps = (
+        number(record.settings.get(key)) for key in ("lowest", "highest", "passes", "steps")
+    )
     details = [] if low is None or high is None else [f"{low:.2f} to {high:.2f}"]
     details += [] if passes is None else [f"{passes:.3g} counted"]
     details += [] if steps is None else [count(int(steps), "step")]
@@ -93,7 +107,9 @@ def _kept(share: Record | None, claim: Record | None) -> list[Cell]:
     if share is None or claim is None:
         return [Cell("–"), Cell("–")]
     ends = [" to ".join(shown(100 * end, 2) for end in share.interval)] if share.interval else []
-    kept = Cell(f"{shown(100 * share.value, 2)} %" if math.isfinite(share.value) else "–", details=ends)
+    kept = Cell(
+        f"{shown(100 * share.value, 2)} %" if math.isfinite(share.value) else "–", details=ends
+    )
     amount = f"{'+' if claim.value > 0 else ''}{shown(claim.value, 2)} points" if claim.n else ""
     return [kept, Cell(clean(claim.settings.get("verdict", "")), details=[amount])]
 
@@ -105,4 +121,6 @@ def _note(key: str) -> str:
 
 def _test(claims: Sequence[Record]) -> str:
     test = clean(claims[0].settings.get("test", "")) if claims else "a test over seeds"
-    return f"{test}, that the gain is above nine tenths of SAM’s; below the verdict, by how much it is"
+    return (
+        f"{test}, that the gain is above nine tenths of SAM’s; below the verdict, by how much it is"
+    )

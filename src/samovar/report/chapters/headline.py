@@ -1,4 +1,5 @@
-"""The numbers one looks at first: accuracy, sharpness and cost, each with its error, its n and its protocol."""
+"""The numbers one looks at first: accuracy, sharpness and cost, each with its error, its n and its
+protocol."""
 
 from __future__ import annotations
 
@@ -39,8 +40,13 @@ class Metric:
 
 def headline(runs: Sequence[RunData]) -> Section:
     """A row a run, a column a number; then means over seeds, then every measurement there is."""
-    metrics = [metric for metric in METRICS if metric.always or any(metric.find(run) for run in runs)]
-    found = [{run.label: (record, run) for run in runs if (record := metric.find(run))} for metric in metrics]
+    metrics = [
+        metric for metric in METRICS if metric.always or any(metric.find(run) for run in runs)
+    ]
+    found = [
+        {run.label: (record, run) for run in runs if (record := metric.find(run))}
+        for metric in metrics
+    ]
     shared, columns = _columns(metrics, found)
     rows = [
         Row(run.label, [_cell(m, of.get(run.label), run) for m, of in zip(metrics, found, strict=True)], run,
@@ -48,7 +54,9 @@ def headline(runs: Sequence[RunData]) -> Section:
         for run in runs
     ]  # fmt: skip
     note = f"Columns {shared[0]} are measured with: {sentence(shared[1])}." if shared[1] else ""
-    table = Table("headline-table", "Runs", "run", columns, rows, _data(metrics, found), footnote=note)
+    table = Table(
+        "headline-table", "Runs", "run", columns, rows, _data(metrics, found), footnote=note
+    )
     seeds = _seeds(runs, metrics)
     tables = [*seeds, table] if len(runs) > MANY else [table, *seeds]
     missing = [note for words in ("hessian", "flatness") for note in _lacking(runs, metrics, words)]
@@ -81,19 +89,31 @@ def _last_accuracy(run: RunData) -> Record | None:
 
 def _as_measured(record: Record, run: RunData) -> Record:
     """A training record with the protocol that measurements state themselves."""
-    return replace(record, settings={"images": record.n or "", "source": run.task} | record.settings)
+    return replace(
+        record, settings={"images": record.n or "", "source": run.task} | record.settings
+    )
 
 
 def training_time(run: RunData) -> Record | None:
-    """Seconds of the training loop, evaluation left out: images per log line over images per second."""
+    """Seconds of the training loop, evaluation left out: images per log line over images per
+    second."""
     speeds = run.series("train/images_per_second")
     batch = number(run.config.get("data.batch_size"))
     steps = [0.0, *(place(r, "step") for r in speeds)]
-    spent = [(b - a, r.value) for a, b, r in zip(steps, steps[1:], speeds, strict=False) if r.value > 0]
+    spent = [
+        (b - a, r.value) for a, b, r in zip(steps, steps[1:], speeds, strict=False) if r.value > 0
+    ]
     if not spent or not batch:
         return None
     seconds = math.fsum(done * batch / speed for done, speed in spent)
-    return Record("training time", seconds, "s", n=len(spent), settings=_hardware(run), where={"step": int(steps[-1])})
+    return Record(
+        "training time",
+        seconds,
+        "s",
+        n=len(spent),
+        settings=_hardware(run),
+        where={"step": int(steps[-1])},
+    )
 
 
 def _speed(run: RunData) -> Record | None:
@@ -107,7 +127,11 @@ def _speed(run: RunData) -> Record | None:
 
 def _hardware(run: RunData) -> dict[str, str]:
     names = ("device", "gpu", "cpu", "dtype", "threads", "world_size")
-    return {name: setting(run.provenance[name]) for name in names if run.provenance.get(name) not in (None, "")}
+    return {
+        name: setting(run.provenance[name])
+        for name in names
+        if run.provenance.get(name) not in (None, "")
+    }
 
 
 METRICS = (
@@ -140,23 +164,46 @@ def _subtitle(run: RunData) -> str:
     rho = number(run.config.get("sam.rho"))
     parts = [setting(run.config.get("model.name", ""))]
     if run.trained:
-        parts += [setting(run.config.get("optim.name", "")) + (f" + SAM, rho {rho:g}" if rho else "")]
+        parts += [
+            setting(run.config.get("optim.name", "")) + (f" + SAM, rho {rho:g}" if rho else "")
+        ]
         parts += [f"seed {setting(run.config.get('seed', '?'))}"]
     return ", ".join(filter(None, parts))
 
 
-def _columns(metrics: Sequence[Metric], found: Sequence[Found]) -> tuple[tuple[str, dict[str, str]], list[Column]]:
-    """The columns; first their numbers and the part of the protocol that all measured ones share, to be said once."""
+def _columns(
+    metrics: Sequence[Metric], found: Sequence[Found]
+) -> tuple[tuple[str, dict[str, str]], list[Column]]:
+    """The columns; first their numbers and the part of the protocol that all measured ones share,
+    to be said once."""
     flags = [disagreements(of, () if metric.measurement else ("checkpoint",)) if of else [] for metric, of in
              zip(metrics, found, strict=True)]  # fmt: skip
     agreed = [_agreed(of, flags[k]) for k, of in enumerate(found)]
-    measured = [k for k, metric in enumerate(metrics) if metric.measurement and found[k] and not metric.share]
-    shared = dict(set.intersection(*(set(agreed[k].items()) for k in measured))) if len(measured) > 1 else {}
-    shared = {name: value for name, value in agreed[measured[0]].items() if name in shared} if shared else {}
+    measured = [
+        k
+        for k, metric in enumerate(metrics)
+        if metric.measurement and found[k] and not metric.share
+    ]
+    shared = (
+        dict(set.intersection(*(set(agreed[k].items()) for k in measured)))
+        if len(measured) > 1
+        else {}
+    )
+    shared = (
+        {name: value for name, value in agreed[measured[0]].items() if name in shared}
+        if shared
+        else {}
+    )
     columns = []
     for k, metric in enumerate(metrics):
-        own = {name: value for name, value in agreed[k].items() if k not in measured or name not in shared}
-        columns.append(Column(metric.title, f"{metric.about}. {sentence(own)}".rstrip(" ."), tuple(flags[k])))
+        own = {
+            name: value
+            for name, value in agreed[k].items()
+            if k not in measured or name not in shared
+        }
+        columns.append(
+            Column(metric.title, f"{metric.about}. {sentence(own)}".rstrip(" ."), tuple(flags[k]))
+        )
     return (", ".join(str(k + 1) for k in measured), shared), columns
 
 
@@ -164,7 +211,11 @@ def _agreed(found: Found, flags: Sequence[str]) -> dict[str, str]:
     if not found:
         return {}
     said = protocol(*next(iter(found.values())))
-    return {name: value for name, value in said.items() if not any(flag.startswith(f"{name}: ") for flag in flags)}
+    return {
+        name: value
+        for name, value in said.items()
+        if not any(flag.startswith(f"{name}: ") for flag in flags)
+    }
 
 
 def _cell(metric: Metric, found: tuple[Record, RunData] | None, run: RunData) -> Cell:
@@ -181,7 +232,19 @@ def _cell(metric: Metric, found: tuple[Record, RunData] | None, run: RunData) ->
 
 
 def _data(metrics: Sequence[Metric], found: Sequence[Found]) -> Data:
-    columns = ("run", "folder", "column", "name", "value", "unit", "stderr", "residual", "n", "converged", "protocol")
+    columns = (
+        "run",
+        "folder",
+        "column",
+        "name",
+        "value",
+        "unit",
+        "stderr",
+        "residual",
+        "n",
+        "converged",
+        "protocol",
+    )
     rows = [
         (label, str(run.path), metric.title, r.name, r.value, r.unit, r.stderr, r.residual, r.n, r.converged,
          sentence(protocol(r, run)))
@@ -216,7 +279,9 @@ def _seeds(runs: Sequence[RunData], metrics: Sequence[Metric]) -> list[Table]:
     return [Table("seeds-table", "Means over seeds", "recipe", columns, rows, table, caption)]
 
 
-def _mean(metric: Metric, values: Sequence[float]) -> tuple[Cell, tuple[float | None, float | None, int]]:
+def _mean(
+    metric: Metric, values: Sequence[float]
+) -> tuple[Cell, tuple[float | None, float | None, int]]:
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return Cell("–"), (None, None, 0)
@@ -240,22 +305,53 @@ def _all_records(runs: Sequence[RunData]) -> list[Group]:
     rows = []
     for run, r in found[:MOST_ROWS]:
         value, error = with_error(r.value, _error(r))
-        where = ", ".join(f"{key} {setting(v)}" for key, v in r.where.items() if key not in ("split", "step", "index"))
+        where = ", ".join(
+            f"{key} {setting(v)}"
+            for key, v in r.where.items()
+            if key not in ("split", "step", "index")
+        )
         cost = ", ".join(f"{setting(v)} {key}" for key, v in r.cost.items())
         cells = [Cell(r.name + (f", {where}" if where else "")), Cell(value, error, hollow=not r.converged),
                  Cell(r.unit), Cell("" if r.n is None else str(r.n)), Cell("", details=[sentence(protocol(r, run))]),
                  Cell("", details=[cost]), Cell("", details=[r.source])]  # fmt: skip
         rows.append(Row(run.label, cells, run))
-    columns = [Column(name) for name in ("record", "value", "unit", "n", "protocol", "cost", "after")]
-    names = ("run", "name", "value", "unit", "stderr", "residual", "n", "converged", "where", "protocol", "cost")
+    columns = [
+        Column(name) for name in ("record", "value", "unit", "n", "protocol", "cost", "after")
+    ]
+    names = (
+        "run",
+        "name",
+        "value",
+        "unit",
+        "stderr",
+        "residual",
+        "n",
+        "converged",
+        "where",
+        "protocol",
+        "cost",
+    )
     data = [
         (run.label, r.name, r.value, r.unit, r.stderr, r.residual, r.n, r.converged, sentence(_texts(r.where)),
          sentence(protocol(r, run)), sentence(_texts(r.cost)))
         for run, r in found
     ]  # fmt: skip
     caption = f"The first {MOST_ROWS}; the CSV has all." if len(found) > MOST_ROWS else ""
-    table = Table("records-table", "Every measurement", "run", columns, rows, Data(names, data), caption, numeric=False)
-    return [Group("all-records", f"Every measurement, {count(len(found), 'record')}", [table], folded=True)]
+    table = Table(
+        "records-table",
+        "Every measurement",
+        "run",
+        columns,
+        rows,
+        Data(names, data),
+        caption,
+        numeric=False,
+    )
+    return [
+        Group(
+            "all-records", f"Every measurement, {count(len(found), 'record')}", [table], folded=True
+        )
+    ]
 
 
 def _texts(values: Mapping[str, object]) -> dict[str, str]:

@@ -1,4 +1,5 @@
-"""The loss around the weights: surfaces and contours of all runs on one scale of height and colour."""
+"""The loss around the weights: surfaces and contours of all runs on one scale of height and
+colour."""
 
 from __future__ import annotations
 
@@ -22,7 +23,10 @@ _PLANES = {
     "eigenvectors": "Along the two top eigenvectors of the Hessian",
 }
 _LINES = {
-    "random": ("Along a random direction, scaled filter by filter", "distance, in norms of the filters"),
+    "random": (
+        "Along a random direction, scaled filter by filter",
+        "distance, in norms of the filters",
+    ),
     "eigenvectors": ("Along the top eigenvector of the Hessian", "distance"),
     "between": ("On the line to another run or step", "0: this run, 1: the other"),
 }
@@ -48,30 +52,51 @@ def landscape(runs: Sequence[RunData]) -> Section:
         )
     having = {grid.run.label for grid in (*planes, *lines)}
     lead = "The loss as the weights move away from the trained ones." if having else ""
-    missing = lacking((run for run in runs if run.label not in having), "loss landscape", "landscape")
+    missing = lacking(
+        (run for run in runs if run.label not in having), "loss landscape", "landscape"
+    )
     return Section("landscape", "Loss landscape", lead, parts, missing, notes)
 
 
 def _planes(kind: str, found: Sequence[Grid]) -> list[Group | Figure]:
     shared = scale(found)
     ends = f"{short(shared.low)} to {short(shared.high)} nats"
-    said = [f"All runs share one scale, {ends}; turn one and all turn." if len(found) > 1 else f"Scale {ends}."]
+    said = [
+        f"All runs share one scale, {ends}; turn one and all turn."
+        if len(found) > 1
+        else f"Scale {ends}."
+    ]
     if shared.cut_share:
-        said.append(f"Higher points, {100 * shared.cut_share:.0f} % of all, are cut off at its top.")
+        said.append(
+            f"Higher points, {100 * shared.cut_share:.0f} % of all, are cut off at its top."
+        )
     notes = [note for grid in found for note in remarks(grid)]
     bar = (short(shared.low), short(shared.high), "loss, nats")
     height = {2: 340, 3: 280, 4: 220}[columns_of(len(found))]
-    surfaces = [replace(surface_figure(kind, grid, shared, height // 2), height=height) for grid in found]
+    surfaces = [
+        replace(surface_figure(kind, grid, shared, height // 2), height=height) for grid in found
+    ]
     contours = [replace(contour_figure(kind, grid, shared), height=height) for grid in found]
     title = _PLANES.get(kind, kind)
     return [
-        Group(f"surfaces-{slug(kind)}", title, surfaces, " ".join(said), tiles=True, scale=bar, notes=tuple(notes)),
+        Group(
+            f"surfaces-{slug(kind)}",
+            title,
+            surfaces,
+            " ".join(said),
+            tiles=True,
+            scale=bar,
+            notes=tuple(notes),
+        ),
         Group(f"contours-{slug(kind)}", "The same from above", contours, tiles=True, scale=bar),
     ]
 
 
 def _clipped(grid: Grid, shared: Scale) -> list[list[float | None]]:
-    return [[finite(min(v, shared.high)) if np.isfinite(v) else None for v in row] for row in grid.loss.tolist()]
+    return [
+        [finite(min(v, shared.high)) if np.isfinite(v) else None for v in row]
+        for row in grid.loss.tolist()
+    ]
 
 
 def _plane_data(grid: Grid) -> Data:
@@ -93,7 +118,9 @@ def surface_figure(kind: str, grid: Grid, shared: Scale, dpi: int = 170) -> Figu
         "x": [finite(v) for v in grid.x.tolist()],
         "y": [finite(v) for v in grid.y.tolist()],
         "z": _clipped(grid, shared),
-        "customdata": [[finite(v) for v in row] for row in grid.loss.tolist()] if shared.cut_share else None,
+        "customdata": [[finite(v) for v in row] for row in grid.loss.tolist()]
+        if shared.cut_share
+        else None,
         "cmin": finite(shared.low),
         "cmax": finite(shared.high),
         "colorscale": _COLORS,
@@ -105,9 +132,15 @@ def surface_figure(kind: str, grid: Grid, shared: Scale, dpi: int = 170) -> Figu
         "type": "scatter3d",
         "x": [0],
         "y": [0],
-        "z": [finite(grid.center + 0.02 * (shared.high - shared.low))],  # above the surface, not half inside
+        "z": [
+            finite(grid.center + 0.02 * (shared.high - shared.low))
+        ],  # above the surface, not half inside
         "mode": "markers",
-        "marker": {"size": 5, "color": palette.POINT, "line": {"color": "var(--surface)", "width": 1}},
+        "marker": {
+            "size": 5,
+            "color": palette.POINT,
+            "line": {"color": "var(--surface)", "width": 1},
+        },
         "hovertemplate": f"trained weights<br>loss {number(grid.center)}<extra></extra>",
     }
     plot = {"data": [surface, *([point] if kind != "between" else [])], "layout": _scene(shared)}
@@ -136,7 +169,10 @@ def _scene(shared: Scale) -> dict[str, Any]:
             "zaxis": axis | {"title": {"text": "loss"}, "range": heights},
             "aspectmode": "manual",
             "aspectratio": {"x": 1, "y": 1, "z": 0.75},
-            "camera": {"eye": {"x": 1.5, "y": -1.6, "z": 0.95}, "center": {"x": 0, "y": 0, "z": -0.14}},
+            "camera": {
+                "eye": {"x": 1.5, "y": -1.6, "z": 0.95},
+                "center": {"x": 0, "y": 0, "z": -0.14},
+            },
         },
     }
 

@@ -84,22 +84,31 @@ def _grid(run: RunData, record: Record, arrays: Mapping[str, Array]) -> Grid:
     except (KeyError, TypeError, ValueError) as error:
         raise UnreadableArrays(f"{record.arrays} lacks what a landscape needs ({error})") from None
     if loss.shape != ((len(x),) if y is None else (len(y), len(x))) or loss.size == 0:
-        raise UnreadableArrays(f"{record.arrays} holds a grid of shape {loss.shape}, which does not fit its axes")
+        raise UnreadableArrays(
+            f"{record.arrays} holds a grid of shape {loss.shape}, which does not fit its axes"
+        )
     gaps = int((~np.isfinite(loss)).sum())
     loss = np.where(np.isfinite(loss), loss, np.nan)
     stride = -(-(max(loss.shape) - 1) // (MOST_POINTS - 1)) if max(loss.shape) > MOST_POINTS else 1
-    every = slice(max(loss.shape) // 2 % stride, None, stride)  # through the middle, where the trained weights are
+    every = slice(
+        max(loss.shape) // 2 % stride, None, stride
+    )  # through the middle, where the trained weights are
     if y is None:
         return Grid(run, record, x[every], None, loss[every], center, stride, gaps)
     return Grid(run, record, x[every], y[every], loss[every, every], center, stride, gaps)
 
 
 def scale(found: Sequence[Grid]) -> Scale:
-    """From the lowest loss to the highest, or to a quantile where a few points would hide all others."""
+    """From the lowest loss to the highest, or to a quantile where a few points would hide all
+    others."""
     values = np.concatenate([grid.loss[np.isfinite(grid.loss)] for grid in found] or [np.zeros(0)])
     if values.size == 0:
         return Scale(0.0, 1.0, 0.0)
-    low, high, top = float(values.min()), float(np.quantile(values, CUT_QUANTILE)), float(values.max())
+    low, high, top = (
+        float(values.min()),
+        float(np.quantile(values, CUT_QUANTILE)),
+        float(values.max()),
+    )
     if top - low <= 2.5 * (high - low) or high <= low:
         high = top if top > low else low + 1e-6 + abs(low) * 1e-6
     return Scale(low, high, float((values > high).mean()))
@@ -109,7 +118,11 @@ def remarks(grid: Grid) -> list[str]:
     """What is not as it was measured."""
     notes = []
     if grid.gaps:
-        notes.append(f"{grid.run.label}: {count(grid.gaps, 'point')} without a finite loss, left open.")
+        notes.append(
+            f"{grid.run.label}: {count(grid.gaps, 'point')} without a finite loss, left open."
+        )
     if grid.stride > 1:
-        notes.append(f"{grid.run.label}: drawn with every {grid.stride}th point per axis of {grid.record.arrays}.")
+        notes.append(
+            f"{grid.run.label}: drawn with every {grid.stride}th point per axis of {grid.record.arrays}."
+        )
     return notes

@@ -23,7 +23,9 @@ def predictions(runs: Sequence[RunData]) -> Section:
     galleries, notes, records = [], [], {}
     most = MOST_PICTURES if len(runs) <= MANY else 5
     for run in runs:
-        record = next((r for r in reversed(run.records.get("predictions/accuracy", [])) if r.arrays), None)
+        record = next(
+            (r for r in reversed(run.records.get("predictions/accuracy", [])) if r.arrays), None
+        )
         if record is None:
             continue
         try:
@@ -31,10 +33,18 @@ def predictions(runs: Sequence[RunData]) -> Section:
             records[run.label] = (record, run)
         except UnreadableArrays as error:
             notes.append(f"{run.label}: {error}; measure its predictions again")
-    missing = lacking((run for run in runs if run.label not in records), "example predictions", "predictions")
+    missing = lacking(
+        (run for run in runs if run.label not in records), "example predictions", "predictions"
+    )
     parts = unfolded("examples", "Mistakes and examples", galleries)
-    lead = "Mistakes with the highest loss first, then examples picked evenly over the classes." if galleries else ""
-    return Section("predictions", "Predictions", lead, parts, missing, notes + mismatch("Predictions", records))
+    lead = (
+        "Mistakes with the highest loss first, then examples picked evenly over the classes."
+        if galleries
+        else ""
+    )
+    return Section(
+        "predictions", "Predictions", lead, parts, missing, notes + mismatch("Predictions", records)
+    )
 
 
 def gallery(run: RunData, record: Record, arrays: Mapping[str, Array], most: int) -> Gallery:
@@ -65,13 +75,21 @@ def gallery(run: RunData, record: Record, arrays: Mapping[str, Array], most: int
 
 def _columns(record: Record, arrays: Mapping[str, Array]) -> dict[str, Array]:
     images = arrays.get("images")
-    if images is None or images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or images.size == 0:
+    if (
+        images is None
+        or images.ndim != 4
+        or images.shape[-1] != 3
+        or images.dtype != np.uint8
+        or images.size == 0
+    ):
         raise UnreadableArrays(f"{record.arrays} holds no images")
     names = ("labels", "predicted", "probability", "probability_true", "loss", "worst")
     columns = {name: arrays[name] for name in names if name in arrays}
     short = [name for name in names if name not in columns or columns[name].shape != (len(images),)]
     if short:
-        raise UnreadableArrays(f"{record.arrays} lacks {short[0]}, or holds another number of it than of images")
+        raise UnreadableArrays(
+            f"{record.arrays} lacks {short[0]}, or holds another number of it than of images"
+        )
     return columns | {"classes": arrays.get("classes", np.zeros(0, dtype=str))}
 
 
@@ -92,7 +110,9 @@ def _picture(i: int, arrays: Mapping[str, Array], columns: Mapping[str, Array]) 
     caption = guess if right else f"{guess}, not {truth}"
     detail = sure if right else f"{sure}, {believed} for the truth"
     alt = f"Image of class {truth}, predicted {guess} with probability {sure}"
-    return Picture(alt, image_uri(arrays["images"][i]), "", caption, detail, "right" if right else "wrong")
+    return Picture(
+        alt, image_uri(arrays["images"][i]), "", caption, detail, "right" if right else "wrong"
+    )
 
 
 def _percent(share: Any) -> str:

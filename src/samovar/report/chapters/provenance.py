@@ -24,7 +24,8 @@ def settings(runs: Sequence[RunData]) -> Section:
 def provenance(runs: Sequence[RunData]) -> Section:
     """Versions, hardware, commands and the state of the source tree."""
     found = [
-        {"folder": clean(run.path, 400), "records": str(sum(map(len, run.records.values())))} | _flat(run.provenance)
+        {"folder": clean(run.path, 400), "records": str(sum(map(len, run.records.values())))}
+        | _flat(run.provenance)
         for run in runs
     ]
     notes = [
@@ -54,15 +55,24 @@ def _tables(
     return "" if differ else f"No {head} differs between these runs.", parts
 
 
-def _by_run(id: str, title: str, head: str, runs: Sequence[RunData], values: Mapping[str, Sequence[str]]) -> Table:
+def _by_run(
+    id: str, title: str, head: str, runs: Sequence[RunData], values: Mapping[str, Sequence[str]]
+) -> Table:
     if len(runs) <= MOST_COLUMNS:
         return _table(id, title, head, [run.label for run in runs], values)
-    rows = [Row(run.label, [Cell(row[i]) for row in values.values()], run) for i, run in enumerate(runs)]
-    data = Data(("run", *values), [(run.label, *(row[i] for row in values.values())) for i, run in enumerate(runs)])
+    rows = [
+        Row(run.label, [Cell(row[i]) for row in values.values()], run) for i, run in enumerate(runs)
+    ]
+    data = Data(
+        ("run", *values),
+        [(run.label, *(row[i] for row in values.values())) for i, run in enumerate(runs)],
+    )
     return Table(id, title, "run", [Column(name) for name in values], rows, data, numeric=False)
 
 
-def _table(id: str, title: str, head: str, columns: Sequence[str], values: Mapping[str, Sequence[str]]) -> Table:
+def _table(
+    id: str, title: str, head: str, columns: Sequence[str], values: Mapping[str, Sequence[str]]
+) -> Table:
     rows = [Row(name, [Cell(value) for value in row]) for name, row in values.items()]
     data = Data((head, *columns), [(name, *row) for name, row in values.items()])
     return Table(id, title, head, [Column(column) for column in columns], rows, data, numeric=False)

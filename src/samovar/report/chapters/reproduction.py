@@ -1,4 +1,5 @@
-"""A table or figure of the paper: our numbers beside the published ones, and what became of each claim."""
+"""A table or figure of the paper: our numbers beside the published ones, and what became of each
+claim."""
 
 from __future__ import annotations
 
@@ -42,10 +43,13 @@ def tally(study: RunData) -> str:
     verdicts = [str(record.settings.get("verdict")) for record in study.records.get(CLAIM, [])]
     counts = [(verdicts.count(verdict), verdict) for verdict in _ORDER if verdict in verdicts]
     (first, verdict), *rest = counts
-    return ", ".join([f"{count(first, 'claim')} {verdict}", *(f"{n} {verdict}" for n, verdict in rest)])
+    return ", ".join(
+        [f"{count(first, 'claim')} {verdict}", *(f"{n} {verdict}" for n, verdict in rest)]
+    )
 
 
-# --- numbers ---------------------------------------------------------------------------------------------------------
+# --- numbers
+# ---------------------------------------------------------------------------------------------------------
 
 
 def numbers(study: RunData, name: str) -> Table:
@@ -54,7 +58,9 @@ def numbers(study: RunData, name: str) -> Table:
     heads = list(dict.fromkeys(clean(record.where.get("row", "")) for record in records))
     columns = list(dict.fromkeys(clean(record.where.get("column", "")) for record in records))
     cells = {(clean(r.where.get("row", "")), clean(r.where.get("column", ""))): r for r in records}
-    networks = {clean(r.where.get("row", "")): clean(r.settings.get("paper_network", "")) for r in records}
+    networks = {
+        clean(r.where.get("row", "")): clean(r.settings.get("paper_network", "")) for r in records
+    }
     rows = [
         Row(head, [_cell(cells.get((head, column))) for column in columns],
             detail=f"beside {networks[head]}" if networks[head] else "")
@@ -70,8 +76,20 @@ def numbers(study: RunData, name: str) -> Table:
         ],
     )  # fmt: skip
     title = f"{name} at scale {scale}"
-    said = "* only in later versions of the paper and not checked against them." if _later(records) else ""
-    return Table(f"numbers-{study.index}", title, "training", [Column(c) for c in columns], rows, data, caption=said)
+    said = (
+        "* only in later versions of the paper and not checked against them."
+        if _later(records)
+        else ""
+    )
+    return Table(
+        f"numbers-{study.index}",
+        title,
+        "training",
+        [Column(c) for c in columns],
+        rows,
+        data,
+        caption=said,
+    )
 
 
 def _later(records: Sequence[Record]) -> bool:
@@ -102,7 +120,8 @@ def _star(record: Record) -> str:
     return "*" if record.settings.get("unverified") else ""
 
 
-# --- claims ----------------------------------------------------------------------------------------------------------
+# --- claims
+# ----------------------------------------------------------------------------------------------------------
 
 
 def claims(study: RunData, name: str) -> Table:
@@ -125,7 +144,15 @@ def claims(study: RunData, name: str) -> Table:
             for r in records
         ],
     )  # fmt: skip
-    return Table(f"claims-{study.index}", f"Claims of {name}", "claim", columns, rows, data, caption=f"{tally(study)}.")
+    return Table(
+        f"claims-{study.index}",
+        f"Claims of {name}",
+        "claim",
+        columns,
+        rows,
+        data,
+        caption=f"{tally(study)}.",
+    )
 
 
 def _verdict(record: Record) -> list[Cell]:

@@ -11,7 +11,18 @@ import numpy as np
 from samovar.report.drawing import palette
 from samovar.report.drawing.pictures import COARSE, image_uri
 from samovar.report.drawing.plots import finite, layout, legend, points, style
-from samovar.report.parts import Data, Figure, Gallery, Group, Part, Picture, Section, Strip, lacking, unfolded
+from samovar.report.parts import (
+    Data,
+    Figure,
+    Gallery,
+    Group,
+    Part,
+    Picture,
+    Section,
+    Strip,
+    lacking,
+    unfolded,
+)
 from samovar.report.protocol import mismatch
 from samovar.report.read import Array, RunData, UnreadableArrays, place
 from samovar.report.run_names import MANY
@@ -40,7 +51,9 @@ def robustness(runs: Sequence[RunData]) -> Section:
     attacked = [(run, _curve(run)) for run in runs if _curve(run)]
     curves: list[Figure] = [attack_figure(attacked)] if attacked else []
     reliability, notes = _reliability(runs)
-    parts += [replace(figure, wide=len(curves + reliability) == 1) for figure in curves + reliability]
+    parts += [
+        replace(figure, wide=len(curves + reliability) == 1) for figure in curves + reliability
+    ]
     galleries, more = _galleries(runs)
     parts += unfolded("spoilt", "Corrupted and attacked images", galleries)
     missing = [
@@ -55,11 +68,16 @@ def robustness(runs: Sequence[RunData]) -> Section:
     for name, title in ((MEAN, "Corruptions"), (PGD, "Attacks"), (ECE, "Calibration")):
         found = {run.label: (record, run) for run in runs if (record := run.latest(name))}
         notes += mismatch(title, found)
-    lead = "Accuracy on images made worse, and how sure the network is of what it sees." if parts else ""
+    lead = (
+        "Accuracy on images made worse, and how sure the network is of what it sees."
+        if parts
+        else ""
+    )
     return Section("robustness", "Robustness", lead, parts, missing, notes + more)
 
 
-# --- corruptions -----------------------------------------------------------------------------------------------------
+# --- corruptions
+# -----------------------------------------------------------------------------------------------------
 
 
 def _cells(run: RunData) -> Cells:
@@ -74,7 +92,14 @@ def _heat_maps(found: Sequence[tuple[RunData, Cells]]) -> list[Part]:
     maps = [heat_figure(run, cells) for run, cells in found]
     said = "Share of images read rightly, corruption by severity."
     parts: list[Part] = [
-        Group("corruptions", "Accuracy under corruptions", maps, said, tiles=True, scale=("0 %", "100 %", "accuracy"))
+        Group(
+            "corruptions",
+            "Accuracy under corruptions",
+            maps,
+            said,
+            tiles=True,
+            scale=("0 %", "100 %", "accuracy"),
+        )
     ]
     if len(found) == 2:
         parts.append(difference_figure(*found))
@@ -113,13 +138,17 @@ def heat_figure(run: RunData, cells: Cells) -> Figure:
     records = [[cells.get((name, severity)) for severity in severities] for name in names]
     grid = [[finite(r.value) if r else None for r in row] for row in records]
     text = [[f"{100 * r.value:.1f} %" if r else "" for r in row] for row in records]
-    plot = _heat_plot(names, severities, grid, {"colorscale": _COLORS, "zmin": 0, "zmax": 1, "text": text})
+    plot = _heat_plot(
+        names, severities, grid, {"colorscale": _COLORS, "zmin": 0, "zmax": 1, "text": text}
+    )
     rows = [(name, severity, r.value, r.stderr, r.n) for (name, severity), r in cells.items()]
     data = Data(("corruption", "severity", "accuracy", "stderr", "n"), rows)
     mean = run.latest(MEAN)
     caption = f"Mean {100 * mean.value:.1f} %, {mean.n} images" if mean and mean.n else ""
     height = 110 + 19 * len(names)
-    return Figure(f"corruptions-{run.index}", run.label, plot, data, caption, run=run, height=height)
+    return Figure(
+        f"corruptions-{run.index}", run.label, plot, data, caption, run=run, height=height
+    )
 
 
 def difference_figure(first: tuple[RunData, Cells], second: tuple[RunData, Cells]) -> Figure:
@@ -131,8 +160,16 @@ def difference_figure(first: tuple[RunData, Cells], second: tuple[RunData, Cells
     grid = [[None if v is None else finite(100 * v) for v in row] for row in values]
     most = max([5.0, *(abs(v) for row in grid for v in row if v is not None)])
     text = [["" if v is None else f"{100 * v:+.1f}" for v in row] for row in values]
-    more = {"colorscale": _SIGNED, "zmin": -most, "zmax": most, "text": text, "texttemplate": "%{text}"}
-    plot = _heat_plot(names, severities, grid, more | {"textfont": {"color": "#1b1b1b", "size": 11}})
+    more = {
+        "colorscale": _SIGNED,
+        "zmin": -most,
+        "zmax": most,
+        "text": text,
+        "texttemplate": "%{text}",
+    }
+    plot = _heat_plot(
+        names, severities, grid, more | {"textfont": {"color": "#1b1b1b", "size": 11}}
+    )
     rows = [(name, severity, value) for (name, severity), value in both.items()]
     caption = f"Accuracy of {b.label} less that of {a.label}, in percentage points: red where {b.label} is ahead."
     data = Data(("corruption", "severity", "difference"), rows)
@@ -140,7 +177,8 @@ def difference_figure(first: tuple[RunData, Cells], second: tuple[RunData, Cells
                   height=110 + 22 * len(names))  # fmt: skip
 
 
-# --- attacks and calibration -----------------------------------------------------------------------------------------
+# --- attacks and calibration
+# -----------------------------------------------------------------------------------------
 
 
 def _curve(run: RunData) -> list[Record]:
@@ -156,12 +194,16 @@ def attack_figure(found: Sequence[tuple[RunData, Sequence[Record]]]) -> Figure:
         traces.append(points(run, radii, records) | {"mode": "lines+markers"})
         rows += [(run.label, place(r, "eps"), r.value, r.stderr, r.n) for r in records]
     norms = {str(records[0].settings.get("norm", "")) for _, records in found}
-    norm = {"inf": "largest change of a pixel", "2": "Euclidean length"}.get(norms.pop() if len(norms) == 1 else "", "")
+    norm = {"inf": "largest change of a pixel", "2": "Euclidean length"}.get(
+        norms.pop() if len(norms) == 1 else "", ""
+    )
     axes = layout(f"radius, 255ths ({norm})" if norm else "radius, 255ths",
                   yaxis={"range": [0, 1.02], "tickformat": ".0%"})  # fmt: skip
     data = Data(("run", "eps", "accuracy", "stderr", "n"), rows)
     keys = legend(run for run, _ in found)
-    return Figure("attack-curve", "Accuracy under PGD", {"data": traces, "layout": axes}, data, keys=keys)
+    return Figure(
+        "attack-curve", "Accuracy under PGD", {"data": traces, "layout": axes}, data, keys=keys
+    )
 
 
 def _reliability(runs: Sequence[RunData]) -> tuple[list[Figure], list[str]]:
@@ -172,9 +214,13 @@ def _reliability(runs: Sequence[RunData]) -> tuple[list[Figure], list[str]]:
             continue
         try:
             arrays = run.arrays(record)
-            found.append((run, record, {name: arrays[name] for name in ("confidence", "accuracy", "counts")}))
+            found.append(
+                (run, record, {name: arrays[name] for name in ("confidence", "accuracy", "counts")})
+            )
         except (UnreadableArrays, KeyError) as error:
-            notes.append(f"{run.label}: its calibration cannot be drawn ({error}); measure its accuracy again")
+            notes.append(
+                f"{run.label}: its calibration cannot be drawn ({error}); measure its accuracy again"
+            )
     return ([reliability_figure(found)] if found else []), notes
 
 
@@ -189,7 +235,10 @@ def reliability_figure(found: Sequence[tuple[RunData, Record, Mapping[str, Array
     errors = []
     for run, record, arrays in found:
         filled = [k for k, n in enumerate(arrays["counts"].tolist()) if n]
-        x, y, n = ([finite(float(arrays[key][k])) for k in filled] for key in ("confidence", "accuracy", "counts"))
+        x, y, n = (
+            [finite(float(arrays[key][k])) for k in filled]
+            for key in ("confidence", "accuracy", "counts")
+        )
         line = style(run.color)
         size = [4 + 10 * ((k or 0) / max(1, float(arrays["counts"].sum()))) ** 0.5 for k in n]
         traces.append(
@@ -208,10 +257,18 @@ def reliability_figure(found: Sequence[tuple[RunData, Record, Mapping[str, Array
     caption = f"Expected calibration error: {', '.join(errors)}." if len(errors) <= MANY else ""
     data = Data(("run", "confidence", "accuracy", "images"), rows)
     keys = legend(run for run, _, _ in found)
-    return Figure("reliability", "Accuracy by confidence", {"data": traces, "layout": axes}, data, caption, keys)
+    return Figure(
+        "reliability",
+        "Accuracy by confidence",
+        {"data": traces, "layout": axes},
+        data,
+        caption,
+        keys,
+    )
 
 
-# --- pictures --------------------------------------------------------------------------------------------------------
+# --- pictures
+# --------------------------------------------------------------------------------------------------------
 
 
 def _galleries(runs: Sequence[RunData]) -> tuple[list[Gallery], list[str]]:
@@ -240,13 +297,21 @@ def _galleries(runs: Sequence[RunData]) -> tuple[list[Gallery], list[str]]:
 
 def _fitting(record: Record, arrays: Mapping[str, Array]) -> Mapping[str, Array]:
     images = arrays.get("images")
-    if images is None or images.ndim != 5 or images.dtype != np.uint8 or images.shape[-1] != 3 or not images.size:
+    if (
+        images is None
+        or images.ndim != 5
+        or images.dtype != np.uint8
+        or images.shape[-1] != 3
+        or not images.size
+    ):
         raise UnreadableArrays(f"{record.arrays} holds no images")
     shape = images.shape[:2]
     wanted = {"labels": shape[1:], "predicted": shape, "probability": shape, "names": shape[:1]}
     for name, size in wanted.items():
         if name not in arrays or arrays[name].shape != size:
-            raise UnreadableArrays(f"{record.arrays} lacks {name}, or holds another number of it than of images")
+            raise UnreadableArrays(
+                f"{record.arrays} lacks {name}, or holds another number of it than of images"
+            )
     return arrays
 
 
@@ -255,7 +320,10 @@ def _strips(arrays: Mapping[str, Array], name: str) -> list[Strip]:
     if name == PGD:
         order = range(len(arrays["names"]))
         return [
-            Strip(clean(arrays["names"][k], 60), [_picture(arrays, k, i) for i in range(arrays["images"].shape[1])])
+            Strip(
+                clean(arrays["names"][k], 60),
+                [_picture(arrays, k, i) for i in range(arrays["images"].shape[1])],
+            )
             for k in order
         ]
     severity = int(arrays["severity"]) if "severity" in arrays else 0
@@ -276,7 +344,9 @@ def _picture(arrays: Mapping[str, Array], k: int, i: int, *, named: bool = False
     said = guess if right else f"{guess}, not {truth}"
     alt = f"Image of class {truth}, {title}, predicted {guess} with probability {sure}"
     caption, detail = (title, f"{said}, {sure}") if named else (said, sure)
-    return Picture(alt, image_uri(arrays["images"][k, i]), "", caption, detail, "right" if right else "wrong")
+    return Picture(
+        alt, image_uri(arrays["images"][k, i]), "", caption, detail, "right" if right else "wrong"
+    )
 
 
 def _rows(arrays: Mapping[str, Array]) -> list[Sequence[Any]]:

@@ -27,8 +27,12 @@ def spectrum(runs: Sequence[RunData]) -> Section:
     if any(len(values) > 1 for _, values in tops.values()):
         figures.append(eigenvalue_figure([pair for pair in tops.values() if pair[1]]))
     having = {run.label for run, *_ in found}
-    notes += mismatch("Densities", {run.label: (record, run) for run, record, _ in found}, ("sigma",))
-    missing = lacking((run for run in runs if run.label not in having), "density of eigenvalues", "density")
+    notes += mismatch(
+        "Densities", {run.label: (record, run) for run, record, _ in found}, ("sigma",)
+    )
+    missing = lacking(
+        (run for run in runs if run.label not in having), "density of eigenvalues", "density"
+    )
     lead = "Eigenvalues of the loss’s Hessian, by stochastic Lanczos quadrature." if found else ""
     return Section("spectrum", "Spectrum of the Hessian", lead, figures, missing, notes)
 
@@ -43,27 +47,43 @@ def densities(runs: Sequence[RunData]) -> tuple[list[Density], list[str]]:
             continue
         try:
             arrays = run.arrays(record)
-            columns = [np.asarray(arrays[key], dtype=np.float64) for key in ("grid", "density", "stderr")]
-            if len({column.shape for column in columns}) > 1 or columns[0].ndim != 1 or columns[0].size == 0:
-                raise UnreadableArrays(f"{record.arrays} holds a grid that does not fit its density")
+            columns = [
+                np.asarray(arrays[key], dtype=np.float64) for key in ("grid", "density", "stderr")
+            ]
+            if (
+                len({column.shape for column in columns}) > 1
+                or columns[0].ndim != 1
+                or columns[0].size == 0
+            ):
+                raise UnreadableArrays(
+                    f"{record.arrays} holds a grid that does not fit its density"
+                )
             if not (np.isfinite(columns[0]).all() and np.isfinite(columns[1]).any()):
                 raise UnreadableArrays(f"{record.arrays} holds no finite density")
         except (UnreadableArrays, KeyError, TypeError, ValueError) as error:
             notes.append(f"{run.label}: {_why(error, record)}; measure its density again")
         else:
-            found.append((run, record, dict(zip(("grid", "density", "stderr"), columns, strict=True))))
+            found.append(
+                (run, record, dict(zip(("grid", "density", "stderr"), columns, strict=True)))
+            )
     return found, notes
 
 
 def _why(error: Exception, record: Record) -> str:
-    return str(error) if isinstance(error, UnreadableArrays) else f"{record.arrays} lacks what a density needs"
+    return (
+        str(error)
+        if isinstance(error, UnreadableArrays)
+        else f"{record.arrays} lacks what a density needs"
+    )
 
 
 def density_figure(found: Sequence[Density]) -> Figure:
     """One line a run, on a logarithmic axis that just reaches down to a single eigenvalue."""
     traces, rows = [], []
     for run, _, arrays in found:
-        columns = [[finite(v) for v in arrays[key].tolist()] for key in ("grid", "density", "stderr")]
+        columns = [
+            [finite(v) for v in arrays[key].tolist()] for key in ("grid", "density", "stderr")
+        ]
         rows += [(run.label, *values) for values in zip(*columns, strict=True)]
         traces.append(
             {
@@ -111,7 +131,10 @@ def eigenvalue_figure(found: Sequence[tuple[RunData, Sequence[Record]]]) -> Figu
     for run, records in found:
         ranks = list(range(1, len(records) + 1))
         traces.append(points(run, ranks, records) | {"mode": "lines+markers"})
-        rows += [(run.label, k, r.value, r.residual, r.converged) for k, r in zip(ranks, records, strict=True)]
+        rows += [
+            (run.label, k, r.value, r.residual, r.converged)
+            for k, r in zip(ranks, records, strict=True)
+        ]
     plot = {"data": traces, "layout": layout("rank", xaxis={"dtick": 1})}
     data = Data(("run", "rank", "eigenvalue", "residual", "converged"), rows)
     keys = legend(run for run, _ in found)

@@ -62,17 +62,29 @@ class Curve:
 
 def training(runs: Sequence[RunData]) -> Section:
     """Losses, accuracy and gradient norm over steps."""
-    names = dict.fromkeys(name for run in runs for name in run.records if name.startswith(("train/", "val/")))
+    names = dict.fromkeys(
+        name for run in runs for name in run.records if name.startswith(("train/", "val/"))
+    )
     main = [figure(runs, name, _TRAINING[name]) for name in _TRAINING if name in names]
-    rest = [figure(runs, name, _FOLDED.get(name, clean(name))) for name in names if name not in (*_TRAINING, *_KNOWN)]
+    rest = [
+        figure(runs, name, _FOLDED.get(name, clean(name)))
+        for name in names
+        if name not in (*_TRAINING, *_KNOWN)
+    ]
     more = [Group("more-curves", "Learning rate and speed", rest, folded=True)] if rest else []
     lead = "Each figure shows the records as they were written."
     if len(runs) > MANY:
         lead = "Lines are means over the runs of a recipe, bands reach from the lowest to the highest of them."
     untrained = [run for run in runs if not run.trained]
     hint = "Such a folder was measured, or its training has not come to its first record."
-    missing = [Missing("training records", labels_of(untrained), ("samovar train RECIPE",), hint)] if untrained else []
-    return Section("training", "Training", lead if main else "", [*main, *more], missing, _objectives(runs))
+    missing = (
+        [Missing("training records", labels_of(untrained), ("samovar train RECIPE",), hint)]
+        if untrained
+        else []
+    )
+    return Section(
+        "training", "Training", lead if main else "", [*main, *more], missing, _objectives(runs)
+    )
 
 
 def watch(runs: Sequence[RunData]) -> Section:
@@ -84,8 +96,14 @@ def watch(runs: Sequence[RunData]) -> Section:
         "does not converge (2 / learning rate, less with SAM); with Adam-like optimizers it is a landmark only."
     )
     without = [run for run in runs if run.trained and "watch/lambda_max" not in run.records]
-    missing = [Missing("sharpness while training", labels_of(without), _retrain(without))] if without else []
-    return Section("watch", "Geometry while training", lead if figures else "", balanced(figures), missing)
+    missing = (
+        [Missing("sharpness while training", labels_of(without), _retrain(without))]
+        if without
+        else []
+    )
+    return Section(
+        "watch", "Geometry while training", lead if figures else "", balanced(figures), missing
+    )
 
 
 def _retrain(runs: Sequence[RunData]) -> tuple[str, ...]:
@@ -104,7 +122,10 @@ def figure(runs: Sequence[RunData], name: str, title: str, *, markers: bool = Fa
     return Figure(
         slug(name),
         title,
-        {"data": lines + dashed, "layout": layout("step", log_y=values if log else None, yaxis=axis)},
+        {
+            "data": lines + dashed,
+            "layout": layout("step", log_y=values if log else None, yaxis=axis),
+        },
         _data(found),
         _caption(found),
         tuple(curve.key for curve in found),
@@ -144,7 +165,10 @@ def _thin(curve: Curve) -> Curve:
     if every <= 1:
         return curve
     bins = [slice(start, start + every) for start in range(0, len(curve.steps), every)]
-    values, low, high = ([_mean(column[b]) for b in bins if column] for column in (curve.values, curve.low, curve.high))
+    values, low, high = (
+        [_mean(column[b]) for b in bins if column]
+        for column in (curve.values, curve.low, curve.high)
+    )
     hollow = [any(curve.hollow[b]) for b in bins]
     return Curve(
         curve.key,
@@ -165,7 +189,12 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def _traces(curve: Curve, markers: bool) -> list[dict[str, Any]]:
     line = style(curve.key.color)
-    shared = {"type": "scatter", "x": curve.steps, "meta": curve.key.color, "name": plain(curve.key.label)}
+    shared = {
+        "type": "scatter",
+        "x": curve.steps,
+        "meta": curve.key.color,
+        "name": plain(curve.key.label),
+    }
     band = []
     if curve.low:
         edge = shared | {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip"}
@@ -191,9 +220,17 @@ def _traces(curve: Curve, markers: bool) -> list[dict[str, Any]]:
 def _thresholds(runs: Sequence[RunData]) -> list[dict[str, Any]]:
     traces = []
     for curve in curves(runs, "watch/stability_threshold"):
-        (trace,) = _traces(Curve(curve.key, curve.steps, curve.values, [], [], curve.runs, curve.hollow), False)
-        trace |= {"line": trace["line"] | {"dash": "dash", "width": 1.25}, "opacity": 0.75, "mode": "lines"}
-        traces.append(trace | {"hovertemplate": "edge of stability<br>step %{x}: %{y:.4g}<extra></extra>"})
+        (trace,) = _traces(
+            Curve(curve.key, curve.steps, curve.values, [], [], curve.runs, curve.hollow), False
+        )
+        trace |= {
+            "line": trace["line"] | {"dash": "dash", "width": 1.25},
+            "opacity": 0.75,
+            "mode": "lines",
+        }
+        traces.append(
+            trace | {"hovertemplate": "edge of stability<br>step %{x}: %{y:.4g}<extra></extra>"}
+        )
     return traces
 
 
@@ -246,6 +283,10 @@ def _objectives(runs: Iterable[RunData]) -> list[str]:
             if run.trained:
                 found.setdefault(setting(run.config.get(name, "not stated")), []).append(run.label)
         if len(found) > 1:
-            groups = "; ".join(f"{value} ({', '.join(labels[:4])})" for value, labels in found.items())
-            notes.append(f"Training losses are of different objectives, which do not compare: {name} {groups}.")
+            groups = "; ".join(
+                f"{value} ({', '.join(labels[:4])})" for value, labels in found.items()
+            )
+            notes.append(
+                f"Training losses are of different objectives, which do not compare: {name} {groups}."
+            )
     return notes

@@ -1,4 +1,5 @@
-"""Searches for the best settings: accuracy by what was searched, and every setting that was tried."""
+"""Searches for the best settings: accuracy by what was searched, and every setting that was
+tried."""
 
 from __future__ import annotations
 
@@ -8,7 +9,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from samovar.report.drawing.plots import error_of, finite, layout, style
-from samovar.report.parts import Cell, Column, Data, Figure, Key, Part, Row, Section, Table, balanced
+from samovar.report.parts import (
+    Cell,
+    Column,
+    Data,
+    Figure,
+    Key,
+    Part,
+    Row,
+    Section,
+    Table,
+    balanced,
+)
 from samovar.report.read import RunData, number, place
 from samovar.report.text import clean, count, duration, plain, setting, with_error
 from samovar.runs.records import Record
@@ -33,9 +45,14 @@ class Tried:
 
     @property
     def rank(self) -> tuple[float, float, float]:
-        """The best of the longest runs has the lowest: accuracy decides, then loss; what is not finite comes last."""
+        """The best of the longest runs has the lowest: accuracy decides, then loss; what is not
+        finite comes last."""
         loss = self.loss.value if self.loss and math.isfinite(self.loss.value) else math.inf
-        return -self.rung, -self.accuracy.value if math.isfinite(self.accuracy.value) else math.inf, loss
+        return (
+            -self.rung,
+            -self.accuracy.value if math.isfinite(self.accuracy.value) else math.inf,
+            loss,
+        )
 
 
 def is_search(run: RunData) -> bool:
@@ -71,14 +88,18 @@ def tried(run: RunData) -> list[Tried]:
 
 def _key(record: Record) -> tuple[Setting, float]:
     values = ((name, number(record.where.get(name))) for name in TITLES)
-    return tuple((name, v) for name, v in values if v is not None and math.isfinite(v)), place(record, "rung")
+    return tuple((name, v) for name, v in values if v is not None and math.isfinite(v)), place(
+        record, "rung"
+    )
 
 
-# --- curves ----------------------------------------------------------------------------------------------------------
+# --- curves
+# ----------------------------------------------------------------------------------------------------------
 
 
 def figures(run: RunData, found: Sequence[Tried]) -> list[Figure]:
-    """A figure a length with a line per value of the other axes; of a search of one axis the longest runs, then all."""
+    """A figure a length with a line per value of the other axes; of a search of one axis the
+    longest runs, then all."""
     several = [name for name in TITLES if len({dict(each.setting).get(name) for each in found}) > 1]
     found = [each for each in found if all(name in dict(each.setting) for name in several)]
     if not several or not found:
@@ -86,7 +107,9 @@ def figures(run: RunData, found: Sequence[Tried]) -> list[Figure]:
     axis, others = several[0], several[1:]
     by_length = _grouped(found, lambda each: count(int(each.steps), "step"))
     if others:
-        drawn = [(_grouped(of, lambda each: _said(each, others)), name) for name, of in by_length.items()]
+        drawn = [
+            (_grouped(of, lambda each: _said(each, others)), name) for name, of in by_length.items()
+        ]
     else:
         longest = next(iter(by_length))
         drawn = [({longest: by_length[longest]}, longest)] + (
@@ -94,11 +117,17 @@ def figures(run: RunData, found: Sequence[Tried]) -> list[Figure]:
         )
     labels = sorted({label for lines, _ in drawn for label in lines}) if others else list(by_length)
     colors = {label: color for color, label in enumerate(labels)}
-    return balanced([_figure(f"tuning-{run.index}-{k}", axis, *one, colors, found[0]) for k, one in enumerate(drawn)])
+    return balanced(
+        [
+            _figure(f"tuning-{run.index}-{k}", axis, *one, colors, found[0])
+            for k, one in enumerate(drawn)
+        ]
+    )
 
 
 def _grouped(found: Sequence[Tried], name: Callable[[Tried], str]) -> dict[str, list[Tried]]:
-    """By name, the longest runs first; groups, and what is in them, in the order of the settings."""
+    """By name, the longest runs first; groups, and what is in them, in the order of the
+    settings."""
     groups: dict[str, list[Tried]] = {}
     for each in sorted(found, key=lambda each: (-each.rung, each.setting)):
         groups.setdefault(name(each), []).append(each)
@@ -110,7 +139,12 @@ def _said(each: Tried, axes: Sequence[str]) -> str:
 
 
 def _figure(
-    id: str, axis: str, lines: Mapping[str, Sequence[Tried]], length: str, colors: Mapping[str, int], best: Tried
+    id: str,
+    axis: str,
+    lines: Mapping[str, Sequence[Tried]],
+    length: str,
+    colors: Mapping[str, int],
+    best: Tried,
 ) -> Figure:
     drawn = [each for line in lines.values() for each in line]
     places = _places(sorted({dict(each.setting)[axis] for each in drawn}))
@@ -122,17 +156,30 @@ def _figure(
     axes = layout(TITLES[axis], xaxis={**scale, **ticks}, yaxis={"tickformat": ".3~p"})
     names = [name for name, _ in best.setting]
     rows = [
-        (*(dict(r.setting).get(name) for name in names), r.steps, r.accuracy.value, r.accuracy.stderr, r.accuracy.n)
+        (
+            *(dict(r.setting).get(name) for name in names),
+            r.steps,
+            r.accuracy.value,
+            r.accuracy.stderr,
+            r.accuracy.n,
+        )
         for r in drawn
     ]
     data = Data((*names, "steps", "accuracy", "stderr", "seeds"), rows)
-    keys = tuple(Key(label, color) for label, color in colors.items() if label in lines) if len(lines) > 1 else ()
+    keys = (
+        tuple(Key(label, color) for label, color in colors.items() if label in lines)
+        if len(lines) > 1
+        else ()
+    )
     title = f"Held-out accuracy by {TITLES[axis]}, runs of {length}"
-    return Figure(id, title, {"data": traces, "layout": axes}, data, _caption(drawn, places, best), keys)
+    return Figure(
+        id, title, {"data": traces, "layout": axes}, data, _caption(drawn, places, best), keys
+    )
 
 
 def _places(values: Sequence[float]) -> dict[float, float]:
-    """Where values lie on a logarithmic axis: 0 as far below the lowest as that is below the next."""
+    """Where values lie on a logarithmic axis: 0 as far below the lowest as that is below the
+    next."""
     positive = [value for value in values if value > 0]
     if not positive:
         return {value: value for value in values}
@@ -140,11 +187,20 @@ def _places(values: Sequence[float]) -> dict[float, float]:
     return {value: value if value > 0 else zero for value in values}
 
 
-def _trace(line: Sequence[Tried], axis: str, places: Mapping[float, float], label: str, color: int) -> dict[str, Any]:
-    """Points with error bars; that at 0 is not joined to the others, from which it is infinitely far."""
+def _trace(
+    line: Sequence[Tried], axis: str, places: Mapping[float, float], label: str, color: int
+) -> dict[str, Any]:
+    """Points with error bars; that at 0 is not joined to the others, from which it is infinitely
+    far."""
     values = [dict(each.setting)[axis] for each in line]
     columns = [
-        [places[value], finite(each.accuracy.value), error_of(each.accuracy), each.accuracy.n or 1, f"{value:g}"]
+        [
+            places[value],
+            finite(each.accuracy.value),
+            error_of(each.accuracy),
+            each.accuracy.n or 1,
+            f"{value:g}",
+        ]
         for each, value in zip(line, values, strict=True)
     ]
     if values[0] == 0 and len(values) > 1:
@@ -175,7 +231,12 @@ def _mark(best: Tried, x: float) -> dict[str, Any]:
         "y": [finite(best.accuracy.value)],
         "name": "best",
         "hoverinfo": "skip",
-        "marker": {"symbol": "circle-open", "size": 17, "color": "var(--ink)", "line": {"width": 1.5}},
+        "marker": {
+            "symbol": "circle-open",
+            "size": 17,
+            "color": "var(--ink)",
+            "line": {"width": 1.5},
+        },
     }
 
 
@@ -191,7 +252,8 @@ def _caption(drawn: Sequence[Tried], places: Mapping[float, float], best: Tried)
     return " ".join(said)
 
 
-# --- table -----------------------------------------------------------------------------------------------------------
+# --- table
+# -----------------------------------------------------------------------------------------------------------
 
 
 def table(run: RunData, found: Sequence[Tried]) -> Table:
@@ -212,22 +274,33 @@ def table(run: RunData, found: Sequence[Tried]) -> Table:
             for each in found
         ],
     )  # fmt: skip
-    return Table(f"tuning-table-{run.index}", f"{run.label}: every setting", "setting", columns, rows, data)
+    return Table(
+        f"tuning-table-{run.index}", f"{run.label}: every setting", "setting", columns, rows, data
+    )
 
 
 def _cells(each: Tried) -> list[Cell]:
     r = each.accuracy
     value, error = with_error(100 * r.value, None if r.stderr is None else 100 * r.stderr)
-    accuracy = Cell(f"{value} %" if math.isfinite(r.value) else "not finite", error, [count(r.n or 1, "seed")])
+    accuracy = Cell(
+        f"{value} %" if math.isfinite(r.value) else "not finite", error, [count(r.n or 1, "seed")]
+    )
     finite_loss = each.loss if each.loss and math.isfinite(each.loss.value) else None
     loss = Cell(*with_error(finite_loss.value, finite_loss.stderr)) if finite_loss else Cell("–")
     seconds = number(r.cost.get("seconds"))
-    return [Cell(f"{each.steps:.0f}"), accuracy, loss, Cell("–" if seconds is None else duration(seconds))]
+    return [
+        Cell(f"{each.steps:.0f}"),
+        accuracy,
+        loss,
+        Cell("–" if seconds is None else duration(seconds)),
+    ]
 
 
 def _protocol(record: Record) -> str:
     words = {
-        key: clean(setting(record.settings[key])) for key in ("images", "source", "held_out") if key in record.settings
+        key: clean(setting(record.settings[key]))
+        for key in ("images", "source", "held_out")
+        if key in record.settings
     }
     images = f"{words.get('images', 'some')} images of {words.get('source', 'the source')}"
     return f"of the last evaluation, at the final step, on {images}, held out by {words.get('held_out', 'the search')}"

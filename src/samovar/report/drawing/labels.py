@@ -7,12 +7,28 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-WIDTH, HEIGHT = 430.0, 290.0  # pixels of the plot area of a figure in two columns; on a wider page there is more room
+WIDTH, HEIGHT = (
+    430.0,
+    290.0,
+)  # pixels of the plot area of a figure in two columns; on a wider page there is more room
 
 LETTER, LINE = 6.2, 13.0  # pixels of 11 px letters
 
 _DISTANCES = (13.0, 22.0, 34.0, 48.0, 64.0, 82.0)
-_ANGLES = (0, 180, 45, 135, -45, -135, 90, -90, 20, 160, -20, -160)  # degrees, in the order of taste
+_ANGLES = (
+    0,
+    180,
+    45,
+    135,
+    -45,
+    -135,
+    90,
+    -90,
+    20,
+    160,
+    -20,
+    -160,
+)  # degrees, in the order of taste
 
 
 @dataclass(frozen=True)
@@ -51,9 +67,11 @@ def beside(boxes: Sequence[Box]) -> list[dict[str, Any]]:
 
 
 def places(boxes: Sequence[Box], width: float = WIDTH, height: float = HEIGHT) -> list[Place]:
-    """Each name as near its point as no other name or point is in the way, on a plot of so many pixels.
+    """Each name as near its point as no other name or point is in the way, on a plot of so many
+    pixels.
 
-    One that could be taken for another point's is farther off, and has a line that leads past the others."""
+    One that could be taken for another point's is farther off, and has a line that leads past the
+    others."""
     points = [(box.across * width, (1 - box.up) * height) for box in boxes]
     names: list[Rectangle] = []
     found = []
@@ -62,8 +80,14 @@ def places(boxes: Sequence[Box], width: float = WIDTH, height: float = HEIGHT) -
         taken = [*names, *((x - 6, y - 6, x + 6, y + 6) for x, y in others)]
         best: tuple[tuple[float, bool], Place, Rectangle] | None = None
         for place, rectangle in _candidates(points[own], LETTER * len(box.text)):
-            over = math.fsum(_overlap(rectangle, other) for other in taken) + _outside(rectangle, (0, 0, width, height))
-            astray = _crosses(points[own], place, others) if place.far else _nears(points[own], rectangle, others)
+            over = math.fsum(_overlap(rectangle, other) for other in taken) + _outside(
+                rectangle, (0, 0, width, height)
+            )
+            astray = (
+                _crosses(points[own], place, others)
+                if place.far
+                else _nears(points[own], rectangle, others)
+            )
             if best is None or (over, astray) < best[0]:
                 best = (over, astray), place, rectangle
             if best[0] == (0, False):

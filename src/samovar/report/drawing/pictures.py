@@ -37,7 +37,8 @@ def heat_uri(values: Array) -> str:
 
 
 def heat(values: Array) -> Array:
-    """A map [h, w] as a veil uint8 [h, w, 4] that is clear at 0 and dense at the map's maximum; gaps are clear."""
+    """A map [h, w] as a veil uint8 [h, w, 4] that is clear at 0 and dense at the map's maximum;
+    gaps are clear."""
     share = heat_share(values)
     position = share * (len(_HEAT) - 1)
     below = np.minimum(position.astype(int), len(_HEAT) - 2)
@@ -53,7 +54,8 @@ def heat_share(values: Array) -> Array:
 
 
 def signed_uri(values: Array) -> str:
-    """A map [h, w] of signed weights: blue below 0, red above, white at 0, to the largest magnitude."""
+    """A map [h, w] of signed weights: blue below 0, red above, white at 0, to the largest
+    magnitude."""
     kept = np.where(np.isfinite(values), values, 0.0).astype(np.float64)
     top = np.abs(kept).max(initial=0.0)
     share = kept / top if top > 0 else kept

@@ -24,7 +24,11 @@ def legend(runs: Iterable[RunData]) -> tuple[Key, ...]:
 def style(color: int) -> dict[str, Any]:
     """Line of a run: colours repeat after a while, with another dash."""
     dashes = ("solid", "dash", "dot", "dashdot")
-    return {"color": f"var(--run-{color % MANY})", "dash": dashes[color // MANY % len(dashes)], "width": 2}
+    return {
+        "color": f"var(--run-{color % MANY})",
+        "dash": dashes[color // MANY % len(dashes)],
+        "width": 2,
+    }
 
 
 def finite(value: float | None) -> float | None:
@@ -34,14 +38,22 @@ def finite(value: float | None) -> float | None:
     return float(f"{value:.7g}")
 
 
-def layout(x: str = "", *, log_y: Sequence[float | None] | None = None, **more: Any) -> dict[str, Any]:
+def layout(
+    x: str = "", *, log_y: Sequence[float | None] | None = None, **more: Any
+) -> dict[str, Any]:
     """Layout of a plane figure, whose title names the y axis; colours follow the page.
 
     Args:
         x: title of the x axis.
         log_y: the values, for a logarithmic y axis.
         more: further keys, joined with those here."""
-    line = {"gridcolor": "var(--grid)", "linecolor": "var(--axis)", "zeroline": False, "automargin": True, "ticks": ""}
+    line = {
+        "gridcolor": "var(--grid)",
+        "linecolor": "var(--axis)",
+        "zeroline": False,
+        "automargin": True,
+        "ticks": "",
+    }
     base: dict[str, Any] = {
         "font": {"family": "system-ui, sans-serif", "size": 12, "color": "var(--muted)"},
         "paper_bgcolor": "rgba(0,0,0,0)",
@@ -50,7 +62,11 @@ def layout(x: str = "", *, log_y: Sequence[float | None] | None = None, **more: 
         "showlegend": False,
         "modebar": MODEBAR,
         "hovermode": "closest",
-        "hoverlabel": {"bgcolor": "var(--surface)", "bordercolor": "var(--axis)", "font": {"color": "var(--ink)"}},
+        "hoverlabel": {
+            "bgcolor": "var(--surface)",
+            "bordercolor": "var(--axis)",
+            "font": {"color": "var(--ink)"},
+        },
         "xaxis": line | {"showline": True, "showgrid": False},
         "yaxis": line | (_log_axis([v for v in log_y if v]) if log_y else {}),
     }
@@ -64,9 +80,18 @@ def layout(x: str = "", *, log_y: Sequence[float | None] | None = None, **more: 
 def _log_axis(values: Sequence[float]) -> dict[str, Any]:
     """Powers of ten where there are several, else 1, 2, 5."""
     decades = math.log10(max(values) / min(values))
-    ticks = {"dtick": max(1, round(decades / 6))} if decades > 2 else {"dtick": "D2" if decades > 0.6 else "D1"}
+    ticks = (
+        {"dtick": max(1, round(decades / 6))}
+        if decades > 2
+        else {"dtick": "D2" if decades > 0.6 else "D1"}
+    )
     wide = decades > 5 or max(values) >= 1e5 or min(values) < 1e-4
-    return {"type": "log", **ticks, "exponentformat": "power", **({} if wide else {"tickformat": "~g"})}
+    return {
+        "type": "log",
+        **ticks,
+        "exponentformat": "power",
+        **({} if wide else {"tickformat": "~g"}),
+    }
 
 
 def points(run: RunData, x: Sequence[Any], records: Sequence[Record]) -> dict[str, Any]:
@@ -85,7 +110,12 @@ def points(run: RunData, x: Sequence[Any], records: Sequence[Record]) -> dict[st
             "color": line["color"],
             "line": {"width": 1.5, "color": line["color"]},
         },
-        "error_y": {"type": "data", "array": [error_of(r) for r in records], "thickness": 1, "width": 3},
+        "error_y": {
+            "type": "data",
+            "array": [error_of(r) for r in records],
+            "thickness": 1,
+            "width": 3,
+        },
         "hovertemplate": "%{fullData.name}<br>%{x}: %{y:.4g}<extra></extra>",
     }
 

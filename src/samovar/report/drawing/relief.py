@@ -29,20 +29,33 @@ def poster(grid: Grid, shared: Scale, dpi: int) -> str:
         draw(figure.add_axes((0.0, 0.03, 0.95, 1.0), projection="3d"), grid, shared)
         drawn, file = io.BytesIO(), io.BytesIO()
         figure.savefig(drawn, format="png", transparent=True)
-    Image.open(drawn).quantize(128, method=Image.Quantize.FASTOCTREE).save(file, "PNG", optimize=True)
+    Image.open(drawn).quantize(128, method=Image.Quantize.FASTOCTREE).save(
+        file, "PNG", optimize=True
+    )
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def draw(axes: Any, grid: Grid, shared: Scale) -> None:
-    """Draw a surface on 3-D axes, the trained weights marked; what is too high is cut off, gaps are left open."""
+    """Draw a surface on 3-D axes, the trained weights marked; what is too high is cut off, gaps are
+    left open."""
     assert grid.y is not None
     across, along = np.meshgrid(grid.x, grid.y)
     height = np.minimum(grid.loss, shared.high)
-    paint = cm.ScalarMappable(Normalize(shared.low, shared.high), HEIGHTS).to_rgba(np.nan_to_num(height))
+    paint = cm.ScalarMappable(Normalize(shared.low, shared.high), HEIGHTS).to_rgba(
+        np.nan_to_num(height)
+    )
     paint[~np.isfinite(height)] = 0
     axes.computed_zorder = False
     axes.plot_surface(
-        across, along, height, facecolors=paint, rstride=1, cstride=1, linewidth=0.1, antialiased=True, shade=False
+        across,
+        along,
+        height,
+        facecolors=paint,
+        rstride=1,
+        cstride=1,
+        linewidth=0.1,
+        antialiased=True,
+        shade=False,
     )
     axes.plot([0], [0], [grid.center], "o", color=palette.POINT, markersize=2.5, zorder=5)
     axes.set(xlabel="x", ylabel="y", zlabel="loss", zlim=(shared.low, shared.high))

@@ -28,9 +28,15 @@ def render(runs: Sequence[RunData]) -> str:
     sections = chapters(runs)
     parts = [part for section in sections for part in _walk(section.parts)]
     images = _images(parts)
-    scripts = [_inline(text) for text in (get_plotlyjs(), (HERE / "script.js").read_text(encoding="utf-8"))]
+    scripts = [
+        _inline(text) for text in (get_plotlyjs(), (HERE / "script.js").read_text(encoding="utf-8"))
+    ]
     environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {"json": embed, "image": images.__getitem__, "math": _math}
     page = environment.get_template("template.html.j2").render(
@@ -48,7 +54,9 @@ def render(runs: Sequence[RunData]) -> str:
         colors=list(zip(palette.LIGHT, palette.DARK, strict=True)),
         payload={part.id: found for part in parts if (found := payload(part))},
     )
-    return page.encode("utf-8", "replace").decode("utf-8")  # a name that is not valid Unicode must not stop the rest
+    return page.encode("utf-8", "replace").decode(
+        "utf-8"
+    )  # a name that is not valid Unicode must not stop the rest
 
 
 def payload(part: Part) -> dict[str, Any]:
@@ -62,8 +70,11 @@ def payload(part: Part) -> dict[str, Any]:
 
 
 def embed(values: Any) -> Markup:
-    """JSON that can stand inside a script element: no markup, and no line ends that JavaScript knows."""
-    text = json.dumps(values, allow_nan=False, separators=(",", ":"))  # ASCII only, so U+2028 is written as an escape
+    """JSON that can stand inside a script element: no markup, and no line ends that JavaScript
+    knows."""
+    text = json.dumps(
+        values, allow_nan=False, separators=(",", ":")
+    )  # ASCII only, so U+2028 is written as an escape
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
@@ -85,8 +96,12 @@ def _walk(parts: Sequence[Part]) -> Iterator[Part]:
 def _images(parts: Sequence[Part]) -> dict[str, str]:
     """CSS classes of the images, each of which is in the page once however often it is shown."""
     galleries = [part for part in parts if isinstance(part, Gallery)]
-    pictures = [picture for gallery in galleries for strip in gallery.strips for picture in strip.pictures]
-    uris = dict.fromkeys(uri for picture in pictures for uri in (picture.image, picture.overlay) if uri)
+    pictures = [
+        picture for gallery in galleries for strip in gallery.strips for picture in strip.pictures
+    ]
+    uris = dict.fromkeys(
+        uri for picture in pictures for uri in (picture.image, picture.overlay) if uri
+    )
     return {uri: f"i{index}" for index, uri in enumerate(uris)}
 
 

@@ -1,4 +1,5 @@
-"""Figures for a two-column paper: one or two columns wide, 8 pt, from the same records as the page."""
+"""Figures for a two-column paper: one or two columns wide, 8 pt, from the same records as the
+page."""
 
 from __future__ import annotations
 
@@ -24,25 +25,36 @@ _STYLE: dict[Any, Any] = {
 }  # fmt: skip
 
 
-def save(runs: Sequence[RunData], folder: Path, formats: Sequence[str] = ("pdf", "png")) -> list[Path]:
+def save(
+    runs: Sequence[RunData], folder: Path, formats: Sequence[str] = ("pdf", "png")
+) -> list[Path]:
     """Write every figure that the records allow, in each format.
 
     Raises:
-        ValueError: an unknown format; a folder that cannot be written; runs without anything to draw."""
+        ValueError: an unknown format; a folder that cannot be written; runs without anything to
+            draw."""
     unknown = [form for form in formats if form not in FORMATS]
     if unknown or not formats:
-        raise ValueError(f"cannot draw figures as {unknown[0] if unknown else 'nothing'}; give svg, pdf or png")
+        raise ValueError(
+            f"cannot draw figures as {unknown[0] if unknown else 'nothing'}; give svg, pdf or png"
+        )
     written = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with rc_context(_STYLE), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph")  # a class name may be in any script
             for name, figure in drawn(runs):
-                written += [_write(figure, folder / f"{name}.{form}") for form in dict.fromkeys(formats)]
+                written += [
+                    _write(figure, folder / f"{name}.{form}") for form in dict.fromkeys(formats)
+                ]
     except OSError as error:
-        raise ValueError(f"cannot write to --figures {folder}: {error.strerror}; give another folder") from error
+        raise ValueError(
+            f"cannot write to --figures {folder}: {error.strerror}; give another folder"
+        ) from error
     if not written:
-        raise ValueError("these runs have no records to draw figures of; train or measure them first")
+        raise ValueError(
+            "these runs have no records to draw figures of; train or measure them first"
+        )
     return written
 
 

@@ -18,16 +18,21 @@ _SIZE, _LETTER = 6.5, 3.2  # points: height of the names' letters, width of one
 
 
 def pareto(runs: Sequence[RunData]) -> Figure | None:
-    """Each relative of SAM by what it came to and its processor time; of the first comparison among the runs."""
+    """Each relative of SAM by what it came to and its processor time; of the first comparison among
+    the runs."""
     run = next((run for run in runs if is_comparison(run)), None)
     found = {key: drawn for key in UPWARD if run and (drawn := points(run, key))}
     if not found:
         return None
     figure = Figure(figsize=(6.75, 2.8), layout="constrained")
     named: dict[Axes, list[Point]] = {}
-    for axes, (key, drawn) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True):
+    for axes, (key, drawn) in zip(
+        figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True
+    ):
         named[axes] = _draw(axes, drawn, key)
-        axes.set_ylabel(str(drawn[0].record.where.get("column", "")).replace("λ_max", r"$\lambda_{max}$"))
+        axes.set_ylabel(
+            str(drawn[0].record.where.get("column", "")).replace("λ_max", r"$\lambda_{max}$")
+        )
         axes.set_xlabel("processor time ÷ plain")
     figure.draw_without_rendering()  # settles how large the panels are
     for axes, points_of in named.items():
@@ -58,7 +63,10 @@ def _name(axes: Axes, found: Sequence[Point]) -> None:
     scale = _LETTER / LETTER  # points to a pixel of the page
     size = [side * 72 / axes.figure.dpi / scale for side in (panel.width, panel.height)]
     ends = [(point.worth, point.value) for point in found]
-    boxes = [Box(point.relative, *end, *to_panel.transform(end)) for point, end in zip(found, ends, strict=True)]
+    boxes = [
+        Box(point.relative, *end, *to_panel.transform(end))
+        for point, end in zip(found, ends, strict=True)
+    ]
     line = {"arrowstyle": "-", "linewidth": 0.4, "color": "0.5", "shrinkA": 0, "shrinkB": 2}
     for box, place in zip(boxes, places(boxes, *size), strict=True):
         axes.annotate(

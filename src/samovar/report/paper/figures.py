@@ -46,8 +46,12 @@ def _name_runs(figure: Figure, found: Sequence[RunData | Recipe]) -> None:
     by_label = {item.label: item for item in found}
     if not 1 < len(by_label) <= 2 * MANY:
         return
-    handles = [Line2D([], [], **_line(item.color), label=_text(item.label)) for item in by_label.values()]
-    columns = max(1, min(len(handles), int(figure.get_figwidth() * 15 / max(map(len, by_label)) / 1.6)))
+    handles = [
+        Line2D([], [], **_line(item.color), label=_text(item.label)) for item in by_label.values()
+    ]
+    columns = max(
+        1, min(len(handles), int(figure.get_figwidth() * 15 / max(map(len, by_label)) / 1.6))
+    )
     figure.legend(handles=handles, loc="outside upper center", ncols=columns, handlelength=1.6)
 
 
@@ -62,10 +66,19 @@ def _curves(runs: Sequence[RunData], names: Mapping[str, str]) -> Figure | None:
     figure, axes = _panels(TWO if len(names) > 1 else ONE, 2.1, len(names))
     for ax, (name, title) in zip(axes, names.items(), strict=True):
         for curve in training.curves(runs, name):
-            values, low, high = (np.array(column, dtype=float) for column in (curve.values, curve.low, curve.high))
+            values, low, high = (
+                np.array(column, dtype=float) for column in (curve.values, curve.low, curve.high)
+            )
             ax.plot(curve.steps, values, **_line(curve.key.color))
             if len(low):
-                ax.fill_between(curve.steps, low, high, color=LIGHT[curve.key.color % MANY], alpha=0.18, linewidth=0)
+                ax.fill_between(
+                    curve.steps,
+                    low,
+                    high,
+                    color=LIGHT[curve.key.color % MANY],
+                    alpha=0.18,
+                    linewidth=0,
+                )
             hollow = np.array(curve.hollow)
             ax.plot(np.array(curve.steps)[hollow], values[hollow], "o", color=LIGHT[curve.key.color % MANY],
                     markerfacecolor="white", markersize=4)  # fmt: skip
@@ -84,7 +97,12 @@ def _log_if_wide(ax: Axes) -> None:
 
 def _training(runs: Sequence[RunData]) -> Figure | None:
     return _curves(
-        runs, {"train/loss": "training loss", "val/loss": "held-out loss", "val/accuracy": "held-out accuracy"}
+        runs,
+        {
+            "train/loss": "training loss",
+            "val/loss": "held-out loss",
+            "val/accuracy": "held-out accuracy",
+        },
     )
 
 
@@ -113,16 +131,22 @@ def _contours(runs: Sequence[RunData]) -> Figure | None:
         return None
     shared, columns = scale(found), min(len(found), 4)
     rows = -(-len(found) // columns)
-    figure, axes = _panels(TWO if len(found) > 1 else ONE, rows * min(TWO / columns, 2.6), columns, rows)
+    figure, axes = _panels(
+        TWO if len(found) > 1 else ONE, rows * min(TWO / columns, 2.6), columns, rows
+    )
     levels = np.linspace(shared.low, shared.high, 15)
     beyond = "max" if shared.cut_share else "neither"
     for ax in axes[len(found) :]:
         ax.set_visible(False)
     for ax, grid in zip(axes, found, strict=False):
-        filled = ax.contourf(grid.x, grid.y, np.ma.masked_invalid(grid.loss), levels, cmap=HEIGHTS, extend=beyond)
+        filled = ax.contourf(
+            grid.x, grid.y, np.ma.masked_invalid(grid.loss), levels, cmap=HEIGHTS, extend=beyond
+        )
         ax.plot(0, 0, "+", color="white", markersize=6)
         ax.set(title=_text(grid.run.label), aspect="equal")
-    figure.colorbar(filled, ax=axes, label="loss (nats)", ticks=MaxNLocator(5), shrink=0.85, pad=0.01)
+    figure.colorbar(
+        filled, ax=axes, label="loss (nats)", ticks=MaxNLocator(5), shrink=0.85, pad=0.01
+    )
     return figure
 
 
@@ -137,14 +161,23 @@ def _spectrum(runs: Sequence[RunData]) -> Figure | None:
     figure, (ax,) = _panels(ONE, 2.2, 1)
     for run, _, arrays in found:
         ax.plot(arrays["grid"], arrays["density"], **_line(run.color))
-    ax.set(yscale="log", ylim=density_range([arrays for *_, arrays in found]), xlabel="eigenvalue", ylabel="density")
+    ax.set(
+        yscale="log",
+        ylim=density_range([arrays for *_, arrays in found]),
+        xlabel="eigenvalue",
+        ylabel="density",
+    )
     _name_runs(figure, [run for run, *_ in found])
     return figure
 
 
 def _blocks(runs: Sequence[RunData]) -> Figure | None:
     batches = [(run, run.batch("hessian/block_lambda_max")) for run in runs]
-    found = [(run, {str(r.where.get("block")): r for r in records}) for run, records in batches if records]
+    found = [
+        (run, {str(r.where.get("block")): r for r in records})
+        for run, records in batches
+        if records
+    ]
     if not found:
         return None
     names = list(dict.fromkeys(name for _, records in found for name in records))
@@ -155,7 +188,14 @@ def _blocks(runs: Sequence[RunData]) -> Figure | None:
         shift = (k - (len(found) - 1) / 2) * width
         for name, record in records.items():
             face = color if record.converged else "none"
-            ax.bar(names.index(name) + shift, record.value, 0.92 * width, color=face, edgecolor=color, linewidth=0.8)
+            ax.bar(
+                names.index(name) + shift,
+                record.value,
+                0.92 * width,
+                color=face,
+                edgecolor=color,
+                linewidth=0.8,
+            )
     ax.set_xticks(range(len(names)), [_text(name) for name in names], rotation=30, ha="right")
     ax.set(ylabel=r"$\lambda_{\max}$")
     _name_runs(figure, [run for run, _ in found])
@@ -172,7 +212,9 @@ def _distance(runs: Sequence[RunData]) -> Figure | None:
 
 def _by_block(runs: Sequence[RunData], name: str, title: str) -> Figure | None:
     found = [(run, run.batch(name)) for run in runs if run.batch(name)]
-    layers = list(dict.fromkeys(str(r.where.get("layer", "")) for _, records in found for r in records))
+    layers = list(
+        dict.fromkeys(str(r.where.get("layer", "")) for _, records in found for r in records)
+    )
     if not found:
         return None
     figure, axes = _panels(ONE if len(layers) == 1 else TWO, 2.1, len(layers))
@@ -187,7 +229,13 @@ def _by_block(runs: Sequence[RunData], name: str, title: str) -> Figure | None:
 
 def _blockwise(ax: Axes, run: RunData, records: Sequence[Record]) -> None:
     ordered = sorted(records, key=lambda r: place(r, "index"))
-    ax.plot(range(1, len(ordered) + 1), [r.value for r in ordered], marker="o", markersize=3, **_line(run.color))
+    ax.plot(
+        range(1, len(ordered) + 1),
+        [r.value for r in ordered],
+        marker="o",
+        markersize=3,
+        **_line(run.color),
+    )
 
 
 def _attention(runs: Sequence[RunData]) -> Figure | None:
@@ -195,21 +243,36 @@ def _attention(runs: Sequence[RunData]) -> Figure | None:
     if not found:
         return None
     columns = min(6, *(len(look.images) for look in found))
-    names = ["", *(label for look in found for label in (f"{look.run.label}\nlast block", "rollout"))]
+    names = [
+        "",
+        *(label for look in found for label in (f"{look.run.label}\nlast block", "rollout")),
+    ]
     figure, axes = _panels(TWO, 0.1 + len(names) * TWO / 6.6, columns, len(names))
     for k, (name, ax) in enumerate(zip(names, axes[::columns], strict=True)):
         ax.set_ylabel(_text(name), rotation=0, ha="right", va="center")
         for i, cell in enumerate(axes[k * columns : (k + 1) * columns]):
-            _overlay(cell, found[max(k - 1, 0) // 2], i, (None, "maps", "rollout")[0 if not k else 1 + (k - 1) % 2])
+            _overlay(
+                cell,
+                found[max(k - 1, 0) // 2],
+                i,
+                (None, "maps", "rollout")[0 if not k else 1 + (k - 1) % 2],
+            )
     return figure
 
 
 def _overlay(ax: Axes, look: Looks, i: int, what: str | None) -> None:
     height, width = look.images.shape[1:3]
-    ax.imshow(look.images[i], interpolation="nearest" if max(height, width) <= pictures.COARSE else "antialiased")
+    ax.imshow(
+        look.images[i],
+        interpolation="nearest" if max(height, width) <= pictures.COARSE else "antialiased",
+    )
     if what:
         values = look.arrays[what][i, -1] if what == "maps" else look.arrays[what][i]
-        ax.imshow(pictures.heat(values), extent=(-0.5, width - 0.5, height - 0.5, -0.5), interpolation="bilinear")
+        ax.imshow(
+            pictures.heat(values),
+            extent=(-0.5, width - 0.5, height - 0.5, -0.5),
+            interpolation="bilinear",
+        )
     ax.set_xticks([])
     ax.set_yticks([])
     for side in ax.spines.values():

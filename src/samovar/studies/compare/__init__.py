@@ -1,1 +1,2 @@
-"""SAM and its relatives under one budget: what each costs, what it gains, and which of them pays."""
+"""SAM and its relatives under one budget: what each costs, what it gains, and which of them
+pays."""

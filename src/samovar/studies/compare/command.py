@@ -44,13 +44,18 @@ def compare(asked: Asked, words: Sequence[str], *, only_plan: bool = False) -> P
 
     Raises:
         ValueError: data that is not there, a folder of other runs.
-        SystemExit: 128 + signal after an interruption, 1 after a full disk or a lost process; all say how to go on."""
+        SystemExit: 128 + signal after an interruption, 1 after a full disk or a lost process; all
+            say how to go on."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("samovar compare starts processes itself; give --jobs N without torchrun, and N GPUs are used")
+        raise ValueError(
+            "samovar compare starts processes itself; give --jobs N without torchrun, and N GPUs are used"
+        )
     known = _read(asked)
     if only_plan:
         data = data_of(asked.base)
-        _tell(asked, runs_of(asked, counted(passes_of(asked)) | known, _total(asked, data)), only_plan)
+        _tell(
+            asked, runs_of(asked, counted(passes_of(asked)) | known, _total(asked, data)), only_plan
+        )
         return None
     source = open_source(asked.base.data)
     data = Data(len(source.train), len(source.classes), source.channels)
@@ -61,7 +66,10 @@ def compare(asked: Asked, words: Sequence[str], *, only_plan: bool = False) -> P
         with progress(len(runs)) as show:
             run_all(runs, jobs=asked.jobs, on_done=show)
     except (Stopped, OSError) as error:
-        print(f"samovar: {error}; the same command goes on from here: {shlex.join(words)}", file=sys.stderr)
+        print(
+            f"samovar: {error}; the same command goes on from here: {shlex.join(words)}",
+            file=sys.stderr,
+        )
         raise SystemExit(128 + error.signum if isinstance(error, Stopped) else 1) from None
     return _finish(asked, costs, runs, data)
 
@@ -75,10 +83,14 @@ def _tell(asked: Asked, runs: Sequence[Run], only_plan: bool) -> None:
     commands = [command_of(run) for run in left] if only_plan else []
     print("\n".join(plan_lines(asked, runs, left, commands)), flush=True)
     if left:
-        print(f"about {duration(seconds_left(left))} of one core or GPU here, {asked.jobs} at a time", flush=True)
+        print(
+            f"about {duration(seconds_left(left))} of one core or GPU here, {asked.jobs} at a time",
+            flush=True,
+        )
 
 
-# --- costs, measured once --------------------------------------------------------------------------------------------
+# --- costs, measured once
+# --------------------------------------------------------------------------------------------
 
 
 def _read(asked: Asked) -> dict[str, Cost]:
@@ -90,13 +102,19 @@ def _read(asked: Asked) -> dict[str, Cost]:
     if not path.is_file():
         return {}
     try:
-        return {name: Cost(**cost) for name, cost in json.loads(path.read_text(encoding="utf-8"))["costs"].items()}
+        return {
+            name: Cost(**cost)
+            for name, cost in json.loads(path.read_text(encoding="utf-8"))["costs"].items()
+        }
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); remove it, and costs are measured anew") from None
+        raise ValueError(
+            f"{path} cannot be read ({error}); remove it, and costs are measured anew"
+        ) from None
 
 
 def _costs(asked: Asked, known: Mapping[str, Cost], data: Data) -> dict[str, Cost]:
-    """The costs of all relatives; what is known stays, so that a restart trains for as many steps as before."""
+    """The costs of all relatives; what is known stays, so that a restart trains for as many steps
+    as before."""
     missing = [name for name in asked.relatives if name not in known]
     costs = dict(known)
     if missing:
@@ -104,7 +122,9 @@ def _costs(asked: Asked, known: Mapping[str, Cost], data: Data) -> dict[str, Cos
         print(f"measuring what a step of {', '.join(missing)} costs", flush=True)
         costs |= {
             name: cost
-            for name, cost in timing.measure({name: config_of(asked, name) for name in timed}, data).items()
+            for name, cost in timing.measure(
+                {name: config_of(asked, name) for name in timed}, data
+            ).items()
             if name in missing
         }
     _save(asked, costs, data)
@@ -118,7 +138,9 @@ def _save(asked: Asked, costs: Mapping[str, Cost], data: Data) -> None:
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"cannot write to --output {asked.output}: {error.strerror}; give another") from error
+        raise ValueError(
+            f"cannot write to --output {asked.output}: {error.strerror}; give another"
+        ) from error
     base = asked.base
     facts: dict[str, Any] = {
         "recipe": asked.recipe, "relatives": asked.relatives, "seeds": asked.seeds, "budgets": asked.budgets,
@@ -128,11 +150,14 @@ def _save(asked: Asked, costs: Mapping[str, Cost], data: Data) -> None:
         "costs": {name: asdict(cost) for name, cost in costs.items()},
     }  # fmt: skip
     folder.write_json(MARK, facts)
-    named = replace(base, name=asked.output.name, output=asked.output.parent, recipe=f"compare {asked.recipe}")
+    named = replace(
+        base, name=asked.output.name, output=asked.output.parent, recipe=f"compare {asked.recipe}"
+    )
     folder.write_json(folder.config_path.name, configs.to_dict(named))
 
 
-# --- what came of it -------------------------------------------------------------------------------------------------
+# --- what came of it
+# -------------------------------------------------------------------------------------------------
 
 
 def _finish(asked: Asked, costs: Mapping[str, Cost], runs: Sequence[Run], data: Data) -> Path:
@@ -149,7 +174,11 @@ def _finish(asked: Asked, costs: Mapping[str, Cost], runs: Sequence[Run], data: 
     replace_text(folder.records_path, "")
     folder.append(*(record for each in found for record in records_of(each, asked)))
     replace_text(asked.output / "compare.md", markdown(found, asked))
-    first = [run.folder for run in runs if run.seed == 0 and (run.budget == asked.budgets[0] or run.relative == "sam")]
+    first = [
+        run.folder
+        for run in runs
+        if run.seed == 0 and (run.budget == asked.budgets[0] or run.relative == "sam")
+    ]
     page = report.write([folder.path, *first], asked.output / "compare.html")
     print(f"page: {page}")
     return page
@@ -161,7 +190,11 @@ def _numbers(run: Run) -> dict[str, float]:
 
 
 def _results(
-    asked: Asked, budget: Any, costs: Mapping[str, Cost], numbers: Mapping[Path, Mapping[str, float]], data: Data
+    asked: Asked,
+    budget: Any,
+    costs: Mapping[str, Cost],
+    numbers: Mapping[Path, Mapping[str, float]],
+    data: Data,
 ) -> Results:
     """The results under one budget, of the numbers of every run by its folder."""
     total = _total(asked, data)
@@ -170,5 +203,7 @@ def _results(
     for name in asked.relatives:
         runs = [run_of(asked, name, seed, budget, costs, total) for seed in range(asked.seeds)]
         steps[name] = configs.num_steps(runs[0].config, data.num_train)
-        table_of[name] = {c: [numbers.get(run.folder, {}).get(c, math.nan) for run in runs] for c in COLUMNS}
+        table_of[name] = {
+            c: [numbers.get(run.folder, {}).get(c, math.nan) for run in runs] for c in COLUMNS
+        }
     return results(budget, costs, steps, table_of, asked.seeds)

@@ -1,4 +1,5 @@
-"""What a training step of a relative of SAM costs beside a plain one. Nothing in this file needs torch."""
+"""What a training step of a relative of SAM costs beside a plain one. Nothing in this file needs
+torch."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from typing import Literal
 from samovar.config import SamConfig
 
 Kind = Literal["climb", "between", "outside"]
-"""Of a step: with a climb; between two of them under `every`; before the start of SAM or after its end."""
+"""Of a step: with a climb; between two of them under `every`; before the start of SAM or after its
+end."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,8 @@ class Cost:
     """What a step costs, on average over the steps of a run."""
 
     ratio: float
-    """Times a plain step, by processor time: the median over repetitions of the ratio within each."""
+    """Times a plain step, by processor time: the median over repetitions of the ratio within
+    each."""
     low: float
     high: float
     """Lowest and highest of those ratios."""
@@ -30,11 +33,16 @@ class Cost:
 
 
 def shares(sam: SamConfig, total: int) -> dict[Kind, float]:
-    """Which share of a run's `total` steps is of which kind; kinds that do not occur are left out."""
+    """Which share of a run's `total` steps is of which kind; kinds that do not occur are left
+    out."""
     first, last = (round(at * total) for at in (sam.start, sam.end))
     inside = last - first if sam.rho else 0
     climbs = math.ceil(last / sam.every) - math.ceil(first / sam.every) if sam.rho else 0
-    counts: dict[Kind, int] = {"climb": climbs, "between": inside - climbs, "outside": total - inside}
+    counts: dict[Kind, int] = {
+        "climb": climbs,
+        "between": inside - climbs,
+        "outside": total - inside,
+    }
     return {kind: count / total for kind, count in counts.items() if count}
 
 

@@ -1,4 +1,5 @@
-"""What a comparison takes: the relatives, their runs, what is measured of each. Nothing in this file needs torch."""
+"""What a comparison takes: the relatives, their runs, what is measured of each. Nothing in this
+file needs torch."""
 
 from __future__ import annotations
 
@@ -16,7 +17,11 @@ from samovar.studies.reproduce.plan import Job, Measured, check_measure
 
 Budget = Literal["steps", "time"]
 
-BUDGETS: dict[str, tuple[Budget, ...]] = {"steps": ("steps",), "time": ("time",), "both": ("steps", "time")}
+BUDGETS: dict[str, tuple[Budget, ...]] = {
+    "steps": ("steps",),
+    "time": ("time",),
+    "both": ("steps", "time"),
+}
 """By the word that `--budget` takes."""
 
 YARDSTICKS = ("plain", "sam")
@@ -27,7 +32,9 @@ RELATIVES_COMPARED = (
 )  # fmt: skip
 """Where `--sam` names none."""
 
-MEASURE = MeasureConfig(checkpoint="last", threads=1, workers=0, processes=1, images=1000, corruption_images=300)
+MEASURE = MeasureConfig(
+    checkpoint="last", threads=1, workers=0, processes=1, images=1000, corruption_images=300
+)
 
 MEASUREMENTS = ("hessian", "robustness")
 
@@ -52,7 +59,8 @@ class Asked:
     base: Config
     """Trains with SAM; the relatives are changes of it."""
     relatives: tuple[str, ...]
-    """Names of `RELATIVES`, some joined by + with others or with settings; plain and sam come first."""
+    """Names of `RELATIVES`, some joined by + with others or with settings; plain and sam come
+    first."""
     seeds: int
     output: Path
     budgets: tuple[Budget, ...] = ("steps",)
@@ -71,7 +79,9 @@ class Run(Job):
     @property
     def title(self) -> str:
         """The relative, the seed, and the budget where that is not the recipe's steps."""
-        return f"{self.relative}, seed {self.seed}" + (", SAM's time" if self.budget == "time" else "")
+        return f"{self.relative}, seed {self.seed}" + (
+            ", SAM's time" if self.budget == "time" else ""
+        )
 
 
 def with_sam(recipe: str, config: Config) -> Config:
@@ -89,7 +99,9 @@ def relatives_of(text: str | None) -> tuple[str, ...]:
         ValueError: it names none."""
     names = RELATIVES_COMPARED if text is None else tuple(filter(None, text.split(",")))
     if not names:
-        raise ValueError(f"--sam {text!r} names nothing; give some of {', '.join(RELATIVES)}, with commas between them")
+        raise ValueError(
+            f"--sam {text!r} names nothing; give some of {', '.join(RELATIVES)}, with commas between them"
+        )
     return tuple(dict.fromkeys((*YARDSTICKS, *names)))
 
 
@@ -97,10 +109,13 @@ def check(asked: Asked) -> None:
     """Refuse what cannot be compared.
 
     Raises:
-        ValueError: a recipe without a radius or of a relative, relatives that do not fit it, a folder of other runs."""
+        ValueError: a recipe without a radius or of a relative, relatives that do not fit it, a
+            folder of other runs."""
     base = asked.base
     if not base.sam.rho:
-        raise ValueError(f"{asked.recipe} with --sam.rho 0 has no SAM to compare; give a radius, or a recipe with SAM")
+        raise ValueError(
+            f"{asked.recipe} with --sam.rho 0 has no SAM to compare; give a radius, or a recipe with SAM"
+        )
     if words := configs.sam_words(base.sam):
         raise ValueError(
             f"{asked.recipe} with {words} is a relative of SAM itself; give SAM's recipe, and name it by --sam"
@@ -138,14 +153,20 @@ def _check_place(asked: Asked) -> None:
     for name, (before, now) in configs.differences(configs.load(saved), asked.base).items():
         if name not in ASIDE:
             flag = "--" + name.replace("_", "-")
-            raise ValueError(f"{asked.output} compares runs with {flag} {before}, not {now}; give another --output")
+            raise ValueError(
+                f"{asked.output} compares runs with {flag} {before}, not {now}; give another --output"
+            )
 
 
-# --- runs ------------------------------------------------------------------------------------------------------------
+# --- runs
+# ------------------------------------------------------------------------------------------------------------
 
 
-def run_of(asked: Asked, name: str, seed: int, budget: Budget, costs: Mapping[str, Cost], total: int) -> Run:
-    """The run of a relative; SAM's is the same under every budget, for its time is what the others get.
+def run_of(
+    asked: Asked, name: str, seed: int, budget: Budget, costs: Mapping[str, Cost], total: int
+) -> Run:
+    """The run of a relative; SAM's is the same under every budget, for its time is what the others
+    get.
 
     Args:
         total: steps of the recipe."""
@@ -153,7 +174,12 @@ def run_of(asked: Asked, name: str, seed: int, budget: Budget, costs: Mapping[st
     config = config_of(asked, name)
     if budget == "time":
         config = replace(config, steps=steps_for(total, costs[name], costs["sam"]))
-    parts = [asked.recipe.removesuffix("-sam"), name, "time" if budget == "time" else "", f"seed{seed}"]
+    parts = [
+        asked.recipe.removesuffix("-sam"),
+        name,
+        "time" if budget == "time" else "",
+        f"seed{seed}",
+    ]
     folder = "-".join(part for part in parts if part)
     config = replace(config, seed=seed, output=asked.output, name=folder)
     return Run(config, measured(asked), name, seed, budget)
@@ -162,11 +188,15 @@ def run_of(asked: Asked, name: str, seed: int, budget: Budget, costs: Mapping[st
 def measured(asked: Asked) -> tuple[Measured, ...]:
     """What is measured of every run; corrupted images are drawn from all that are held out."""
     base = replace(asked.measure, device=asked.base.run.device)
-    return tuple(Measured(name, replace(base, images=0) if name == "robustness" else base) for name in MEASUREMENTS)
+    return tuple(
+        Measured(name, replace(base, images=0) if name == "robustness" else base)
+        for name in MEASUREMENTS
+    )
 
 
 def runs_of(asked: Asked, costs: Mapping[str, Cost], total: int) -> list[Run]:
-    """All runs, each once. Seeds take turns, so that what there is when one stops is of all relatives."""
+    """All runs, each once. Seeds take turns, so that what there is when one stops is of all
+    relatives."""
     runs = [
         run_of(asked, name, seed, budget, costs, total)
         for seed in range(asked.seeds)

@@ -15,11 +15,15 @@ from samovar.studies.reproduce.columns import COLUMNS
 
 def records_of(found: Results, asked: Asked) -> list[Record]:
     """The numbers, shares and verdicts under one budget, and the answer."""
-    records = [record for standing in found.standings for record in _standing(standing, found, asked)]
+    records = [
+        record for standing in found.standings for record in _standing(standing, found, asked)
+    ]
     gain = _claim("compare/gain", found.gain, {"budget": found.budget})
     said = {"text": found.answer, "kept": KEPT, "cheap": CHEAP}
     kept = [s for s in found.standings if s.share and s.share.outcome.verdict == "held"]
-    answer = Record("compare/answer", float(len(kept)), where={"budget": found.budget}, settings=said)
+    answer = Record(
+        "compare/answer", float(len(kept)), where={"budget": found.budget}, settings=said
+    )
     return [*records, gain, answer]
 
 
@@ -31,7 +35,12 @@ def _standing(standing: Standing, found: Results, asked: Asked) -> list[Record]:
         "recipe": asked.recipe, "steps": standing.steps, "worth": worth,
         "summary": " + ".join(each.summary for each in relative(standing.relative)),
     }  # fmt: skip
-    timed = {"passes": cost.passes, "lowest": cost.low, "highest": cost.high, "seconds": cost.seconds}
+    timed = {
+        "passes": cost.passes,
+        "lowest": cost.low,
+        "highest": cost.high,
+        "seconds": cost.seconds,
+    }
     records = [Record("compare/cost", cost.ratio, where=where, settings=facts | timed)]
     for column, number in standing.numbers.items():
         settings = facts | {
@@ -58,7 +67,13 @@ def _standing(standing: Standing, found: Results, asked: Asked) -> list[Record]:
 
 def _claim(name: str, outcome: Outcome, where: dict[str, Any]) -> Record:
     claim = outcome.claim
-    settings = {"claim": claim.text, "verdict": outcome.verdict, "test": TEST, "unit": claim.unit, "interval": "90 %"}
+    settings = {
+        "claim": claim.text,
+        "verdict": outcome.verdict,
+        "test": TEST,
+        "unit": claim.unit,
+        "interval": "90 %",
+    }
     interval = None if outcome.seeds < 2 else (outcome.low, outcome.high)
     return Record(
         name, outcome.value, n=outcome.seeds, where=where, settings=settings | {"asked": outcome.asked},

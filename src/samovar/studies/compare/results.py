@@ -1,4 +1,5 @@
-"""What a comparison says: numbers of each relative, shares of SAM's gain, and an answer in a sentence.
+"""What a comparison says: numbers of each relative, shares of SAM's gain, and an answer in a
+sentence.
 
 Nothing in this file needs torch."""
 
@@ -34,7 +35,8 @@ class Number:
     """Geometric of an eigenvalue; NaN without any."""
     low: float
     high: float
-    """The mean less and plus a standard error, of logarithms where it is geometric; the mean itself of one seed."""
+    """The mean less and plus a standard error, of logarithms where it is geometric; the mean itself
+    of one seed."""
     error: float | None
     """Standard error: of an eigenvalue as a share of it; None of one seed."""
     values: tuple[float, ...]
@@ -86,7 +88,9 @@ class Results:
         return answer(self)
 
 
-def results(budget: Budget, costs: Mapping[str, Cost], steps: Mapping[str, int], values: Values, seeds: int) -> Results:
+def results(
+    budget: Budget, costs: Mapping[str, Cost], steps: Mapping[str, int], values: Values, seeds: int
+) -> Results:
     """Judge the relatives that there are values of; `plain` and `sam` are among them.
 
     Args:
@@ -99,12 +103,17 @@ def results(budget: Budget, costs: Mapping[str, Cost], steps: Mapping[str, int],
                  None if name in ("plain", "sam") else share(name, paired))
         for name, found in values.items()
     )  # fmt: skip
-    gain = decide(difference("SAM raises accuracy over plain training", ("sam", "top1"), ("plain", "top1")), paired, {})
+    gain = decide(
+        difference("SAM raises accuracy over plain training", ("sam", "top1"), ("plain", "top1")),
+        paired,
+        {},
+    )
     return Results(budget, standings, gain)
 
 
 def number(column: str, values: Sequence[float]) -> Number:
-    """Mean and standard error over the seeds that have a number; of λ_max in logarithms, and only of positive ones."""
+    """Mean and standard error over the seeds that have a number; of λ_max in logarithms, and only
+    of positive ones."""
     geometric = column == "lambda_max"
     kept = tuple(value for value in values if math.isfinite(value) and (value > 0 or not geometric))
     if not kept:
@@ -119,23 +128,35 @@ def number(column: str, values: Sequence[float]) -> Number:
 def keeps(name: str) -> Claim:
     """The claim that a relative keeps `KEPT` of SAM's gain."""
     terms = ((1.0, (name, "top1")), (KEPT - 1, ("plain", "top1")), (-KEPT, ("sam", "top1")))
-    return Claim(f"{name} keeps at least {100 * KEPT:.0f} % of SAM's gain", terms, unit="points", ours=True)
+    return Claim(
+        f"{name} keeps at least {100 * KEPT:.0f} % of SAM's gain", terms, unit="points", ours=True
+    )
 
 
 def share(name: str, seeds: Sequence[Mapping[tuple[str, str], float]]) -> Share:
     """A relative's share of SAM's gain, over the seeds that have all three accuracies."""
     pairs = [
-        (values[name, "top1"] - values["plain", "top1"], values["sam", "top1"] - values["plain", "top1"])
+        (
+            values[name, "top1"] - values["plain", "top1"],
+            values["sam", "top1"] - values["plain", "top1"],
+        )
         for values in seeds
     ]
     pairs = [pair for pair in pairs if all(map(math.isfinite, pair))]
-    ours, sams = (math.fsum(column) for column in zip(*pairs, strict=True)) if pairs else (math.nan, math.nan)
-    return Share(ours / sams if sams > 0 else math.nan, *fieller(pairs), decide(keeps(name), seeds, {}))
+    ours, sams = (
+        (math.fsum(column) for column in zip(*pairs, strict=True))
+        if pairs
+        else (math.nan, math.nan)
+    )
+    return Share(
+        ours / sams if sams > 0 else math.nan, *fieller(pairs), decide(keeps(name), seeds, {})
+    )
 
 
 def fieller(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Interval of the ratio of the means of paired numbers: the ratios r for which a t-test at `LEVEL` on either side
-    does not tell first - r x second from 0. Without ends where the second may be 0.
+    """Interval of the ratio of the means of paired numbers: the ratios r for which a t-test at
+    `LEVEL` on either side does not tell first - r x second from 0. Without ends where the second
+    may be 0.
 
     Source: Fieller, J. R. Stat. Soc. B 16 (1954)."""
     from scipy.stats import t
@@ -155,7 +176,8 @@ def fieller(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
     return (b - root) / a, (b + root) / a
 
 
-# --- the answer ------------------------------------------------------------------------------------------------------
+# --- the answer
+# ------------------------------------------------------------------------------------------------------
 
 
 def answer(found: Results) -> str:
@@ -164,13 +186,19 @@ def answer(found: Results) -> str:
     Under the time budget all runs cost what SAM's does, and every relative is asked for."""
     gain = found.gain
     if gain.verdict != "held":
-        return (
-            f"SAM's own gain over plain, {said(gain)}, is not above 0 by the test: of shares of it nothing can be said."
-        )
-    asked = [standing for standing in found.standings if standing.share and _is_asked(found, standing)]
-    where = "In SAM's processor time" if found.budget == "time" else f"At no more than {CHEAP} times the cost of plain"
+        return f"SAM's own gain over plain, {said(gain)}, is not above 0 by the test: of shares of it nothing can be said."
+    asked = [
+        standing for standing in found.standings if standing.share and _is_asked(found, standing)
+    ]
+    where = (
+        "In SAM's processor time"
+        if found.budget == "time"
+        else f"At no more than {CHEAP} times the cost of plain"
+    )
     if not asked:
-        return f"No relative that was compared costs at most {CHEAP} times as much as plain training."
+        return (
+            f"No relative that was compared costs at most {CHEAP} times as much as plain training."
+        )
     held = [standing.relative for standing in asked if standing.share.outcome.verdict == "held"]  # type: ignore[union-attr]
     mean = [
         standing.relative
@@ -180,8 +208,14 @@ def answer(found: Results) -> str:
     what = f"at least {100 * KEPT:.0f} % of SAM's gain of {said(gain)}"
     if not held and not mean:
         return f"{where}, no relative keeps {what}, not even by the mean."
-    sure = f"{where}, {_listed(held, 'keep')} {what}." if held else f"{where}, no relative is sure to keep {what}."
-    return sure + (f" By the mean over seeds alone, undecided by the test: {', '.join(mean)}." if mean else "")
+    sure = (
+        f"{where}, {_listed(held, 'keep')} {what}."
+        if held
+        else f"{where}, no relative is sure to keep {what}."
+    )
+    return sure + (
+        f" By the mean over seeds alone, undecided by the test: {', '.join(mean)}." if mean else ""
+    )
 
 
 def _is_asked(found: Results, standing: Standing) -> bool:
@@ -196,7 +230,8 @@ def _listed(names: Sequence[str], verb: str) -> str:
 
 
 def said(outcome: Outcome) -> str:
-    """A difference with its interval and seeds, as `1.2 points (90 % interval 0.4 to 2.0, 3 seeds)`."""
+    """A difference with its interval and seeds, as
+    `1.2 points (90 % interval 0.4 to 2.0, 3 seeds)`."""
     if not outcome.seeds:
         return "not measured"
     ends = f"90 % interval {outcome.low:.2g} to {outcome.high:.2g}, " if outcome.seeds > 1 else ""

@@ -35,19 +35,25 @@ TOTAL = 10**6
 
 
 def measure(configs_by_name: Mapping[str, Config], data: Data) -> dict[str, Cost]:
-    """The cost of a step of each relative, `plain` among them, averaged over the kinds of steps of its run.
+    """The cost of a step of each relative, `plain` among them, averaged over the kinds of steps of
+    its run.
 
-    Every repetition times all relatives one after the other, in rotated order, so that what else the machine does
-    falls on all; one thread, no compilation. On a GPU it is the clock's time, once the GPU is done."""
+    Every repetition times all relatives one after the other, in rotated order, so that what else
+    the machine does falls on all; one thread, no compilation. On a GPU it is the clock's time, once
+    the GPU is done."""
     plain = configs_by_name["plain"]
     before = torch.get_num_threads()
     try:
         with started(replace(plain.run, threads=1)) as runtime:
-            timers = {name: Timer(config, data, runtime) for name, config in configs_by_name.items()}
+            timers = {
+                name: Timer(config, data, runtime) for name, config in configs_by_name.items()
+            }
             times = _rotated(timers)
     finally:
         torch.set_num_threads(before)
-    return costs_of(times, {name: configs.passes(config) for name, config in configs_by_name.items()})
+    return costs_of(
+        times, {name: configs.passes(config) for name, config in configs_by_name.items()}
+    )
 
 
 def _rotated(timers: Mapping[str, Timer]) -> dict[str, list[float]]:
@@ -65,14 +71,16 @@ def _rotated(timers: Mapping[str, Timer]) -> dict[str, list[float]]:
 
 
 def timed_images(config: Config) -> int:
-    """Images of a timed batch: those of the config's, as far as their pixels go, in whole ascent groups."""
+    """Images of a timed batch: those of the config's, as far as their pixels go, in whole ascent
+    groups."""
     most = max(1, MOST_PIXELS // config.data.image_size**2)
     group = config.sam.m or 1
     return min(config.data.batch_size, max(group, most // group * group))
 
 
 def _made(config: Config, data: Data, runtime: Runtime) -> Batch:
-    """Noise in the place of images; labels in pairs, so that a contrastive loss has something to compare."""
+    """Noise in the place of images; labels in pairs, so that a contrastive loss has something to
+    compare."""
     count, side = config.data.batch_size * config.data.views, config.data.image_size
     generator = torch.Generator().manual_seed(config.seed)
     pixels = torch.rand(count, data.channels, side, side, generator=generator)
@@ -94,18 +102,24 @@ class Timer:
         self.share = shares(config.sam, configs.num_steps(config, data.num_train))
         if not (config.model.name and config.data.image_size):
             config = resolve(config)
-        # a hundredth of the rate: noise is learned by heart within some steps, or the weights run away
+        # a hundredth of the rate: noise is learned by heart within some steps, or the weights run
+        # away
         optim = replace(config.optim, lr=config.optim.lr / 100, warmup_steps=0)
         config = replace(config, init="", optim=optim, run=replace(config.run, compile=False))
         self.config = replace(config, data=replace(config.data, batch_size=timed_images(config)))
         self.runtime = runtime
-        self.state = build(self.config, runtime, num_classes=data.num_classes, channels=data.channels)
+        self.state = build(
+            self.config, runtime, num_classes=data.num_classes, channels=data.channels
+        )
         batch = _made(self.config, data, runtime)
         objective = make_objective(self.config, data.num_classes)
-        self.steps = steps(self.state, itertools.repeat(batch), objective, self.config, runtime, TOTAL)
+        self.steps = steps(
+            self.state, itertools.repeat(batch), objective, self.config, runtime, TOTAL
+        )
 
     def seconds(self, count: int) -> float:
-        """Seconds of an average step of the run, from at least `count` steps of each kind that it has."""
+        """Seconds of an average step of the run, from at least `count` steps of each kind that it
+        has."""
         spent: dict[Kind, list[float]] = {}
         for at, length in self._blocks(count):
             self.state.step = at
@@ -113,7 +127,9 @@ class Timer:
                 since = _now(self.runtime)
                 next(self.steps)
                 spent.setdefault(self._kind(step), []).append(_now(self.runtime) - since)
-        return weighed({kind: math.fsum(found) / len(found) for kind, found in spent.items()}, self.share)
+        return weighed(
+            {kind: math.fsum(found) / len(found) for kind, found in spent.items()}, self.share
+        )
 
     def _blocks(self, count: int) -> Iterator[tuple[int, int]]:
         """First step and number of steps of what is timed at a stretch."""

@@ -48,19 +48,25 @@ def plan_lines(
     done = len(runs) - len(left)
     return [
         f"{asked.recipe}, {budgets}; gradients of an image in a step: {counted}",
-        f"{len(runs)} runs, {asked.seeds} of each relative" + (f"; {done} are there already" if done else ""),
+        f"{len(runs)} runs, {asked.seeds} of each relative"
+        + (f"; {done} are there already" if done else ""),
         *(shlex.join(words) for words in all_commands),
     ]
 
 
 def cost_line(costs: Mapping[str, Cost]) -> str:
     """Measured costs in a line."""
-    return "processor time of a step × plain: " + ", ".join(f"{name} {cost.ratio:.2f}" for name, cost in costs.items())
+    return "processor time of a step × plain: " + ", ".join(
+        f"{name} {cost.ratio:.2f}" for name, cost in costs.items()
+    )
 
 
 def table(found: Results, asked: Asked) -> Table:
     """The standings under one budget, for a terminal."""
-    drawn = Table(*HEAD, title=f"{asked.recipe}, {TITLES[found.budget]}; {_seeds(asked.seeds)} ± standard error")
+    drawn = Table(
+        *HEAD,
+        title=f"{asked.recipe}, {TITLES[found.budget]}; {_seeds(asked.seeds)} ± standard error",
+    )
     for standing in found.standings:
         drawn.add_row(*row(standing, found))
     return drawn
@@ -71,7 +77,10 @@ def markdown(found: Sequence[Results], asked: Asked) -> str:
     lines = []
     for each in found:
         rows = [HEAD, ["---"] * len(HEAD), *(row(standing, each) for standing in each.standings)]
-        lines += [f"{asked.recipe}, {TITLES[each.budget]}; {_seeds(asked.seeds)} ± standard error:", ""]
+        lines += [
+            f"{asked.recipe}, {TITLES[each.budget]}; {_seeds(asked.seeds)} ± standard error:",
+            "",
+        ]
         lines += ["| " + " | ".join(cells) + " |" for cells in rows]
         lines += ["", each.answer, ""]
     return "\n".join(lines)
@@ -93,7 +102,13 @@ def _number(number: Number, column: str, asked: int) -> str:
     if not n:
         return "–"
     times = column == "lambda_max"
-    error = "" if number.error is None else f" ×/÷ {math.exp(number.error):.3g}" if times else f" ± {number.error:.2g}"
+    error = (
+        ""
+        if number.error is None
+        else f" ×/÷ {math.exp(number.error):.3g}"
+        if times
+        else f" ± {number.error:.2g}"
+    )
     return f"{number.mean:.4g}{error}" + (f" ({n} of {asked} seeds)" if n < asked else "")
 
 
@@ -103,7 +118,10 @@ def _kept(standing: Standing, found: Results) -> list[str]:
         return [f"the gain: {said(found.gain)}", ""]
     if standing.share is None:
         return ["0", ""]
-    return [share_text(standing.share), standing.share.outcome.verdict if found.gain.verdict == "held" else "–"]
+    return [
+        share_text(standing.share),
+        standing.share.outcome.verdict if found.gain.verdict == "held" else "–",
+    ]
 
 
 def share_text(share: Share) -> str:

@@ -1,4 +1,5 @@
-"""Claims of the paper as contrasts of numbers, decided by a t-test over seeds. Nothing in this file needs torch."""
+"""Claims of the paper as contrasts of numbers, decided by a t-test over seeds. Nothing in this file
+needs torch."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ class Claim:
         return tuple(cell for _, cell in self.terms)
 
     def contrast(self, values: Mapping[Cell, float]) -> float:
-        """The contrast of one seed, or of the paper; logarithms of ratios. NaN where a number lacks."""
+        """The contrast of one seed, or of the paper; logarithms of ratios. NaN where a number
+        lacks."""
         total = 0.0
         for weight, cell in self.terms:
             value = values.get(cell, math.nan)
@@ -59,7 +61,8 @@ class Outcome:
     claim: Claim
     verdict: Verdict
     value: float
-    """Mean contrast over seeds, a ratio where the claim is of one; NaN where it was not measured."""
+    """Mean contrast over seeds, a ratio where the claim is of one; NaN where it was not
+    measured."""
     low: float
     """Ends of the interval whose sides the test looks at; infinite of one seed."""
     high: float
@@ -82,7 +85,9 @@ def difference(text: str, more: Cell, less: Cell, *, unit: str = "points") -> Cl
     return Claim(text, ((1.0, more), (-1.0, less)), unit=unit)
 
 
-def larger_gain(text: str, first: tuple[Cell, Cell], second: tuple[Cell, Cell], *, unit: str = "points") -> Claim:
+def larger_gain(
+    text: str, first: tuple[Cell, Cell], second: tuple[Cell, Cell], *, unit: str = "points"
+) -> Claim:
     """That one number less another is more than a third less a fourth."""
     (a, b), (c, d) = first, second
     return Claim(text, ((1.0, a), (-1.0, b), (-1.0, c), (1.0, d)), unit=unit)
@@ -96,20 +101,27 @@ def decide(
 ) -> Outcome:
     """Test a claim on the numbers of each seed.
 
-    Undecided are a claim of one seed, one whose numbers some seed lacks (it diverged, did not converge, or a ratio
-    would be of a negative number), for what remains is no fair choice, and one whose contrast is the same in all seeds,
-    which says nothing of chance.
+    Undecided are a claim of one seed, one whose numbers some seed lacks (it diverged, did not
+    converge, or a ratio would be of a negative number), for what remains is no fair choice, and one
+    whose contrast is the same in all seeds, which says nothing of chance.
 
     Source: Student, Biometrika 6 (1908)."""
     found = [value for values in seeds if math.isfinite(value := claim.contrast(values))]
-    published, later = claim.shown(claim.contrast(paper)), any(cell in unverified for cell in claim.cells)
+    published, later = (
+        claim.shown(claim.contrast(paper)),
+        any(cell in unverified for cell in claim.cells),
+    )
     n = len(found)
     if not n:
-        return Outcome(claim, "not measured", math.nan, math.nan, math.nan, 0, published, later, len(seeds))
+        return Outcome(
+            claim, "not measured", math.nan, math.nan, math.nan, 0, published, later, len(seeds)
+        )
     mean = math.fsum(found) / n
     low, high = _interval(found, mean)
     threshold = math.log(claim.above) if claim.ratio else claim.above
-    verdict: Verdict = "held" if low > threshold else "not held" if high < threshold else "undecided"
+    verdict: Verdict = (
+        "held" if low > threshold else "not held" if high < threshold else "undecided"
+    )
     if n < len(seeds) or high - low < 1e-9 * max(map(abs, found)):
         verdict = "undecided"
     shown = [claim.shown(value) if math.isfinite(value) else value for value in (mean, low, high)]

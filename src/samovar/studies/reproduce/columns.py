@@ -1,4 +1,5 @@
-"""What is looked up in a run's records for a column of a table. Nothing in this file needs torch."""
+"""What is looked up in a run's records for a column of a table. Nothing in this file needs
+torch."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ class Column:
     """Chooses the record."""
 
     def value(self, records: Sequence[Record]) -> float:
-        """The number of a run, in percent where it is a share; NaN where it is not there or not converged."""
+        """The number of a run, in percent where it is a share; NaN where it is not there or not
+        converged."""
         found = self.pick([record for record in records if record.name == self.record])
         if found is None or not found.converged:
             return math.nan
@@ -39,10 +41,15 @@ def _named(*names: str) -> Pick:
 
 
 def _numbered(position: float) -> Pick:
-    """The record of a block that is so far down the network, among those whose name ends in a number: 0 to 1."""
+    """The record of a block that is so far down the network, among those whose name ends in a
+    number: 0 to 1."""
 
     def pick(found: Sequence[Record]) -> Record | None:
-        numbered = {int(n[1]): r for r in found if (n := re.fullmatch(r"\D*(\d+)", str(r.where.get("block"))))}
+        numbered = {
+            int(n[1]): r
+            for r in found
+            if (n := re.fullmatch(r"\D*(\d+)", str(r.where.get("block"))))
+        }
         order = sorted(numbered)
         return numbered[order[round(position * (len(order) - 1))]] if order else None
 
@@ -97,7 +104,9 @@ COLUMNS: dict[str, Column] = {
     "lambda_max": Column("λ_max", "hessian/lambda_max", "hessian"),
     "training_loss": Column("loss on training images", "sharpness/clean_loss", "flatness"),
     "flatness": Column("loss under weight noise", "sharpness/average_flatness", "flatness"),
-    "corruption": Column("accuracy, corrupted, %", "robustness/mean_corruption_accuracy", "robustness", percent=True),
+    "corruption": Column(
+        "accuracy, corrupted, %", "robustness/mean_corruption_accuracy", "robustness", percent=True
+    ),
     "pgd": Column("accuracy under PGD-10, %", "robustness/pgd_accuracy", "attack", percent=True),
     "embedding": _block("embedding", _named("embedding", "stem")),
     "token_mixing": _block("MSA or token MLP", _named("msa", "token_mlp")),
@@ -107,16 +116,32 @@ COLUMNS: dict[str, Column] = {
     "block12": _block("last block", _numbered(1)),
     "whole": _block("whole", _named("whole")),
     "weight_norm": Column("weight norm", "inside/total_weight_norm", "activations"),
-    "activation1": Column("activation norm, first", "inside/activation_norm", "activations", pick=_at(0)),
-    "activation6": Column("activation norm, middle", "inside/activation_norm", "activations", pick=_at(0.5)),
-    "activation12": Column("activation norm, last", "inside/activation_norm", "activations", pick=_at(1)),
-    "distance": Column("attention distance, last block, px", "attention/distance", "attention", pick=_at(1)),
+    "activation1": Column(
+        "activation norm, first", "inside/activation_norm", "activations", pick=_at(0)
+    ),
+    "activation6": Column(
+        "activation norm, middle", "inside/activation_norm", "activations", pick=_at(0.5)
+    ),
+    "activation12": Column(
+        "activation norm, last", "inside/activation_norm", "activations", pick=_at(1)
+    ),
+    "distance": Column(
+        "attention distance, last block, px", "attention/distance", "attention", pick=_at(1)
+    ),
     "height": Column("rise of the loss on the plane", "landscape/height", "landscape"),
     **{
         f"active{k}": Column(
-            f"active units, {title}, %", "inside/active_fraction", "activations", True, _units(position)
+            f"active units, {title}, %",
+            "inside/active_fraction",
+            "activations",
+            True,
+            _units(position),
         )
-        for k, title, position in ((1, "first block", 0.0), (6, "middle block", 0.5), (12, "last block", 1.0))
+        for k, title, position in (
+            (1, "first block", 0.0),
+            (6, "middle block", 0.5),
+            (12, "last block", 1.0),
+        )
     },
     **{
         name: Column(title, "testset/accuracy", "testset", True, _benchmark(*split))

@@ -27,7 +27,13 @@ from samovar.studies.reproduce.results import Results, records_of, results
 from samovar.studies.reproduce.runs import is_done, run_all
 from samovar.studies.reproduce.scales import SCALES
 from samovar.studies.reproduce.studies import STUDIES
-from samovar.studies.reproduce.view import claims_table, duration, numbers_table, plan_lines, progress
+from samovar.studies.reproduce.view import (
+    claims_table,
+    duration,
+    numbers_table,
+    plan_lines,
+    progress,
+)
 from samovar.train.dry_run import Data, data_of, rehearse
 
 
@@ -39,8 +45,10 @@ def reproduce(asked: Asked, words: Sequence[str], *, only_plan: bool = False) ->
         only_plan: print what would be done, with the command of each run, and stop.
 
     Raises:
-        ValueError: a study without rows at this scale, data that is not there, a folder of other runs.
-        SystemExit: 128 + signal after an interruption, 1 after a full disk or a lost process; all say how to go on."""
+        ValueError: a study without rows at this scale, data that is not there, a folder of other
+            runs.
+        SystemExit: 128 + signal after an interruption, 1 after a full disk or a lost process; all
+            say how to go on."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(
             "samovar reproduce starts processes itself; give --jobs N without torchrun, or train its runs by torchrun "
@@ -53,14 +61,20 @@ def reproduce(asked: Asked, words: Sequence[str], *, only_plan: bool = False) ->
         check_data(left)
     print("\n".join(plan_lines(asked, tasks, left, only_plan)), flush=True)
     if left:
-        print(f"about {duration(seconds_left(left))} of one core or GPU here, {asked.jobs} at a time", flush=True)
+        print(
+            f"about {duration(seconds_left(left))} of one core or GPU here, {asked.jobs} at a time",
+            flush=True,
+        )
     if only_plan:
         return []
     try:
         with progress(len(tasks)) as show:
             run_all(tasks, jobs=asked.jobs, on_done=show)
     except (Stopped, OSError) as error:
-        print(f"samovar: {error}; the same command goes on from here: {shlex.join(words)}", file=sys.stderr)
+        print(
+            f"samovar: {error}; the same command goes on from here: {shlex.join(words)}",
+            file=sys.stderr,
+        )
         raise SystemExit(128 + error.signum if isinstance(error, Stopped) else 1) from None
     return [_finish(name, asked, tasks) for name in asked.names]
 
@@ -80,7 +94,8 @@ def check_data(tasks: Sequence[Job]) -> None:
 
 
 def seconds_left(tasks: Sequence[Job]) -> float:
-    """About how long tasks take here on one core or GPU, by a few steps of each network on made images."""
+    """About how long tasks take here on one core or GPU, by a few steps of each network on made
+    images."""
     speeds: dict[tuple[str, int], float] = {}
     total = 0.0
     for task in tasks:
@@ -88,16 +103,24 @@ def seconds_left(tasks: Sequence[Job]) -> float:
         key = config.model.name, config.data.image_size
         if key not in speeds:
             plain = replace(
-                config, sam=replace(config.sam, rho=0.0), loss="softmax", steps=0, grid=configs.GridConfig()
+                config,
+                sam=replace(config.sam, rho=0.0),
+                loss="softmax",
+                steps=0,
+                grid=configs.GridConfig(),
             )
-            plain = replace(plain, data=replace(plain.data, views=1), adversarial=configs.AdversarialConfig())
+            plain = replace(
+                plain, data=replace(plain.data, views=1), adversarial=configs.AdversarialConfig()
+            )
             with started(config.run) as runtime:
                 images = min(2 if config.data.image_size > 64 else 32, config.data.batch_size)
                 found = rehearse(plain, runtime, data, images=images)
             speeds[key] = found.seconds / found.images
         work = plans.training_gradients(config, data.num_train) * _left(task, data)
         num_val = 10_000 if data.num_train < 1_000_000 else 50_000
-        work += sum(plans.measuring_gradients(each, data.num_train, num_val) for each in task.measurements)
+        work += sum(
+            plans.measuring_gradients(each, data.num_train, num_val) for each in task.measurements
+        )
         total += speeds[key] * work
     return total
 
@@ -130,12 +153,21 @@ def _record(found: Results, asked: Asked, tasks: Sequence[Task]) -> RunDir:
     folder = RunDir(asked.output / found.name)
     folder.path.mkdir(parents=True, exist_ok=True)
     study = STUDIES[found.name]
-    facts: dict[str, Any] = {"study": found.name, "title": study.title, "where": study.where, "scale": asked.scale}
+    facts: dict[str, Any] = {
+        "study": found.name,
+        "title": study.title,
+        "where": study.where,
+        "scale": asked.scale,
+    }
     facts |= {"seeds": asked.seeds, "summary": SCALES[asked.scale].summary}
-    facts |= {"changed": {key: str(value) for key, value in {**asked.changes, **asked.measure}.items()}}
+    facts |= {
+        "changed": {key: str(value) for key, value in {**asked.changes, **asked.measure}.items()}
+    }
     folder.write_json(MARK, facts)
     config = next(task.config for task in tasks if task.row in plans.rows_of(found.name, asked))
-    named: Config = replace(config, name=found.name, output=asked.output, recipe=f"reproduce {found.name}")
+    named: Config = replace(
+        config, name=found.name, output=asked.output, recipe=f"reproduce {found.name}"
+    )
     folder.write_json(folder.config_path.name, configs.to_dict(named))
     with started(config.run) as runtime:
         folder.write_json("provenance.json", provenance(runtime))

@@ -19,7 +19,9 @@ def markdown(found: Results) -> str:
     rows: dict[str, list[str]] = {}
     for number in found.numbers:
         rows.setdefault(title_of(number.row), []).append(_cell(number))
-    lines = _table(["", *(COLUMNS[column].title for column in columns)], [[head, *rows[head]] for head in rows])
+    lines = _table(
+        ["", *(COLUMNS[column].title for column in columns)], [[head, *rows[head]] for head in rows]
+    )
     if found.outcomes:
         head = ["claim", "verdict", "here", "90 % interval", "seeds", "paper"]
         lines += ["", *_table(head, [_claim(outcome) for outcome in found.outcomes])]

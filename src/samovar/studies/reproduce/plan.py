@@ -1,4 +1,5 @@
-"""What a study takes: its runs, what is measured of each, and what that costs. Nothing in this file needs torch."""
+"""What a study takes: its runs, what is measured of each, and what that costs. Nothing in this file
+needs torch."""
 
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ FREE = (
     "epochs", "steps", "optim.warmup_steps", "data.source", "data.root", "data.workers", "data.loader",
     "data.max_bad_share",
 )  # fmt: skip
-"""Settings that flags may change, beside those of `run`: length, the place of the data. All else makes a run what it is
-in its table."""
+"""Settings that flags may change, beside those of `run`: length, the place of the data. All else
+makes a run what it is in its table."""
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,14 @@ def check(asked: Asked) -> None:
     for name in asked.names:
         if not STUDIES[name].rows(SCALES[asked.scale]):
             able = [title for title, scale in SCALES.items() if STUDIES[name].rows(scale)]
-            raise ValueError(f"{name} has nothing to train at --scale {asked.scale}; give --scale {' or '.join(able)}")
+            raise ValueError(
+                f"{name} has nothing to train at --scale {asked.scale}; give --scale {' or '.join(able)}"
+            )
         keys = [row.key for row in STUDIES[name].rows(SCALES[asked.scale])]
         if not rows_of(name, asked):
-            raise ValueError(f"--rows {','.join(asked.rows)} fits no row of {name}; it has {', '.join(keys)}")
+            raise ValueError(
+                f"--rows {','.join(asked.rows)} fits no row of {name}; it has {', '.join(keys)}"
+            )
     for name in asked.changes:
         if name not in FREE and not name.startswith("run."):
             raise ValueError(
@@ -104,7 +109,9 @@ def check(asked: Asked) -> None:
     check_measure(changed(SCALES[asked.scale].measure, asked.measure))
     _check_place(asked)
     if asked.testsets and not SCALES[asked.scale].testsets:
-        raise ValueError(f"--testset is of ImageNet's classes, which --scale {asked.scale} has not; leave it out")
+        raise ValueError(
+            f"--testset is of ImageNet's classes, which --scale {asked.scale} has not; leave it out"
+        )
 
 
 def check_measure(config: MeasureConfig) -> None:
@@ -128,23 +135,34 @@ def _check_place(asked: Asked) -> None:
         raise ValueError(f"--output {asked.output} is a file; give a folder")
     for folder in (asked.output / name for name in asked.names):
         if (folder / "config.json").is_file() and not (folder / MARK).is_file():
-            raise ValueError(f"{folder} is a run, and a study would be written there; give another --output")
+            raise ValueError(
+                f"{folder} is a run, and a study would be written there; give another --output"
+            )
 
 
 def rows_of(name: str, asked: Asked) -> list[Row]:
     """The rows of a study that are asked for."""
     rows = STUDIES[name].rows(SCALES[asked.scale])
-    return [row for row in rows if not asked.rows or any(fnmatch(row.key, pattern) for pattern in asked.rows)]
+    return [
+        row
+        for row in rows
+        if not asked.rows or any(fnmatch(row.key, pattern) for pattern in asked.rows)
+    ]
 
 
 def claims_of(name: str, asked: Asked) -> list[Claim]:
     """The claims of a study about rows that are asked for."""
     keys = {row.key for row in rows_of(name, asked)}
-    return [claim for claim in STUDIES[name].claims(SCALES[asked.scale]) if {row for row, _ in claim.cells} <= keys]
+    return [
+        claim
+        for claim in STUDIES[name].claims(SCALES[asked.scale])
+        if {row for row, _ in claim.cells} <= keys
+    ]
 
 
 def tasks_of(asked: Asked) -> list[Task]:
-    """The runs of all studies, each once with all that any of them measures; those that others start from come first.
+    """The runs of all studies, each once with all that any of them measures; those that others
+    start from come first.
 
     Seeds take turns, so that what there is when one stops is of all rows."""
     scale = SCALES[asked.scale]
@@ -166,15 +184,22 @@ def needs(study: Study, scale: Scale) -> list[str]:
 
 def _task(row: Row, seed: int, measurements: Iterable[str], asked: Asked) -> Task:
     scale = SCALES[asked.scale]
-    config = _transfer(row, scale, seed, asked) if row.transfer else shorter(config_of(row, scale), asked.changes)
-    config = replace(config, seed=seed, output=asked.output, name=f"{name_of(row, scale)}-seed{seed}")
+    config = (
+        _transfer(row, scale, seed, asked)
+        if row.transfer
+        else shorter(config_of(row, scale), asked.changes)
+    )
+    config = replace(
+        config, seed=seed, output=asked.output, name=f"{name_of(row, scale)}-seed{seed}"
+    )
     configs.validate(config)
     measured = [found for name in measurements for found in _measured(name, config, asked)]
     return Task(config, tuple(measured), row, seed)
 
 
 def _transfer(row: Row, scale: Scale, seed: int, asked: Asked) -> Config:
-    """Fine-tuning as in Table 11, from the run of the same seed; as many images of the new source as of the old."""
+    """Fine-tuning as in Table 11, from the run of the same seed; as many images of the new source
+    as of the old."""
     config = recipes.transfer(10_000 if row.transfer.startswith("cifar") else 2_000)
     first = _with(config_of(row.origin, scale), asked.changes)
     origin = asked.output / f"{name_of(row.origin, scale)}-seed{seed}"
@@ -182,8 +207,14 @@ def _transfer(row: Row, scale: Scale, seed: int, asked: Asked) -> Config:
                    root=first.data.root)  # fmt: skip
     if not scale.testsets:
         data = replace(data, batch_size=first.data.batch_size, crop="pad", flip=True)
-        config = replace(config, steps=_TRANSFER_STEPS, optim=replace(config.optim, warmup_steps=_TRANSFER_STEPS // 20))
-    changes = {k: v for k, v in asked.changes.items() if k.split(".")[0] in ("run", "epochs", "steps")}
+        config = replace(
+            config,
+            steps=_TRANSFER_STEPS,
+            optim=replace(config.optim, warmup_steps=_TRANSFER_STEPS // 20),
+        )
+    changes = {
+        k: v for k, v in asked.changes.items() if k.split(".")[0] in ("run", "epochs", "steps")
+    }
     config = replace(config, recipe="transfer", init=str(origin), model=first.model, data=data)
     return _with(config, changes)
 
@@ -199,7 +230,11 @@ def _measured(name: str, config: Config, asked: Asked) -> list[Measured]:
     if "data.workers" in asked.changes:
         base = replace(base, workers=config.data.workers)
     if name == "ntk":
-        return [Measured(name, replace(base, checkpoint="init", images=0, ntk_relu=True, ntk_head="random"))]
+        return [
+            Measured(
+                name, replace(base, checkpoint="init", images=0, ntk_relu=True, ntk_head="random")
+            )
+        ]
     if name == "testset":
         return [Measured(name, replace(base, testset=testset)) for testset in asked.testsets]
     if name in ("robustness", "attack"):
@@ -208,7 +243,8 @@ def _measured(name: str, config: Config, asked: Asked) -> list[Measured]:
 
 
 def shorter(config: Config, changes: Mapping[str, Any]) -> Config:
-    """The changed config; where it has fewer epochs, warm-up shrinks with them unless that is changed too."""
+    """The changed config; where it has fewer epochs, warm-up shrinks with them unless that is
+    changed too."""
     short = _with(config, changes)
     share = short.epochs / config.epochs
     if share < 1 and "optim.warmup_steps" not in changes:
@@ -226,11 +262,14 @@ def changed(config: Any, changes: Mapping[str, Any]) -> Any:
     """A config with some of its settings replaced, by dotted name."""
     for name, value in changes.items():
         head, _, rest = name.partition(".")
-        config = replace(config, **{head: changed(getattr(config, head), {rest: value}) if rest else value})
+        config = replace(
+            config, **{head: changed(getattr(config, head), {rest: value}) if rest else value}
+        )
     return config
 
 
-# --- cost ------------------------------------------------------------------------------------------------------------
+# --- cost
+# ------------------------------------------------------------------------------------------------------------
 
 _LANCZOS = 13
 """Products that an eigenvalue takes, in the middle."""
@@ -244,7 +283,8 @@ def training_gradients(config: Config, num_train: int) -> float:
 
 
 def measuring_gradients(measured: Measured, num_train: int, num_val: int) -> float:
-    """Images times gradients that a measurement takes, about; a forward pass is a third of a gradient."""
+    """Images times gradients that a measurement takes, about; a forward pass is a third of a
+    gradient."""
     config = measured.config
     images = min(config.images or num_train, num_train)
     corrupted = min(config.corruption_images or num_val, num_val)
@@ -256,7 +296,9 @@ def measuring_gradients(measured: Measured, num_train: int, num_val: int) -> flo
         "ntk": 2.0 * config.ntk_batch * config.ntk_batches,
         "robustness": 19 * len(config.severities) / 3 * corrupted,
         "attack": 6.0 * config.attack_steps * attacked,
-        "landscape": config.points**config.dims / 3 * min(config.landscape_images or images, images),
+        "landscape": config.points**config.dims
+        / 3
+        * min(config.landscape_images or images, images),
         "testset": 50_000 / 3,
     }
     return work.get(measured.name, images / 3)

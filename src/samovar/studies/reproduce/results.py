@@ -1,4 +1,5 @@
-"""What the runs of a study say: numbers beside the paper's, claims with their verdicts, as records of a folder."""
+"""What the runs of a study say: numbers beside the paper's, claims with their verdicts, as records
+of a folder."""
 
 from __future__ import annotations
 
@@ -57,19 +58,37 @@ def results(name: str, asked: Asked, tasks: Sequence[Task]) -> Results:
     """Look a study's numbers up in the records of its runs."""
     scale = SCALES[asked.scale]
     rows, columns = rows_of(name, asked), STUDIES[name].columns(scale)
-    seeds = [_values(rows, columns, [task for task in tasks if task.seed == seed]) for seed in range(asked.seeds)]
-    paper = {(row.key, column): paper_number(name, row, column, scale) for row in rows for column in columns}
-    unverified = {(row.key, column) for row in rows for column in columns if is_unverified(name, row, column, scale)}
+    seeds = [
+        _values(rows, columns, [task for task in tasks if task.seed == seed])
+        for seed in range(asked.seeds)
+    ]
+    paper = {
+        (row.key, column): paper_number(name, row, column, scale)
+        for row in rows
+        for column in columns
+    }
+    unverified = {
+        (row.key, column)
+        for row in rows
+        for column in columns
+        if is_unverified(name, row, column, scale)
+    }
     numbers = tuple(
         Number(row, column, tuple(v for seed in seeds if math.isfinite(v := seed.get((row.key, column), math.nan))),
                paper[row.key, column], (row.key, column) in unverified, asked.seeds)
         for row in rows
         for column in columns
     )  # fmt: skip
-    return Results(name, numbers, tuple(decide(claim, seeds, paper, unverified) for claim in claims_of(name, asked)))
+    return Results(
+        name,
+        numbers,
+        tuple(decide(claim, seeds, paper, unverified) for claim in claims_of(name, asked)),
+    )
 
 
-def _values(rows: Sequence[Row], columns: Sequence[str], tasks: Sequence[Task]) -> dict[Cell, float]:
+def _values(
+    rows: Sequence[Row], columns: Sequence[str], tasks: Sequence[Task]
+) -> dict[Cell, float]:
     """The numbers of one seed."""
     found: dict[Cell, float] = {}
     by_row = {task.row: task for task in tasks}
@@ -79,13 +98,16 @@ def _values(rows: Sequence[Row], columns: Sequence[str], tasks: Sequence[Task]) 
     return found
 
 
-# --- the paper's -----------------------------------------------------------------------------------------------------
+# --- the paper's
+# -----------------------------------------------------------------------------------------------------
 
 
 def paper_number(name: str, row: Row, column: str, scale: Scale) -> float:
     """The paper's number in a cell; NaN where it has none."""
     model = _stands_for(row, scale)
-    return float(_TABLES[name](row, model, f"{model}-sam" if row.sam else model).get(column, math.nan))
+    return float(
+        _TABLES[name](row, model, f"{model}-sam" if row.sam else model).get(column, math.nan)
+    )
 
 
 def _stands_for(row: Row, scale: Scale) -> str:
@@ -116,11 +138,15 @@ def _share(row: Row) -> str:
 
 
 def _variant(row: Row, model: str) -> str:
-    return "-".join([model, *(["aug"] if "aug" in row.words else []), *(["sam"] if row.sam else [])])
+    return "-".join(
+        [model, *(["aug"] if "aug" in row.words else []), *(["sam"] if row.sam else [])]
+    )
 
 
 def _transferred(source: str, key: str) -> dict[str, float]:
-    numbers = dict(zip(paper_numbers.TABLE_6_MODELS, paper_numbers.TABLE_6.get(source, ()), strict=False))
+    numbers = dict(
+        zip(paper_numbers.TABLE_6_MODELS, paper_numbers.TABLE_6.get(source, ()), strict=False)
+    )
     return {"top1": numbers.get(key, math.nan)}
 
 
@@ -131,15 +157,23 @@ def _active(key: str) -> dict[str, float]:
 
 def _swept(row: Row, model: str) -> dict[str, float]:
     rho = round(_PAPER_RHO[model] * row.rho_factor, 4) if row.sam else 0.0
-    return {"top1": paper_numbers.TABLE_10[model].get(rho, math.nan)} if model in paper_numbers.TABLE_10 else {}
+    return (
+        {"top1": paper_numbers.TABLE_10[model].get(rho, math.nan)}
+        if model in paper_numbers.TABLE_10
+        else {}
+    )
 
 
 _PAPER_RHO = {"vit-b16": 0.2, "mixer-b16": 0.6}
 
 _TABLES: dict[str, Callable[[Row, str, str], Mapping[str, float]]] = {
-    "table1": lambda row, model, key: _later(key) | (paper_numbers.TABLE_1.get(key) or _reported(model, row.sam)),
+    "table1": lambda row, model, key: (
+        _later(key) | (paper_numbers.TABLE_1.get(key) or _reported(model, row.sam))
+    ),
     "table2": lambda row, model, key: _reported(model, row.sam),
-    "table3": lambda row, model, key: dict(zip(paper_numbers.PARTS, paper_numbers.TABLE_3.get(key, ()), strict=False)),
+    "table3": lambda row, model, key: dict(
+        zip(paper_numbers.PARTS, paper_numbers.TABLE_3.get(key, ()), strict=False)
+    ),
     "table4": lambda row, model, key: {
         "top1": paper_numbers.TABLE_4.get(_share(row), {}).get(_variant(row, model), math.nan)
     },
@@ -154,10 +188,12 @@ _TABLES: dict[str, Callable[[Row, str, str], Mapping[str, float]]] = {
     "contrastive": lambda row, model, key: {"top1": paper_numbers.CONTRASTIVE[model][row.sam]},
     "sgd": lambda row, model, key: {} if row.words else _reported(model, row.sam),
 }
-"""The numbers of a row by column, of the network it stands beside, by its name without and with `-sam`."""
+"""The numbers of a row by column, of the network it stands beside, by its name without and with
+`-sam`."""
 
 
-# --- records ---------------------------------------------------------------------------------------------------------
+# --- records
+# ---------------------------------------------------------------------------------------------------------
 
 
 def is_unverified(name: str, row: Row, column: str, scale: Scale) -> bool:
@@ -192,6 +228,13 @@ def records_of(found: Results, asked: Asked) -> list[Record]:
         interval = None if outcome.seeds < 2 else (outcome.low, outcome.high)
         where = {"study": found.name, "claim": claim.text}
         records.append(
-            Record("reproduce/claim", outcome.value, n=outcome.seeds, where=where, settings=settings, interval=interval)
+            Record(
+                "reproduce/claim",
+                outcome.value,
+                n=outcome.seeds,
+                where=where,
+                settings=settings,
+                interval=interval,
+            )
         )
     return records

@@ -1,4 +1,5 @@
-"""A training of the paper at a scale: which recipe, changed how. Nothing in this file needs torch."""
+"""A training of the paper at a scale: which recipe, changed how. Nothing in this file needs
+torch."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ RHO_FACTORS: dict[str, Mapping[str, float]] = {
     "aug": {"vit": 1 / 4, "mixer": 1 / 3, "resnet": 1.0},
     "adversarial": {"vit": 1 / 2, "mixer": 5 / 12, "resnet": 1.0},
 }
-"""Of a scale's own rho, as Table 9 has it for B/16; where a recipe of that name exists its own rho holds."""
+"""Of a scale's own rho, as Table 9 has it for B/16; where a recipe of that name exists its own rho
+holds."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,10 @@ class Row:
     def key(self) -> str:
         """`vit-half-aug-sam`: the name of its run's folder, but for the scale and the seed."""
         parts = ["supcon" if self.contrastive else "", self.model or self.family, *self.words]
-        parts += ["sam" if self.sam else "", f"rho-x{self.rho_factor:g}" if self.rho_factor != 1 else ""]
+        parts += [
+            "sam" if self.sam else "",
+            f"rho-x{self.rho_factor:g}" if self.rho_factor != 1 else "",
+        ]
         parts += [f"to-{self.transfer}" if self.transfer else ""]
         return "-".join(part for part in parts if part)
 
@@ -59,7 +64,12 @@ class Row:
 def name_of(row: Row, scale: Scale) -> str:
     """What its runs are called: the name of its recipe, where there is one."""
     start = scale.contrastive if row.contrastive else _base(row, scale)
-    parts = [start, *row.words, "sam" if row.sam else "", f"rho-x{row.rho_factor:g}" if row.rho_factor != 1 else ""]
+    parts = [
+        start,
+        *row.words,
+        "sam" if row.sam else "",
+        f"rho-x{row.rho_factor:g}" if row.rho_factor != 1 else "",
+    ]
     return "-".join(part for part in [*parts, f"to-{row.transfer}" if row.transfer else ""] if part)
 
 
@@ -88,5 +98,7 @@ def _changed(row: Row, scale: Scale) -> Config:
         config = replace(config, model=replace(config.model, name=row.model))
     for word in row.words:
         factor = RHO_FACTORS.get(word, {}).get(row.family, 1.0)
-        config = REGIMES[word](replace(config, sam=replace(config.sam, rho=config.sam.rho * factor)))
+        config = REGIMES[word](
+            replace(config, sam=replace(config.sam, rho=config.sam.rho * factor))
+        )
     return config

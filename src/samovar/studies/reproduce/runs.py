@@ -49,7 +49,8 @@ def is_done(task: Job) -> bool:
     _check_same(run, task.config)
     mark = _read(run)
     return bool(mark.get("diverged")) or (
-        "steps" in mark and {_words(measured) for measured in task.measurements} <= set(mark.get("measured", {}))
+        "steps" in mark
+        and {_words(measured) for measured in task.measurements} <= set(mark.get("measured", {}))
     )
 
 
@@ -58,7 +59,9 @@ def _check_same(run: RunDir, config: Config) -> None:
     for name, (before, now) in configs.differences(configs.load(run.config_path), config).items():
         if name not in ignored and not (name == "init" and _moved(Path(before), Path(now))):
             flag = "--" + name.replace("_", "-")
-            raise ValueError(f"{run.path} holds a run with {flag} {before}, not {now}; give another --output")
+            raise ValueError(
+                f"{run.path} holds a run with {flag} {before}, not {now}; give another --output"
+            )
 
 
 def _moved(before: Path, now: Path) -> bool:
@@ -74,13 +77,21 @@ def _read(run: RunDir) -> dict[str, Any]:
 def _words(measured: Measured) -> str:
     """A measurement with all of its settings that a flag can change."""
     free = configs.MeasureConfig()
-    changed = {k: v for k, v in configs.to_dict(measured.config).items() if v != configs.to_dict(free)[k]}
+    changed = {
+        k: v for k, v in configs.to_dict(measured.config).items() if v != configs.to_dict(free)[k]
+    }
     aside = ("device", "threads", "workers", "processes", "output", "name")
-    return " ".join([measured.name, *(f"{key}={value}" for key, value in sorted(changed.items()) if key not in aside)])
+    return " ".join(
+        [
+            measured.name,
+            *(f"{key}={value}" for key, value in sorted(changed.items()) if key not in aside),
+        ]
+    )
 
 
 def run_task(task: Job) -> Done:
-    """Train a task's run from wherever it stands, then measure what was not; what is done stays done.
+    """Train a task's run from wherever it stands, then measure what was not; what is done stays
+    done.
 
     Raises:
         ValueError: as `fit.prepare`; a folder that holds a run of other settings.
@@ -101,7 +112,9 @@ def run_task(task: Job) -> Done:
     for measured in () if "diverged" in mark else task.measurements:
         if _words(measured) not in mark.get("measured", {}):
             found = _measure(measured, run)
-            mark["measured"] = mark.get("measured", {}) | {_words(measured): identity(found[0]) if found else {}}
+            mark["measured"] = mark.get("measured", {}) | {
+                _words(measured): identity(found[0]) if found else {}
+            }
             run.write_json(MARK, mark)
     return Done(task, time.process_time() - since, mark.get("diverged", ""))
 
@@ -112,7 +125,9 @@ def _open(task: Job) -> RunDir:
         run.checkpoints.mkdir(parents=True, exist_ok=True)
         run.arrays.mkdir(exist_ok=True)
     except OSError as error:
-        raise ValueError(f"cannot write to --output {task.config.output}: {error.strerror}; give another") from error
+        raise ValueError(
+            f"cannot write to --output {task.config.output}: {error.strerror}; give another"
+        ) from error
     if not run.config_path.is_file():
         run.write_json(run.config_path.name, configs.to_dict(task.config))
     return run
@@ -145,16 +160,28 @@ def _measure(measured: Measured, run: RunDir) -> list[Record]:
         return measure_once(measured.name, subject, config, run)
 
 
-_PROTOCOL = ("measurement", "request", "weights", "source", "split", "images", "loss", "dtype", "seed")
+_PROTOCOL = (
+    "measurement",
+    "request",
+    "weights",
+    "source",
+    "split",
+    "images",
+    "loss",
+    "dtype",
+    "seed",
+)
 
 
 def identity(record: Record) -> dict[str, Any]:
-    """What tells the records of a measurement from those of the same name under another protocol."""
+    """What tells the records of a measurement from those of the same name under another
+    protocol."""
     return {key: record.settings.get(key) for key in _PROTOCOL} | {"step": record.where.get("step")}
 
 
 def records_of(task: Job) -> list[Record]:
-    """The records that a task's own training and measurements left, none of what else is in its folder.
+    """The records that a task's own training and measurements left, none of what else is in its
+    folder.
 
     Empty where the run diverged: what it recorded before is of no trained network."""
     run = RunDir(task.folder)
@@ -170,7 +197,8 @@ def records_of(task: Job) -> list[Record]:
     ]
 
 
-# --- several at a time -----------------------------------------------------------------------------------------------
+# --- several at a time
+# -----------------------------------------------------------------------------------------------
 
 
 def run_all(tasks: Sequence[Job], *, jobs: int, on_done: Callable[[Done], None]) -> list[Done]:
@@ -209,7 +237,9 @@ def _waves(tasks: Sequence[Job]) -> Iterator[list[Job]]:
 
 def _with_threads(task: Job, threads: int) -> Job:
     run = task.config.run
-    return replace(task, config=replace(task.config, run=replace(run, threads=run.threads or max(1, threads))))
+    return replace(
+        task, config=replace(task.config, run=replace(run, threads=run.threads or max(1, threads)))
+    )
 
 
 def _work(task: Job) -> Done:

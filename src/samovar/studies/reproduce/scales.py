@@ -1,4 +1,5 @@
-"""At which size the paper is reproduced: a network of each family, its images, and how it is measured.
+"""At which size the paper is reproduced: a network of each family, its images, and how it is
+measured.
 
 Nothing in this file needs torch."""
 
@@ -43,7 +44,15 @@ SCALES: dict[str, Scale] = {
         "269 training images of 8 x 8 pixels, embedded; minutes on two cores",
         _base("digits"),
         {family: (f"{family}-digits",) for family in ("vit", "mixer", "resnet")},
-        MeasureConfig(checkpoint="last", threads=1, workers=0, processes=1, points=21, corruption_images=300, draws=20),
+        MeasureConfig(
+            checkpoint="last",
+            threads=1,
+            workers=0,
+            processes=1,
+            points=21,
+            corruption_images=300,
+            draws=20,
+        ),
         seeds=3,
         contrastive="supcon-vit-digits",
     ),
@@ -84,9 +93,18 @@ SCALES: dict[str, Scale] = {
         {
             "vit": ("vit-s32", "vit-s16", "vit-s14", "vit-s8", "vit-b32", "vit-b16"),
             "mixer": ("mixer-s32", "mixer-s16", "mixer-s8", "mixer-b32", "mixer-b16", "mixer-b8"),
-            "resnet": ("resnet50", "resnet101", "resnet152", "resnet50x2", "resnet101x2", "resnet152x2"),
+            "resnet": (
+                "resnet50",
+                "resnet101",
+                "resnet152",
+                "resnet50x2",
+                "resnet101x2",
+                "resnet152x2",
+            ),
         },
-        MeasureConfig(checkpoint="last", images=128_116, points=50, corruption_images=0, attack_images=0),
+        MeasureConfig(
+            checkpoint="last", images=128_116, points=50, corruption_images=0, attack_images=0
+        ),
         seeds=1,
         transfer=("cifar10", "cifar100", "flowers102", "pets"),
         contrastive="supcon-vit-b16-imagenet",

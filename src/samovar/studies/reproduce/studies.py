@@ -1,4 +1,5 @@
-"""The tables and figures of arXiv:2106.01548 as grids of numbers to find, with what the paper claims of them.
+"""The tables and figures of arXiv:2106.01548 as grids of numbers to find, with what the paper
+claims of them.
 
 Nothing in this file needs torch."""
 
@@ -46,17 +47,26 @@ def twins(*families: str, words: tuple[str, ...] = ()) -> list[Row]:
 
 def title_of(row: Row) -> str:
     """What a row is called in a table."""
-    parts = ["contrastive" if row.contrastive else "", row.model or FAMILIES[row.family], *row.words]
+    parts = [
+        "contrastive" if row.contrastive else "",
+        row.model or FAMILIES[row.family],
+        *row.words,
+    ]
     parts += ["SAM" if row.sam else "", f"rho x{row.rho_factor:g}" if row.rho_factor != 1 else ""]
-    return ", ".join(part for part in [*parts, f"to {row.transfer}" if row.transfer else ""] if part)
+    return ", ".join(
+        part for part in [*parts, f"to {row.transfer}" if row.transfer else ""] if part
+    )
 
 
-def _gain(family: str, column: str = "top1", words: tuple[str, ...] = ()) -> tuple[tuple[str, str], tuple[str, str]]:
+def _gain(
+    family: str, column: str = "top1", words: tuple[str, ...] = ()
+) -> tuple[tuple[str, str], tuple[str, str]]:
     plain, sam = twins(family, words=words)
     return (sam.key, column), (plain.key, column)
 
 
-# --- Table 1 ---------------------------------------------------------------------------------------------------------
+# --- Table 1
+# ---------------------------------------------------------------------------------------------------------
 
 
 def _table1_claims(scale: Scale) -> list[Claim]:
@@ -66,10 +76,20 @@ def _table1_claims(scale: Scale) -> list[Claim]:
         ratio("vanilla Mixer is sharper than ResNet", ("mixer", sharp), ("resnet", sharp)),
         ratio("vanilla Mixer is sharper than vanilla ViT", ("mixer", sharp), ("vit", sharp)),
         ratio("SAM lowers λ_max of ViT", ("vit", sharp), ("vit-sam", sharp)),
-        ratio("SAM lowers λ_max of ViT at least threefold", ("vit", sharp), ("vit-sam", sharp), above=3, ours=True),
+        ratio(
+            "SAM lowers λ_max of ViT at least threefold",
+            ("vit", sharp),
+            ("vit-sam", sharp),
+            above=3,
+            ours=True,
+        ),
         ratio("SAM lowers λ_max of Mixer", ("mixer", sharp), ("mixer-sam", sharp)),
         ratio(
-            "SAM lowers λ_max of Mixer at least threefold", ("mixer", sharp), ("mixer-sam", sharp), above=3, ours=True
+            "SAM lowers λ_max of Mixer at least threefold",
+            ("mixer", sharp),
+            ("mixer-sam", sharp),
+            above=3,
+            ours=True,
         ),
         ratio("SAM lowers λ_max of ResNet", ("resnet", sharp), ("resnet-sam", sharp)),
         ratio("NTK κ of ViT is above ResNet's", ("vit", "kappa"), ("resnet", "kappa")),
@@ -79,17 +99,29 @@ def _table1_claims(scale: Scale) -> list[Claim]:
         title = FAMILIES[family]
         claims += [
             difference(f"SAM raises the accuracy of {title}", *_gain(family)),
-            larger_gain(f"SAM's gain is larger for {title} than for ResNet", _gain(family), _gain("resnet")),
-            difference(f"SAM raises the accuracy of {title} on corrupted images", *_gain(family, "corruption")),
             larger_gain(
-                f"of {title}, corrupted images gain more than clean ones", _gain(family, "corruption"), _gain(family)
+                f"SAM's gain is larger for {title} than for ResNet", _gain(family), _gain("resnet")
             ),
-            ratio(f"SAM lowers {title}'s loss under weight noise", (family, "flatness"), (f"{family}-sam", "flatness")),
+            difference(
+                f"SAM raises the accuracy of {title} on corrupted images",
+                *_gain(family, "corruption"),
+            ),
+            larger_gain(
+                f"of {title}, corrupted images gain more than clean ones",
+                _gain(family, "corruption"),
+                _gain(family),
+            ),
+            ratio(
+                f"SAM lowers {title}'s loss under weight noise",
+                (family, "flatness"),
+                (f"{family}-sam", "flatness"),
+            ),
         ]
     return claims
 
 
-# --- Table 2 ---------------------------------------------------------------------------------------------------------
+# --- Table 2
+# ---------------------------------------------------------------------------------------------------------
 
 
 def _table2_rows(scale: Scale) -> list[Row]:
@@ -108,13 +140,20 @@ def _table2_claims(scale: Scale) -> list[Claim]:
             plain = Row(row.family, False, model=row.model)
             name = row.model or FAMILIES[row.family]
             claims += [
-                difference(f"SAM raises the accuracy of {name}", (row.key, "top1"), (plain.key, "top1")),
-                difference(f"and on corrupted images, of {name}", (row.key, "corruption"), (plain.key, "corruption")),
+                difference(
+                    f"SAM raises the accuracy of {name}", (row.key, "top1"), (plain.key, "top1")
+                ),
+                difference(
+                    f"and on corrupted images, of {name}",
+                    (row.key, "corruption"),
+                    (plain.key, "corruption"),
+                ),
             ]
     return claims
 
 
-# --- Table 3 ---------------------------------------------------------------------------------------------------------
+# --- Table 3
+# ---------------------------------------------------------------------------------------------------------
 
 
 def _table3_claims(scale: Scale) -> list[Claim]:
@@ -122,9 +161,15 @@ def _table3_claims(scale: Scale) -> list[Claim]:
     for family in ("vit", "mixer"):
         title, sam = FAMILIES[family], f"{family}-sam"
         claims += [
-            ratio(f"of {title}, the first block is sharper than the last", (family, "block1"), (family, "block12")),
             ratio(
-                f"of {title}, the embedding is sharper than the first block", (family, "embedding"), (family, "block1")
+                f"of {title}, the first block is sharper than the last",
+                (family, "block1"),
+                (family, "block12"),
+            ),
+            ratio(
+                f"of {title}, the embedding is sharper than the first block",
+                (family, "embedding"),
+                (family, "block1"),
             ),
             ratio(
                 f"of {title}, what mixes tokens is flatter than what mixes channels",
@@ -133,11 +178,19 @@ def _table3_claims(scale: Scale) -> list[Claim]:
             ),
         ]
         claims += [
-            ratio(f"SAM flattens {COLUMNS[part].title.removeprefix('λ_max, ')} of {title}", (family, part), (sam, part))
+            ratio(
+                f"SAM flattens {COLUMNS[part].title.removeprefix('λ_max, ')} of {title}",
+                (family, part),
+                (sam, part),
+            )
             for part in paper_numbers.PARTS[:7]
         ]
         claims += [
-            ratio(f"SAM raises the weight norm of {title}", (sam, "weight_norm"), (family, "weight_norm")),
+            ratio(
+                f"SAM raises the weight norm of {title}",
+                (sam, "weight_norm"),
+                (family, "weight_norm"),
+            ),
             ratio(
                 f"SAM raises the first block's activation norm of {title}",
                 (sam, "activation1"),
@@ -147,7 +200,8 @@ def _table3_claims(scale: Scale) -> list[Claim]:
     return claims
 
 
-# --- Table 4 ---------------------------------------------------------------------------------------------------------
+# --- Table 4
+# ---------------------------------------------------------------------------------------------------------
 
 
 def _table4_rows(scale: Scale) -> list[Row]:
@@ -166,10 +220,14 @@ def _table4_claims(scale: Scale) -> list[Claim]:
         title = FAMILIES[family]
         for share in SHARES:
             words, of = ((share,), f", a {share} of the images") if share else ((), "")
-            claims.append(difference(f"SAM raises the accuracy of {title}{of}", *_gain(family, words=words)))
+            claims.append(
+                difference(f"SAM raises the accuracy of {title}{of}", *_gain(family, words=words))
+            )
         quarter = _gain(family, words=("quarter",))
         claims += [
-            larger_gain(f"SAM's gain for {title} is larger on a quarter than on all", quarter, _gain(family)),
+            larger_gain(
+                f"SAM's gain for {title} is larger on a quarter than on all", quarter, _gain(family)
+            ),
             larger_gain(
                 f"on a quarter, SAM's gain is larger for {title} than for ResNet",
                 quarter,
@@ -189,7 +247,8 @@ def _table4_claims(scale: Scale) -> list[Claim]:
     return claims
 
 
-# --- Tables 5, 6, 10; sections 4.4, 5.3 ------------------------------------------------------------------------------
+# --- Tables 5, 6, 10; sections 4.4, 5.3
+# ------------------------------------------------------------------------------
 
 
 def _table5_claims(scale: Scale) -> list[Claim]:
@@ -201,7 +260,9 @@ def _table5_claims(scale: Scale) -> list[Claim]:
             difference(f"SAM raises the clean accuracy of adversarially trained {title}", *clean),
             difference(f"SAM raises its accuracy under PGD-10, {title}", *pgd),
             larger_gain(
-                f"under PGD-10 the gain is larger for {title} than for ResNet", pgd, _gain("resnet", "pgd", ADVERSARIAL)
+                f"under PGD-10 the gain is larger for {title} than for ResNet",
+                pgd,
+                _gain("resnet", "pgd", ADVERSARIAL),
             ),
         ]
     return claims
@@ -209,7 +270,10 @@ def _table5_claims(scale: Scale) -> list[Claim]:
 
 def _table6_rows(scale: Scale) -> list[Row]:
     return [
-        Row(family, sam, transfer=source) for source in scale.transfer for family in FAMILIES for sam in (False, True)
+        Row(family, sam, transfer=source)
+        for source in scale.transfer
+        for family in FAMILIES
+        for sam in (False, True)
     ]
 
 
@@ -230,8 +294,16 @@ def _figure1_claims(scale: Scale) -> list[Claim]:
     for family in ("vit", "mixer"):
         title, sam = FAMILIES[family], f"{family}-sam"
         claims += [
-            ratio(f"{title} trained with SAM lies on a flatter plane", (family, "height"), (sam, "height")),
-            ratio(f"SAM leaves {title} a higher training loss", (sam, "training_loss"), (family, "training_loss")),
+            ratio(
+                f"{title} trained with SAM lies on a flatter plane",
+                (family, "height"),
+                (sam, "height"),
+            ),
+            ratio(
+                f"SAM leaves {title} a higher training loss",
+                (sam, "training_loss"),
+                (family, "training_loss"),
+            ),
             difference(f"and a higher accuracy, {title}", *_gain(family)),
         ]
     return claims
@@ -240,8 +312,14 @@ def _figure1_claims(scale: Scale) -> list[Claim]:
 def _figure2_claims(scale: Scale) -> list[Claim]:
     vit, mixer, resnet = ((key, "active1") for key in ("vit", "mixer", "resnet"))
     return [
-        difference("SAM lowers the share of active units in Mixer's first block", mixer, ("mixer-sam", "active1")),
-        difference("SAM lowers the share of active units in ViT's first block", vit, ("vit-sam", "active1")),
+        difference(
+            "SAM lowers the share of active units in Mixer's first block",
+            mixer,
+            ("mixer-sam", "active1"),
+        ),
+        difference(
+            "SAM lowers the share of active units in ViT's first block", vit, ("vit-sam", "active1")
+        ),
         difference("in the first block, more units of ResNet are active than of ViT", resnet, vit),
     ]
 
@@ -258,7 +336,10 @@ def _rho_rows(scale: Scale) -> list[Row]:
     return [
         row
         for family in ("vit", "mixer")
-        for row in [Row(family), *(Row(family, True, rho_factor=factor) for factor in rho_factors(family, scale))]
+        for row in [
+            Row(family),
+            *(Row(family, True, rho_factor=factor) for factor in rho_factors(family, scale)),
+        ]
     ]
 
 
@@ -266,12 +347,22 @@ def _rho_claims(scale: Scale) -> list[Claim]:
     claims = []
     for family in ("vit", "mixer"):
         title, own = FAMILIES[family], (f"{family}-sam", "top1")
-        least, *_, most = (Row(family, True, rho_factor=factor).key for factor in rho_factors(family, scale))
+        least, *_, most = (
+            Row(family, True, rho_factor=factor).key for factor in rho_factors(family, scale)
+        )
         claims += [
             difference(f"the recipe's rho beats none, {title}", own, (family, "top1")),
-            difference(f"the recipe's rho beats the least that was tried, {title}", own, (least, "top1")),
-            difference(f"the recipe's rho beats the most that was tried, {title}", own, (most, "top1")),
-            ratio(f"a larger rho leaves {title} flatter", (least, "lambda_max"), (f"{family}-sam", "lambda_max")),
+            difference(
+                f"the recipe's rho beats the least that was tried, {title}", own, (least, "top1")
+            ),
+            difference(
+                f"the recipe's rho beats the most that was tried, {title}", own, (most, "top1")
+            ),
+            ratio(
+                f"a larger rho leaves {title} flatter",
+                (least, "lambda_max"),
+                (f"{family}-sam", "lambda_max"),
+            ),
         ]
     return claims
 

@@ -1,4 +1,5 @@
-"""What `samovar reproduce` tells: the plan with its cost, how runs end, numbers beside the paper's, verdicts."""
+"""What `samovar reproduce` tells: the plan with its cost, how runs end, numbers beside the paper's,
+verdicts."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ from samovar.studies.reproduce.scales import SCALES
 from samovar.studies.reproduce.studies import STUDIES, title_of
 
 
-def plan_lines(asked: Asked, tasks: Sequence[Task], left: Sequence[Task], all_commands: bool) -> list[str]:
+def plan_lines(
+    asked: Asked, tasks: Sequence[Task], left: Sequence[Task], all_commands: bool
+) -> list[str]:
     """What is about to be trained and measured.
 
     Args:
@@ -29,7 +32,10 @@ def plan_lines(asked: Asked, tasks: Sequence[Task], left: Sequence[Task], all_co
     names = ", ".join(f"{name} ({STUDIES[name].where})" for name in asked.names)
     lines = [f"{names} at scale {asked.scale}: {SCALES[asked.scale].summary}"]
     done = len(tasks) - len(left)
-    lines.append(f"{len(tasks)} runs, {asked.seeds} of each setting" + (f"; {done} are there already" if done else ""))
+    lines.append(
+        f"{len(tasks)} runs, {asked.seeds} of each setting"
+        + (f"; {done} are there already" if done else "")
+    )
     if all_commands:
         lines += [shlex.join(command_of(task)) for task in left]
     return lines
@@ -64,8 +70,15 @@ def _line(done: Done) -> str:
     if done.diverged:
         return f"{done.task.title}: {done.diverged}"
     records = records_of(done.task)
-    found = [(column, COLUMNS[column].value(records)) for column in ("top1", "lambda_max", "corruption", "pgd")]
-    said = [f"{COLUMNS[column].title} {_short(value)}" for column, value in found if math.isfinite(value)]
+    found = [
+        (column, COLUMNS[column].value(records))
+        for column in ("top1", "lambda_max", "corruption", "pgd")
+    ]
+    said = [
+        f"{COLUMNS[column].title} {_short(value)}"
+        for column, value in found
+        if math.isfinite(value)
+    ]
     return f"{done.task.title}: {', '.join(said)}; {duration(done.seconds)}"
 
 
@@ -90,7 +103,11 @@ def numbers_table(found: Results, seeds: int) -> Table:
 def _cell(number: Number) -> str:
     error = "" if number.stderr is None else f" ± {number.stderr:.2g}"
     ours = f"{_short(number.mean)}{error}" if number.values else "–"
-    return ours + _few(number) + (f"\n\\[{number.paper:g}{star(number)}]" if math.isfinite(number.paper) else "")
+    return (
+        ours
+        + _few(number)
+        + (f"\n\\[{number.paper:g}{star(number)}]" if math.isfinite(number.paper) else "")
+    )
 
 
 def _few(number: Number) -> str:
@@ -105,7 +122,11 @@ def star(found: Number | Outcome) -> str:
 
 def seeds_of(outcome: Outcome) -> str:
     """`3`, or `2 of 3` where one has not all of a claim's numbers."""
-    return str(outcome.seeds) if outcome.seeds == outcome.asked else f"{outcome.seeds} of {outcome.asked}"
+    return (
+        str(outcome.seeds)
+        if outcome.seeds == outcome.asked
+        else f"{outcome.seeds} of {outcome.asked}"
+    )
 
 
 def claims_table(outcomes: Sequence[Outcome]) -> Table:

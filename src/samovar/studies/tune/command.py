@@ -1,4 +1,5 @@
-"""`samovar tune` from the shell: the runs of a search, a table, a report, and the best recipe as a command."""
+"""`samovar tune` from the shell: the runs of a search, a table, a report, and the best recipe as a
+command."""
 
 from __future__ import annotations
 
@@ -25,7 +26,15 @@ from samovar.runtime import provenance, started
 from samovar.runtime.workers import Stopped
 from samovar.studies.tune import search
 from samovar.studies.tune.search import Outcome, Search, Setting
-from samovar.studies.tune.view import Asked, Plan, best_command, doubts, plan_lines, table_of, trial_line
+from samovar.studies.tune.view import (
+    Asked,
+    Plan,
+    best_command,
+    doubts,
+    plan_lines,
+    table_of,
+    trial_line,
+)
 from samovar.train.fit import HARMLESS, prepare
 from samovar.train.trials import Trial, run_trials
 
@@ -36,17 +45,24 @@ MARK = "search.json"
 """The file that tells the folder of a search from a run's."""
 
 
-def tune(config: Config, wanted: Search, asked: Asked, *, share: float | None = None, jobs: int = 1) -> RunDir:
+def tune(
+    config: Config, wanted: Search, asked: Asked, *, share: float | None = None, jobs: int = 1
+) -> RunDir:
     """Search below `config.output`, printing how it goes; returns the folder of the search.
 
     Args:
-        share: of each training class, to compare on; None leaves it to the source, see `compared_on`.
+        share: of each training class, to compare on; None leaves it to the source, see
+            `compared_on`.
 
     Raises:
-        ValueError: settings that do not fit each other, another search's folder, no setting with a finite result.
-        SystemExit: 128 + signal after an interruption, 1 after a full disk or a lost process; all say how to go on."""
+        ValueError: settings that do not fit each other, another search's folder, no setting with a
+            finite result.
+        SystemExit: 128 + signal after an interruption, 1 after a full disk or a lost process; all
+            say how to go on."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("samovar tune starts processes itself; give --jobs N without torchrun, and N GPUs are used")
+        raise ValueError(
+            "samovar tune starts processes itself; give --jobs N without torchrun, and N GPUs are used"
+        )
     if ":" in config.model.name:  # module:function may lie in the working folder, as with python -m
         sys.path.insert(0, str(Path.cwd()))
     given, config = config, resolve(compared_on(config, share))
@@ -68,15 +84,17 @@ def tune(config: Config, wanted: Search, asked: Asked, *, share: float | None = 
     return run
 
 
-# --- before the first run --------------------------------------------------------------------------------------------
+# --- before the first run
+# --------------------------------------------------------------------------------------------
 
 
 def compared_on(config: Config, share: float | None) -> Config:
     """The config with images held out to compare on.
 
-    A validation split of the source's own is often its test set, and is never looked at: a share of each training
-    class is held out instead, a tenth unless `share` says otherwise. Where validation images are held out of one set
-    of images by `data.val_share`, those are what settings are chosen on, unless `share` is given.
+    A validation split of the source's own is often its test set, and is never looked at: a share of
+    each training class is held out instead, a tenth unless `share` says otherwise. Where validation
+    images are held out of one set of images by `data.val_share`, those are what settings are chosen
+    on, unless `share` is given.
 
     Raises:
         ValueError: a share of 0 of a source with a validation split of its own."""
@@ -92,7 +110,8 @@ def compared_on(config: Config, share: float | None) -> Config:
 
 
 def _has_validation(data: DataConfig) -> bool:
-    """Whether the source comes with a validation split; asked by holding out nothing, which is refused without one."""
+    """Whether the source comes with a validation split; asked by holding out nothing, which is
+    refused without one."""
     try:
         open_source(replace(data, val_share=0.0, tune_share=0.0))
     except ValueError:  # of a source that cannot be opened at all, what follows says the same again
@@ -102,8 +121,17 @@ def _has_validation(data: DataConfig) -> bool:
 
 def _plan(config: Config, wanted: Search, num_train: int, num_compared: int) -> Plan:
     data = config.data
-    held = f"{data.tune_share:g} of each training class" if data.tune_share else f"--data.val-share {data.val_share:g}"
-    images = {"source": data.source, "images": num_compared, "held_out": held, "training_images": num_train}
+    held = (
+        f"{data.tune_share:g} of each training class"
+        if data.tune_share
+        else f"--data.val-share {data.val_share:g}"
+    )
+    images = {
+        "source": data.source,
+        "images": num_compared,
+        "held_out": held,
+        "training_images": num_train,
+    }
     lengths = search.stage_lengths(config, num_train)
     return Plan(config, wanted, lengths, search.plan(wanted, sum(lengths), config), images)
 
@@ -118,7 +146,11 @@ def _open(plan: Plan) -> RunDir:
         run = RunDir.create(config.output, run.path.name)
         run.checkpoints.rmdir()
         run.arrays.rmdir()
-    values = {"values": dict(plan.search.values), "seeds": plan.search.seeds, "full": plan.search.full}
+    values = {
+        "values": dict(plan.search.values),
+        "seeds": plan.search.seeds,
+        "full": plan.search.full,
+    }
     run.write_json(MARK, values)
     run.write_json(run.config_path.name, configs.to_dict(replace(config, name=run.path.name)))
     replace_text(run.records_path, "")  # they follow from the trials, which are kept
@@ -131,10 +163,13 @@ def _check_same(run: RunDir, config: Config) -> None:
     for name, (before, now) in configs.differences(configs.load(run.config_path), config).items():
         if name not in HARMLESS:
             flag = "--share" if name == "data.tune_share" else "--" + name.replace("_", "-")
-            raise ValueError(f"{flag} {now} differs from the {before} of the search {run.path}; give another --name")
+            raise ValueError(
+                f"{flag} {now} differs from the {before} of the search {run.path}; give another --name"
+            )
 
 
-# --- the runs --------------------------------------------------------------------------------------------------------
+# --- the runs
+# --------------------------------------------------------------------------------------------------------
 
 
 def _climb(plan: Plan, run: RunDir, jobs: int) -> list[Outcome]:
@@ -158,12 +193,26 @@ def _climb(plan: Plan, run: RunDir, jobs: int) -> list[Outcome]:
 
 
 def _rung(
-    plan: Plan, run: RunDir, settings: Sequence[Setting], number: int, jobs: int, show: Callable[[Trial], None]
+    plan: Plan,
+    run: RunDir,
+    settings: Sequence[Setting],
+    number: int,
+    jobs: int,
+    show: Callable[[Trial], None],
 ) -> list[Outcome]:
     seeds, steps = plan.search.seeds, plan.rungs[number - 1].steps
-    wanted = [trial_config(plan, setting, steps, seed, run) for setting in settings for seed in range(seeds)]
-    trials = run_trials({config.output / config.name: config for config in wanted}, jobs=jobs, on_done=show)
-    return [_outcome(setting, number, steps, trials[k * seeds : (k + 1) * seeds]) for k, setting in enumerate(settings)]
+    wanted = [
+        trial_config(plan, setting, steps, seed, run)
+        for setting in settings
+        for seed in range(seeds)
+    ]
+    trials = run_trials(
+        {config.output / config.name: config for config in wanted}, jobs=jobs, on_done=show
+    )
+    return [
+        _outcome(setting, number, steps, trials[k * seeds : (k + 1) * seeds])
+        for k, setting in enumerate(settings)
+    ]
 
 
 def trial_config(plan: Plan, setting: Setting, steps: int, seed: int, run: RunDir) -> Config:
@@ -225,7 +274,9 @@ def _progress(plan: Plan) -> Iterator[Callable[[Trial], None]]:
         yield show
 
 
-def _show_result(plan: Plan, outcomes: Sequence[Outcome], command: Callable[[Setting], str]) -> None:
+def _show_result(
+    plan: Plan, outcomes: Sequence[Outcome], command: Callable[[Setting], str]
+) -> None:
     last = search.ranked([outcome for outcome in outcomes if outcome.rung == len(plan.rungs)])
     Console(width=None if sys.stdout.isatty() else 120).print(table_of(outcomes, plan))
     print(f"best: {search.label(last[0].setting)}")

@@ -1,9 +1,11 @@
 """What `samovar tune` tries, in which order and at what cost; nothing in this file needs torch.
 
-Successive halving: short runs of every setting, longer runs of the better ones, and so on (Jamieson and Talwalkar,
-arXiv:1502.07943). Theirs go on with the same runs; here every rung trains anew, with a complete schedule of its own
-length, warm-up shortened in proportion. In the middle of a schedule the learning rate is high and SAM holds back, so
-accuracies there do not say where runs of different rho will end."""
+Successive halving: short runs of every setting, longer runs of the better ones, and so on (Jamieson
+    and Talwalkar,
+arXiv:1502.07943). Theirs go on with the same runs; here every rung trains anew, with a complete
+schedule of its own length, warm-up shortened in proportion. In the middle of a schedule the
+learning rate is high and SAM holds back, so accuracies there do not say where runs of different rho
+will end."""
 
 from __future__ import annotations
 
@@ -48,9 +50,15 @@ class Axis:
 
 
 AXES: dict[str, Axis] = {
-    "rho": Axis("sam.rho", "rho", "radii of 0 or more", lambda c, v: replace(c, sam=replace(c.sam, rho=v))),
+    "rho": Axis(
+        "sam.rho", "rho", "radii of 0 or more", lambda c, v: replace(c, sam=replace(c.sam, rho=v))
+    ),
     "lr": Axis(
-        "optim.lr", "lr", "learning rates above 0", lambda c, v: replace(c, optim=replace(c.optim, lr=v)), zero=False
+        "optim.lr",
+        "lr",
+        "learning rates above 0",
+        lambda c, v: replace(c, optim=replace(c.optim, lr=v)),
+        zero=False,
     ),
     "weight_decay": Axis(
         "optim.weight_decay",
@@ -75,7 +83,10 @@ class Search:
     @property
     def settings(self) -> list[Setting]:
         """All combinations of the values."""
-        return [dict(zip(self.values, each, strict=True)) for each in itertools.product(*self.values.values())]
+        return [
+            dict(zip(self.values, each, strict=True))
+            for each in itertools.product(*self.values.values())
+        ]
 
 
 @dataclass(frozen=True)
@@ -131,7 +142,8 @@ def stderr(values: Sequence[float]) -> float | None:
     return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
 
 
-# --- what is asked for -----------------------------------------------------------------------------------------------
+# --- what is asked for
+# -----------------------------------------------------------------------------------------------
 
 
 def parse_values(flag: str, text: str, axis: Axis) -> tuple[float, ...]:
@@ -151,8 +163,11 @@ def parse_values(flag: str, text: str, axis: Axis) -> tuple[float, ...]:
     return tuple(sorted(value + 0.0 for value in values))  # -0.0 is 0
 
 
-def make(config: Config, values: Mapping[str, tuple[float, ...]], *, seeds: int, full: bool) -> tuple[Config, Search]:
-    """The search of some lists; the learning rates of the config's own grid, if it has one, are its list of them.
+def make(
+    config: Config, values: Mapping[str, tuple[float, ...]], *, seeds: int, full: bool
+) -> tuple[Config, Search]:
+    """The search of some lists; the learning rates of the config's own grid, if it has one, are its
+    list of them.
 
     Raises:
         ValueError: there is nothing to compare."""
@@ -163,19 +178,23 @@ def make(config: Config, values: Mapping[str, tuple[float, ...]], *, seeds: int,
     search = Search({name: values[name] for name in AXES if name in values}, seeds, full)
     if all(len(values) < 2 for values in search.values.values()):
         flags = ", ".join("--" + name.replace("_", "-") for name in AXES)
-        raise ValueError(f"nothing to compare; give two or more values to one of {flags}, such as --rho 0.05,0.1")
+        raise ValueError(
+            f"nothing to compare; give two or more values to one of {flags}, such as --rho 0.05,0.1"
+        )
     return config, search
 
 
-# --- what is trained -------------------------------------------------------------------------------------------------
+# --- what is trained
+# -------------------------------------------------------------------------------------------------
 
 
 def plan(search: Search, total: int, config: Config) -> tuple[Rung, ...]:
-    """The rungs of a search whose full runs have `total` steps; each but the first trains the better half.
+    """The rungs of a search whose full runs have `total` steps; each but the first trains the
+    better half.
 
-    Short runs favour a small rho, which learns faster: on digits, those of a twentieth rank 0.02 before 0.05 before
-    0.1, those of full length the other way round, and both put 0.2 and 0.35 last. So the first runs are as short as
-    they can be, for the sake of long last ones."""
+    Short runs favour a small rho, which learns faster: on digits, those of a twentieth rank 0.02
+    before 0.05 before 0.1, those of full length the other way round, and both put 0.2 and 0.35
+    last. So the first runs are as short as they can be, for the sake of long last ones."""
     count = len(search.settings)
     if search.full:
         return (Rung(count, total),)
@@ -187,14 +206,22 @@ def plan(search: Search, total: int, config: Config) -> tuple[Rung, ...]:
     prices = [_price(search, config, size) for size in sizes]
     spent = sum(price * length for price, length in zip(prices, lengths, strict=False))
     lengths.append(min(1.0, (BUDGET * prices[0] - spent) / prices[-1]))
-    if sorted(set(lengths)) != lengths:  # so short is a full run that there is no room for shorter ones
+    if (
+        sorted(set(lengths)) != lengths
+    ):  # so short is a full run that there is no room for shorter ones
         sizes, lengths = [count], [BUDGET]
-    return tuple(Rung(n, max(1, math.floor(total * length))) for n, length in zip(sizes, lengths, strict=True))
+    return tuple(
+        Rung(n, max(1, math.floor(total * length)))
+        for n, length in zip(sizes, lengths, strict=True)
+    )
 
 
 def _price(search: Search, config: Config, count: int) -> float:
-    """Gradients of one step of `count` settings at most: those that cost most may be those that stay."""
-    return sum(sorted((passes(config, setting) for setting in search.settings), reverse=True)[:count])
+    """Gradients of one step of `count` settings at most: those that cost most may be those that
+    stay."""
+    return sum(
+        sorted((passes(config, setting) for setting in search.settings), reverse=True)[:count]
+    )
 
 
 def cost(rungs: Sequence[Rung], search: Search, config: Config) -> float:
@@ -215,13 +242,18 @@ def stage_lengths(config: Config, num_train: int) -> tuple[int, ...]:
 
 
 def shortened(config: Config, steps: int, lengths: Sequence[int]) -> Config:
-    """The config with complete schedules that take `steps` in place of the sum of `lengths`, a number a stage."""
+    """The config with complete schedules that take `steps` in place of the sum of `lengths`, a
+    number a stage."""
     share = steps / sum(lengths)
     first = steps - sum(max(1, round(length * share)) for length in lengths[1:])
     config = replace(config, steps=max(1, first), optim=_warmed(config.optim, share))
     if len(lengths) == 1:
         return config
-    head = replace(config.head, steps=max(1, round(lengths[1] * share)), optim=_warmed(config.head.optim, share))
+    head = replace(
+        config.head,
+        steps=max(1, round(lengths[1] * share)),
+        optim=_warmed(config.head.optim, share),
+    )
     return replace(config, head=head)
 
 
@@ -239,7 +271,8 @@ def ranked(outcomes: Sequence[Outcome]) -> list[Outcome]:
     return sorted(outcomes, key=lambda outcome: outcome.rank)
 
 
-# --- in words --------------------------------------------------------------------------------------------------------
+# --- in words
+# --------------------------------------------------------------------------------------------------------
 
 
 def label(setting: Setting) -> str:
@@ -253,12 +286,15 @@ def folder_name(setting: Setting) -> str:
 
 
 def edges(setting: Setting, search: Search) -> list[str]:
-    """A sentence on each value that is the first or last of its list, beyond which a better one may lie."""
+    """A sentence on each value that is the first or last of its list, beyond which a better one may
+    lie."""
     said = []
     for name, value in setting.items():
         values = search.values[name]
         if len(values) > 1 and value in (values[0], values[-1]) and value > 0:
             side, more = ("lowest", "lower") if value == values[0] else ("highest", "higher")
             flag = "--" + name.replace("_", "-")
-            said.append(f"{AXES[name].title} {value:g} is the {side} of {flag}; a {more} one may be better still")
+            said.append(
+                f"{AXES[name].title} {value:g} is the {side} of {flag}; a {more} one may be better still"
+            )
     return said

@@ -46,7 +46,10 @@ class Plan:
 def plan_lines(plan: Plan) -> list[str]:
     """What is about to be compared, on which images, and what it costs beside the full search."""
     images, seeds = plan.images, plan.search.seeds
-    lists = [f"{search.AXES[name].title} {_numbers(values)}" for name, values in plan.search.values.items()]
+    lists = [
+        f"{search.AXES[name].title} {_numbers(values)}"
+        for name, values in plan.search.values.items()
+    ]
     lines = [
         f"{plan.config.recipe}: {_count(len(plan.search.settings), 'setting')} ({', '.join(lists)}), "
         f"{_count(seeds, 'seed')}",
@@ -64,8 +67,14 @@ def plan_lines(plan: Plan) -> list[str]:
         )
     steps = seeds * sum(rung.settings * rung.steps for rung in plan.rungs)
     everything = (Rung(len(plan.search.settings), sum(plan.lengths)),)
-    share = search.cost(plan.rungs, plan.search, plan.config) / search.cost(everything, plan.search, plan.config)
-    end = "the full search" if plan.search.full else f"at most {100 * share:.0f} % of the gradients of --full"
+    share = search.cost(plan.rungs, plan.search, plan.config) / search.cost(
+        everything, plan.search, plan.config
+    )
+    end = (
+        "the full search"
+        if plan.search.full
+        else f"at most {100 * share:.0f} % of the gradients of --full"
+    )
     return [*lines, f"in all {_count(steps, 'step')}, {end}"]
 
 
@@ -82,7 +91,9 @@ def trial_line(trial: Trial, wanted: Search) -> str:
     values = configs.flatten(trial.config)
     setting = search.label({name: values[search.AXES[name].setting] for name in wanted.values})
     ended = f"{100 * trial.accuracy:.2f} %, loss {trial.loss:.4f}" if trial.finite else "not finite"
-    return f"{setting}, {trial.steps} steps, seed {trial.config.seed}: {ended}, {trial.seconds:.1f} s"
+    return (
+        f"{setting}, {trial.steps} steps, seed {trial.config.seed}: {ended}, {trial.seconds:.1f} s"
+    )
 
 
 def table_of(outcomes: Sequence[Outcome], plan: Plan) -> Table:
@@ -94,32 +105,53 @@ def table_of(outcomes: Sequence[Outcome], plan: Plan) -> Table:
     longest = {tuple(outcome.setting.items()): outcome for outcome in outcomes}
     for o in sorted(longest.values(), key=lambda outcome: (-outcome.rung, outcome.rank)):
         error = "" if o.stderr is None else f"{100 * o.stderr:.2f}"
-        measured = (f"{100 * o.accuracy:.2f}", error, f"{o.loss:.4f}") if o.finite else ("not finite", "", "")
-        table.add_row(*(f"{value:g}" for value in o.setting.values()), str(o.steps), *measured, f"{o.seconds:.1f}")
+        measured = (
+            (f"{100 * o.accuracy:.2f}", error, f"{o.loss:.4f}")
+            if o.finite
+            else ("not finite", "", "")
+        )
+        table.add_row(
+            *(f"{value:g}" for value in o.setting.values()),
+            str(o.steps),
+            *measured,
+            f"{o.seconds:.1f}",
+        )
     return table
 
 
 def doubts(last: Sequence[Outcome], plan: Plan) -> list[str]:
-    """That the two best cannot be told apart, where that is so: the gap is less than two standard errors."""
+    """That the two best cannot be told apart, where that is so: the gap is less than two standard
+    errors."""
     if len(last) < 2 or not last[1].finite:
         return []
     first, second = last[:2]
     gaps = [a - b for a, b in zip(first.accuracies, second.accuracies, strict=True)]
     gap, error = math.fsum(gaps) / len(gaps), search.stderr(gaps)
     if error is None:  # of one seed the images alone give an error
-        error = math.sqrt(sum(p * (1 - p) for p in (first.accuracy, second.accuracy)) / plan.images["images"])
+        error = math.sqrt(
+            sum(p * (1 - p) for p in (first.accuracy, second.accuracy)) / plan.images["images"]
+        )
     if gap > 2 * error:
         return []
     name = search.label(second.setting)
-    said = [f"{name} is {100 * gap:.2f} points behind, ± {100 * error:.2f}: not settled, more --seeds settle it"]
+    said = [
+        f"{name} is {100 * gap:.2f} points behind, ± {100 * error:.2f}: not settled, more --seeds settle it"
+    ]
     if not plan.search.full and second.setting.get("rho", 0) > first.setting.get("rho", 0):
-        said.append(f"shortened runs favour a small rho, so of these two {name} may well be ahead at full length")
+        said.append(
+            f"shortened runs favour a small rho, so of these two {name} may well be ahead at full length"
+        )
     return said
 
 
 def best_command(config: Config, asked: Asked, setting: Setting) -> str:
-    """The command that trains a setting under the user's other flags, with those of the search's own gone."""
+    """The command that trains a setting under the user's other flags, with those of the search's
+    own gone."""
     best = search.apply(config, setting)
-    best = replace(best, name=asked.base.name, data=replace(best.data, tune_share=asked.base.data.tune_share))
-    unlike = search.apply(asked.base, dict.fromkeys(setting, math.nan))  # so that what was searched is always said
+    best = replace(
+        best, name=asked.base.name, data=replace(best.data, tune_share=asked.base.data.tune_share)
+    )
+    unlike = search.apply(
+        asked.base, dict.fromkeys(setting, math.nan)
+    )  # so that what was searched is always said
     return shlex.join([*asked.train, *configs.to_flags(best, unlike)])
