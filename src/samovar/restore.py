@@ -1,0 +1,121 @@
+"""Context managers that leave a model and the random state exactly as they found them; only torch.
+
+Each one restores by assignment to the object it read from, never by a call of the model's own
+`train()` or `eval()`: some models override these, with effects that no call undoes. A BatchNorm that
+was frozen in eval mode inside a model in train mode therefore stays frozen.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def modes(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Set the mode of all modules inside; restore the mode of each module on exit."""
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in flags:
+            module.training = training
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+@contextmanager
+def requires_grad(model: nn.Module, value: bool | None = None) -> Iterator[None]:
+    """Restore each parameter's `requires_grad` on exit.
+
+    Args:
+        value: set on all parameters inside; None leaves them."""
+    flags = [(param, param.requires_grad) for param in model.parameters()]
+    try:
+        for param, _ in flags if value is not None else ():
+            param.requires_grad_(value)
+        yield
+    finally:
+        for param, flag in flags:
+            param.requires_grad_(flag)
+
+
+@contextmanager
+def grads(model: nn.Module) -> Iterator[None]:
+    """Set `.grad` of all parameters to None inside; restore the tensors on exit."""
+    kept = [(param, param.grad) for param in model.parameters()]
+    try:
+        for param, _ in kept:
+            param.grad = None
+        yield
+    finally:
+        for param, grad in kept:
+            param.grad = grad
+
+
+@contextmanager
+def buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Restore the buffers of modules (not of their children) on exit: same tensors, same bits."""
+    kept = [
+        (module._buffers, name, buffer, buffer.detach().clone())
+        for module in modules
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for owner, name, buffer, copy in kept:
+                buffer.copy_(copy)
+                owner[name] = buffer  # forward may have bound the name to a new tensor
+
+
+@contextmanager
+def rng() -> Iterator[None]:
+    """Restore all global random states on exit."""
+    restore = remember_rng()
+    try:
+        yield
+    finally:
+        restore()
+
+
+def remember_rng() -> Callable[[], None]:
+    """Return a function that sets all global random states in use back to what they are now.
+
+    It may be called several times: each call starts the same random numbers again."""
+    undo: list[Callable[[], Any]] = [partial(random.setstate, random.getstate())]
+    undo.append(partial(torch.set_rng_state, torch.get_rng_state()))
+    if numpy := sys.modules.get("numpy"):
+        undo.append(partial(numpy.random.set_state, numpy.random.get_state()))
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        undo.append(partial(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
+    if torch.backends.mps.is_available():
+        undo.append(partial(torch.mps.set_rng_state, torch.mps.get_rng_state()))
+
+    def restore() -> None:
+        for each in undo:
+            each()
+
+    return restore
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """Return the module inside DistributedDataParallel, DataParallel and torch.compile."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(
+            model, (nn.parallel.DistributedDataParallel, nn.DataParallel)
+        ):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
