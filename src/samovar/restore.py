@@ -39,8 +39,9 @@ def requires_grad(model: nn.Module, value: bool | None = None) -> Iterator[None]
         value: set on all parameters inside; None leaves them."""
     flags = [(param, param.requires_grad) for param in model.parameters()]
     try:
-        for param, _ in flags if value is not None else ():
-            param.requires_grad_(value)
+        if value is not None:
+            for param, _ in flags:
+                param.requires_grad_(value)
         yield
     finally:
         for param, flag in flags:
