@@ -7,7 +7,8 @@ import signal
 
 import pytest
 
-from samovar.runtime.workers import Stopped, cores, share
+from samovar.config import cores
+from samovar.runtime.workers import Stopped, share
 
 
 def work(task: str) -> str:

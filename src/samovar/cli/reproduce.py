@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from samovar import config as configs
-from samovar.config import Config
+from samovar.config import Config, cores
 from samovar.studies.reproduce.plan import Asked
 from samovar.studies.reproduce.scales import SCALES
 from samovar.studies.reproduce.studies import STUDIES
@@ -151,7 +150,4 @@ def count(text: str | None, flag: str) -> int:
 
 def _jobs(scale: str) -> int:
     """As many as cores where a run is for one core, else one."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    return cores if scale in ("digits", "cifar10k") else 1
+    return cores() if scale in ("digits", "cifar10k") else 1

@@ -2,7 +2,7 @@
 without torch."""
 
 from samovar.config.checks import validate, validate_corrupt, validate_layout, validate_measure
-from samovar.config.derived import image_gradients, num_steps, passes, sam_words, stages
+from samovar.config.derived import cores, image_gradients, num_steps, passes, sam_words, stages
 from samovar.config.encoded import differences, flatten, from_dict, load, save, to_dict, to_flags
 from samovar.config.settings import (
     AdversarialConfig,
@@ -40,6 +40,7 @@ __all__ = [
     "Precision",
     "RunConfig",
     "SamConfig",
+    "cores",
     "differences",
     "flatten",
     "from_dict",

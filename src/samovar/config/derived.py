@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 from samovar.config.encoded import flatten
@@ -64,3 +65,8 @@ def passes(config: Config) -> float:
         return 1.0 + attack
     climbing = (sam.end - sam.start) / sam.every
     return 1.0 + climbing * max(attack, sam.ascent_steps * sam.fraction) + (1 - climbing) * attack
+
+
+def cores() -> int:
+    """Return the number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

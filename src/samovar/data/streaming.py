@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from samovar.config import DataConfig
+from samovar.config import DataConfig, cores
 from samovar.data.decode import UnreadableImage, decode
 from samovar.data.draws import Ints, Purpose, hashes
 from samovar.data.pipeline import augment, crop_each, frame
@@ -162,10 +162,7 @@ def num_workers(config: DataConfig) -> int:
     its machine."""
     if config.workers >= 0:
         return config.workers
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def worker_context() -> BaseContext:

@@ -112,7 +112,7 @@ def find_images(words: Sequence[str]) -> list[Path]:
             [path]
             if path.exists()
             else [Path(each) for each in sorted(glob.glob(word, recursive=True))]
-        )  # noqa: PTH207
+        )
         if not matched:
             raise ValueError(
                 f"there is no image {word}; give files, folders, or patterns such as 'photos/**/*.jpg'"

@@ -34,6 +34,7 @@ from torch.multiprocessing.spawn import (
     start_processes,
 )
 
+from samovar.config import cores
 from samovar.curvature.borrow import seed
 from samovar.curvature.graphs import free_bytes
 from samovar.curvature.inputs import fingerprint, num_examples
@@ -156,11 +157,8 @@ def _num_processes(how: Execution, grid: Grid) -> int:
         )
     if how.processes or elsewhere:
         return how.processes or 1
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
     copies = COPIES * sum(param.nbytes for param in grid.model.parameters())
-    return max(1, min(cores, free_bytes(grid.device) // max(1, copies)))
+    return max(1, min(cores(), free_bytes(grid.device) // max(1, copies)))
 
 
 # --- values

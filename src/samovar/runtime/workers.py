@@ -46,11 +46,6 @@ def signals_raise() -> Iterator[None]:
             signal.signal(signum, handler)
 
 
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def share(
     tasks: Sequence[Task],
     work: Callable[[Task], Answer],

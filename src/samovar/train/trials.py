@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from samovar import config as configs
-from samovar.config import Config
+from samovar.config import Config, cores
 from samovar.data.splits import Source
 from samovar.runs.records import RunDir
 from samovar.runtime import Runtime, started
-from samovar.runtime.workers import Stopped, cores, share, signals_raise
+from samovar.runtime.workers import Stopped, share, signals_raise
 from samovar.train.fit import HARMLESS, Diverged, Interrupted, fit, prepare
 from samovar.train.loop import TrainState
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from samovar import config as configs
-from samovar.config import Config, RunConfig
+from samovar.config import Config, RunConfig, cores
 from samovar.measure.command import measure_once
 from samovar.measure.subject import open_subject
 from samovar.measure.table import default_split
 from samovar.runs.records import Record, RunDir
 from samovar.runtime import Runtime, started
-from samovar.runtime.workers import Stopped, cores, share, signals_raise
+from samovar.runtime.workers import Stopped, share, signals_raise
 from samovar.studies.reproduce.plan import Job, Measured
 from samovar.train.fit import HARMLESS, Diverged, Interrupted, fit, prepare
 from samovar.train.transfer import NoFiniteRate, choose_lr
