@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from samovar import restore
+
 Norm = Literal["inf", "2"]
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
@@ -95,7 +97,7 @@ def pgd(
     generator = generator or Generator().manual_seed(0)
     losses = criterion or _cross_entropy
     best = None
-    with _lent(model):
+    with _differentiating_images(model):
         # copies: tensors made under inference mode can be neither differentiated nor written to
         labels, ball = labels.clone(), Ball(images.detach().clone(), eps, norm)
         found = ball.images.clone()
@@ -211,23 +213,15 @@ def _beats(score: tuple[Tensor, ...], best: tuple[Tensor, ...]) -> Tensor:
 
 
 @contextmanager
-def _lent(model: nn.Module) -> Iterator[None]:
-    """Eval mode, and weights that need no gradient, so that no graph is built for them; all as
-    before outside."""
-    modes = [(module, module.training) for module in model.modules()]
-    flags = [(param, param.requires_grad) for param in model.parameters()]
-    try:
-        for module, _ in modes:
-            module.training = False
-        for param, _ in flags:
-            param.requires_grad_(False)
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for param, flag in flags:
-            param.requires_grad_(flag)
+def _differentiating_images(model: nn.Module) -> Iterator[None]:
+    """Set eval mode and weights without gradients, so that no graph is built for them."""
+    with (
+        restore.modes(model, training=False),
+        restore.requires_grad(model, False),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
+        yield
 
 
 def _check(images: Tensor, labels: Tensor) -> None:

@@ -15,8 +15,8 @@ import re
 
 from torch import nn
 
-from samovar.curvature.borrow import bare
 from samovar.curvature.inputs import match
+from samovar.restore import bare
 
 __all__ = ["blocks", "match"]
 

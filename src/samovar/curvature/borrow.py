@@ -11,22 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from samovar import restore
+
 Mode = Literal["eval", "train"]
 Result = TypeVar("Result")
-
-
-def bare(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel and torch.compile, neither of which has second
-    derivatives."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(
-            model, (nn.parallel.DistributedDataParallel, nn.DataParallel)
-        ):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
 
 
 def refuse_batch_coupling(model: nn.Module, mode: Mode) -> None:
@@ -66,8 +54,8 @@ def borrow(
     slots = {f"model.{name}": tensor for name, tensor in _slots(model, tensors).items()}
     with (
         _second_order(device),
-        _moded(model, mode),
-        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        restore.modes(model, training=mode == "train"),
+        restore.rng(),
     ):
         result: Result = torch.func.functional_call(
             _Holder(model, task), slots, (), tie_weights=False
@@ -109,19 +97,6 @@ class _Holder(nn.Module):
 
     def forward(self) -> Any:
         return self.task()
-
-
-@contextmanager
-def _moded(model: nn.Module, mode: Mode) -> Iterator[None]:
-    # flag by flag: `train()` is overridden in some models, with effects that cannot be undone
-    flags = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in flags:
-            module.training = mode == "train"
-        yield
-    finally:
-        for module, flag in flags:
-            module.training = flag
 
 
 @contextmanager

@@ -11,9 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from samovar.curvature.borrow import Mode, bare, borrow, refuse_batch_coupling, seed
+from samovar.curvature.borrow import Mode, borrow, refuse_batch_coupling, seed
 from samovar.curvature.graphs import Graph, free_bytes, held_bytes
 from samovar.curvature.inputs import choose, convert, fingerprint, num_examples
+from samovar.restore import bare
 
 Retain = bool | int | Literal["auto"]
 

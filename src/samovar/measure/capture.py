@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from samovar.curvature.borrow import bare
 from samovar.measure.lend import borrowed
 from samovar.models.factory import Classifier
+from samovar.restore import bare
 
 
 @dataclass(frozen=True)

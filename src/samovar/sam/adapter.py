@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -11,12 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
-from samovar.sam.climb import Leaf, against_momentum, climbed, layerwise, leaves_of, norm_parameters
-from samovar.sam.combine import combined, mixed
+from samovar.sam.checks import check_own_ascent, check_settings, check_variant
+from samovar.sam.directions import Climber, asam_offset, norm_parameters
+from samovar.sam.engine import Ascent, Gradients, Params, sam_gradient
 from samovar.sam.memory import SamMemory
 from samovar.sam.scene import Scene
-from samovar.sam.settings import check_own_ascent, check_settings, check_variant
 from samovar.sam.variant import SamVariant
+
+Closure = Callable[[], Any]
 
 
 def _of_base(name: str) -> Any:
@@ -226,152 +229,43 @@ class SAM(torch.optim.Optimizer):
             if self.memory.difference:
                 self.memory.subtract_(self.base_optimizer, self.variant)
         self._left = WeakValueDictionary(
-            {id(p.grad): p.grad for p in self._params() if p.grad is not None}
+            {id(p.grad): p.grad for p in self._params().values() if p.grad is not None}
         )
         return loss
 
-    def _backward(
-        self, closure: Callable[[], Any], ascent: Callable[[], Any], scaler: GradScaler | None
-    ) -> Any:
+    def _backward(self, closure: Closure, ascent: Closure, scaler: GradScaler | None) -> Any:
         """Leave the gradient that the base optimizer takes in `.grad`; return the clean loss."""
-        step, variant = self.memory.step, self.variant
+        step = self.memory.step
         active = step >= self.start and (self.end is None or step < self.end)
-        if not active or all(group["rho"] == 0 for group in self.param_groups):
-            return self._call(closure)
-        if step % variant.every:
-            loss = self._call(closure)
-            if variant.reuse:
-                self.memory.reuse_(self._numbered(), variant.reuse)
-            return loss
-        if variant.momentum:
-            named = self._numbered()
-            with climbed(self._leaves(against_momentum(named, self.base_optimizer))):
-                return self._call(closure)
-        return self._climb(closure, ascent, scaler)
+        climbers = self._climbers() if active else {}
+        passes = _ClosurePasses(self, closure, ascent, scaler)
+        return sam_gradient(passes, climbers, self.variant, self.memory, self.base_optimizer)
 
-    def _climb(
-        self, closure: Callable[[], Any], ascent: Callable[[], Any], scaler: GradScaler | None
-    ) -> Any:
-        """Two passes or more: the gradient at the top of the climb, or what the variant makes of
-        both."""
-        variant, scale = (
-            self.variant,
-            torch.ones((), device=self._params()[0].device),
-        )  # elsewhere, the host waits
-        if scaler is not None:
-            scale = scaler.scale(scale)
-        scene = Scene(self.model, mute=not self.shared_ascent)
-        with scene.ascent(hook=True):
-            loss = self._call(ascent)
-        clean = self._take()
-        leaves = self._leaves(self._directions(clean, scale))
-        if variant.sigma or variant.reuse:
-            own = self._owned(clean) if self.shared_ascent else clean
-            self.memory.sum_up("clean", self._by_number(own))
-        if not variant.uses_both:
-            clean = []  # so that `leaves`, emptied before the descent, is the last to hold them
-        with (
-            climbed(leaves, self._again(scene, ascent, scale)),
-            scene.descent(mute=variant.uses_both),
-        ):
-            self._call(closure)
-        if variant.uses_both:
-            self._combine(clean, scale)
-            scene.average_gradients_()
-        self._remember(scene, scale)
-        return loss
-
-    def _take(self) -> list[Tensor | None]:
-        """The gradients of all parameters, which are cleared."""
-        grads = [param.grad for param in self._params()]
-        self.zero_grad()
-        return grads
-
-    def _owned(self, grads: list[Tensor | None]) -> list[Tensor | None]:
-        """Copies, as DDP may have lent views of buckets that the descent writes to."""
-        return [None if grad is None else grad.clone() for grad in grads]
-
-    def _directions(self, grads: list[Tensor | None], scale: Tensor) -> list[Tensor | None]:
-        if not self.variant.sigma:
-            return grads
-        return list(
-            self.memory.friendly(self._by_number(grads), self.variant.sigma, scale).values()
-        )
-
-    def _leaves(self, directions: list[Tensor | None]) -> list[Leaf]:
-        """The parameters that climb, each along its direction; those of a group with rho = 0 do
-        not."""
-        leaves, rest = [], iter(directions)
+    def _climbers(self) -> dict[str, Climber]:
+        """Return the parameters that are perturbed: none of a group with rho = 0."""
         norms = None
         if self.variant.norms_only and self.model is not None:
             norms = norm_parameters(self.model.modules())
+        climbers, names = {}, iter(self._params())
         for group in self.param_groups:
-            grads = [next(rest) for _ in group["params"]]
-            if norms is not None:
-                grads = [
-                    grad if param in norms else None
-                    for param, grad in zip(group["params"], grads, strict=True)
-                ]
-            if group["rho"] != 0:
-                rho, eta = (
-                    group["rho"] / self.variant.ascent_steps,
-                    group["eta"] if group["adaptive"] else None,
-                )
-                leaves += leaves_of(self._names(group), group["params"], grads, rho, eta)
-        return layerwise(leaves) if self.variant.layerwise else leaves
-
-    def _again(
-        self, scene: Scene, ascent: Callable[[], Any], scale: Tensor
-    ) -> Iterator[Callable[[], list[Leaf]]]:
-        def leaves() -> list[Leaf]:
-            with scene.rehearsal():
-                self._call(ascent)
-            return self._leaves(self._directions(self._take(), scale))
-
-        return iter([leaves] * (self.variant.ascent_steps - 1))
-
-    def _combine(self, clean: list[Tensor | None], scale: Tensor) -> None:
-        """Make of the two gradients what goes to the base optimizer, and what is kept."""
-        robust = self._take()
-        for param, grad in zip(self._params(), combined(self.variant, clean, robust), strict=True):
-            param.grad = grad
-        if self.variant.reuse:
-            self.memory.sum_up("robust", self._by_number(robust))
-        if self.variant.decoupled:
-            self.memory.sum_up(
-                "difference", self._by_number(mixed(1 / scale, robust, -1 / scale, clean))
-            )
-
-    def _remember(self, scene: Scene, scale: Tensor) -> None:
-        named, variant = self._numbered(), self.variant
-        mean = partial(self.memory.mean, params=named, average=scene.mean)
-        if variant.sigma:
-            unscaled = {name: grad / scale.to(grad) for name, grad in mean("clean").items()}
-            self.memory.average_in(unscaled, variant.sigma_decay)
-        if variant.reuse:
-            self.memory.keep_component(mean("clean"), mean("robust"))
-        if variant.decoupled:
-            self.memory.difference = [
-                (named[name], grad) for name, grad in mean("difference").items()
-            ]
-
-    def _numbered(self) -> dict[str, Tensor]:
-        return {str(k): param for k, param in enumerate(self._params())}
-
-    def _by_number(self, grads: list[Tensor | None]) -> dict[str, Tensor | None]:
-        return {str(k): grad for k, grad in enumerate(grads)}
+            eta = group["eta"] if group["adaptive"] else None
+            for param, name in zip(group["params"], self._names(group), strict=True):
+                key = next(names)
+                if group["rho"] != 0 and (norms is None or param in norms):
+                    climbers[key] = Climber(param, group["rho"], asam_offset(name, eta))
+        return climbers
 
     def _call(self, closure: Callable[[], Any]) -> Any:
         """Run the closure from empty gradients, and see that it fills them."""
         foreign: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
-        for param in self._params():
+        for param in self._params().values():
             if param.grad is not None and self._left.get(id(param.grad)) is param.grad:
                 param.grad = None
             elif param.grad is not None:
                 foreign[id(param.grad)] = param.grad
         with torch.enable_grad():
             loss = closure()
-        grads = [param.grad for param in self._params() if param.grad is not None]
+        grads = [param.grad for param in self._params().values() if param.grad is not None]
         if not grads:
             raise RuntimeError("the closure left no gradient; it must call backward() on the loss")
         if any(foreign.get(id(grad)) is grad for grad in grads):
@@ -386,14 +280,16 @@ class SAM(torch.optim.Optimizer):
         if self.clip_norm is not None:
             if scaler is not None:
                 scaler.unscale_(self.base_optimizer)
-            nn.utils.clip_grad_norm_(self._params(), self.clip_norm)
+            nn.utils.clip_grad_norm_(self._params().values(), self.clip_norm)
         if scaler is None:
             self.base_optimizer.step()
         else:
             scaler.step(self.base_optimizer)
 
-    def _params(self) -> list[Tensor]:
-        return [param for group in self.param_groups for param in group["params"]]
+    def _params(self) -> dict[str, Tensor]:
+        """Return all parameters by their place in the groups, as in the base `state_dict`."""
+        params = (param for group in self.param_groups for param in group["params"])
+        return {str(place): param for place, param in enumerate(params)}
 
     def _names(self, group: dict[str, Any]) -> list[str]:
         """A name per parameter of the group, "" where it is not known."""
@@ -420,3 +316,63 @@ class SAM(torch.optim.Optimizer):
                 )
         for group, setting in zip(groups, settings, strict=True):
             group.update(setting)
+
+
+@dataclass(frozen=True)
+class _ClosurePasses:
+    """Passes by calls of a closure, whose gradients arrive in `.grad`."""
+
+    sam: SAM
+    closure: Closure
+    ascent_closure: Closure
+    scaler: GradScaler | None
+
+    @property
+    def params(self) -> dict[str, Tensor]:
+        """All parameters, by their place in the groups."""
+        return self.sam._params()
+
+    def plain(self, moved: AbstractContextManager[None] | None = None) -> Any:
+        """Call the closure, at the weights inside `moved`."""
+        with moved or nullcontext():
+            return self.sam._call(self.closure)
+
+    def ascend(self, wanted: Params) -> Ascent:
+        """Call the ascent's closure at the clean weights and take its gradients."""
+        scene = Scene(self.sam.model, mute=not self.sam.shared_ascent)
+        with scene.ascent(hook=True):
+            loss = self.sam._call(self.ascent_closure)
+        variant = self.sam.variant
+        # What is remembered must be copied: with a shared ascent DDP may have lent views of
+        # buckets, which the descent writes to.
+        owned = self.sam.shared_ascent and bool(variant.sigma or variant.reuse)
+        return Ascent(loss, self._take(owned=owned), scene)
+
+    def ascend_again(self, scene: Scene, wanted: Params) -> Gradients:
+        """Call the ascent's closure at the weights then and take its gradients."""
+        with scene.rehearsal():
+            self.sam._call(self.ascent_closure)
+        return self._take()
+
+    def descend(self) -> None:
+        """Call the closure at the perturbed weights."""
+        self.sam._call(self.closure)
+
+    def descend_apart(self) -> Gradients:
+        """Call the closure at the perturbed weights and take its gradients."""
+        self.sam._call(self.closure)
+        return self._take()
+
+    def scale(self) -> Tensor:
+        """Return the scaler's factor [], made on the device of the parameters."""
+        one = torch.ones((), device=next(iter(self.params.values())).device)
+        return one if self.scaler is None else self.scaler.scale(one)
+
+    def _take(self, owned: bool = False) -> Gradients:
+        """Return all gradients and clear `.grad`."""
+        grads = {
+            name: param.grad.clone() if owned and param.grad is not None else param.grad
+            for name, param in self.params.items()
+        }
+        self.sam.zero_grad()
+        return grads

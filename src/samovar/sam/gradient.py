@@ -11,23 +11,22 @@ Source: Foret et al., arXiv:2010.01412; the adaptive form (ASAM): Kwon et al., a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from samovar.sam.climb import Leaf, against_momentum, climbed, layerwise, leaves_of, norm_parameters
-from samovar.sam.combine import combined, laid_out_as, mixed
+from samovar.sam.checks import check_own_ascent, check_settings, check_variant
+from samovar.sam.directions import Climber, asam_offset, norm_parameters
+from samovar.sam.engine import Ascent, Gradients, Params, sam_gradient
 from samovar.sam.memory import SamMemory
 from samovar.sam.scene import Scene, mean_over_ranks
-from samovar.sam.settings import check_own_ascent, check_settings, check_variant
 from samovar.sam.variant import SamVariant
 
 LossFn = Callable[[nn.Module], Tensor]
@@ -162,225 +161,154 @@ def sam_backward(
         raise ValueError(
             "input_ascent goes with one ascent on the whole group; leave out ascent_loss_fn, ascent_steps"
         )
-    step = _Step(
-        model, _as_list(loss_fn), _as_list(loss_fn if ascent_loss_fn is None else ascent_loss_fn),
-        rho, eta if adaptive else None, shared_ascent, scaler, input_ascent, variant, memory, num_groups, optimizer,
-    )  # fmt: skip
+    passes = _ModulePasses(
+        model=model,
+        loss_fns=_as_list(loss_fn),
+        ascent_loss_fns=_as_list(loss_fn if ascent_loss_fn is None else ascent_loss_fn),
+        shared_ascent=shared_ascent,
+        scaler=scaler,
+        input_ascent=input_ascent,
+    )
+    climbers = passes.climbers(rho, eta if adaptive else None, variant.norms_only) if rho else {}
     with nullcontext(True) if memory is None else memory.turn(num_groups) as last:
-        between = memory is not None and memory.step % variant.every > 0
-        if rho > 0 and not between:
-            return step.climbing(last)
-        loss = step.staying()
-        if between and last and rho > 0 and memory is not None and variant.reuse:
-            memory.reuse_(step.trainable, variant.reuse)
-        return loss
+        loss: Tensor = sam_gradient(
+            passes, climbers, variant, memory, optimizer, num_groups=num_groups, last=last
+        )
+    return loss
 
 
 @dataclass(frozen=True)
-class _Step:
-    """One group's part of a step."""
+class _ModulePasses:
+    """Passes over a module: `torch.autograd.grad` on the bare one, `.backward()` on the wrapped.
+
+    The bare module is inside DDP, which therefore communicates nothing for the ascent: every rank
+    climbs on its own examples."""
 
     model: nn.Module
     loss_fns: Sequence[LossFn]
     ascent_loss_fns: Sequence[LossFn]
-    rho: float
-    eta: float | None
     shared_ascent: bool
     scaler: GradScaler | None
     input_ascent: InputAscent | None
-    variant: SamVariant
-    memory: SamMemory | None
-    num_groups: int
-    optimizer: Optimizer | None
 
-    @property
-    def trainable(self) -> dict[str, nn.Parameter]:
-        """Parameters by a name that does not change when the model is compiled or wrapped."""
-        named = self.model.named_parameters()
+    @cached_property
+    def params(self) -> dict[str, nn.Parameter]:
+        """Trainable parameters by a name that does not change when the model is wrapped."""
         wrapper = "module." if isinstance(self.model, DistributedDataParallel) else ""
-        return {_plain_name(name, wrapper): param for name, param in named if param.requires_grad}
+        return {
+            name.removeprefix(wrapper).replace("_orig_mod.", ""): param
+            for name, param in self.model.named_parameters()
+            if param.requires_grad
+        }
 
-    def staying(self) -> Tensor:
-        """The plain gradient, where the inputs have climbed if they do; returns the loss before."""
+    def climbers(self, rho: float, eta: float | None, norms_only: bool) -> dict[str, Climber]:
+        """Return the parameters that are perturbed.
+
+        Raises:
+            ValueError: `norms_only`, and no normalization layer trains."""
+        norms = norm_parameters(self.model.modules()) if norms_only else None
+        climbers = {
+            name: Climber(param, rho, asam_offset(name, eta))
+            for name, param in self.params.items()
+            if norms is None or param in norms
+        }
+        if norms_only and not climbers:
+            raise ValueError(
+                "norms_only=True, and the model has no normalization layer that trains; "
+                "leave it out"
+            )
+        return climbers
+
+    def plain(self, moved: AbstractContextManager[None] | None = None) -> Tensor:
+        """Run the plain passes, at the weights inside `moved`, where the inputs have climbed to."""
         if self.input_ascent is None:
-            return plain_backward(self.loss_fns, self.model, scaler=self.scaler)
-        scene = Scene(self.model, mute=True)
-        loss, _ = _ascend(scene, self.loss_fns, self.model, [], self.input_ascent, self.scaler)
-        with scene.descent():
-            plain_backward(self.loss_fns, self.model, scaler=self.scaler)
-        return loss
-
-    def climbing(self, last: bool) -> Tensor:
-        """The gradient at the top of the climb, or what the variant makes of both; returns the
-        clean loss."""
-        variant, trainable = self.variant, self.trainable
-        climbers = trainable
-        if variant.norms_only:
-            norms = norm_parameters(self.model.modules())
-            climbers = {name: param for name, param in trainable.items() if param in norms}
-            if not climbers:
-                raise ValueError(
-                    "norms_only=True, and the model has no normalization layer that trains; leave it out"
-                )
-        if variant.momentum:
-            return self._along_momentum(climbers)
-        wanted = trainable if variant.uses_both or variant.sigma else climbers
-        scene = Scene(self.model, mute=True)
-        loss, found = _ascend(
-            scene,
-            self.ascent_loss_fns,
-            self.model,
-            list(wanted.values()),
-            self.input_ascent,
-            self.scaler,
-        )
-        clean = dict(zip(wanted, self._shared(found, list(wanted.values())), strict=True))
-        del found
-        leaves = self._leaves(climbers, clean)
-        if self.memory and (variant.sigma or variant.reuse):
-            self.memory.sum_up("clean", clean)
-        if not variant.uses_both:
-            clean.clear()  # so that `leaves`, emptied before the descent, is the last to hold them
-        with climbed(leaves, self._again(scene, climbers)), scene.descent(mute=variant.uses_both):
-            if variant.uses_both:
-                robust = dict(
-                    zip(trainable, self._gradients(list(trainable.values())), strict=True)
-                )
-            else:
-                plain_backward(self.loss_fns, self.model, scaler=self.scaler)
-        if variant.uses_both:
-            self._apply(clean, robust, trainable)
-            scene.average_gradients_()
-        if last and self.memory:
-            self._remember(scene, trainable)
-        return loss
-
-    def _along_momentum(self, climbers: dict[str, nn.Parameter]) -> Tensor:
-        assert self.optimizer is not None
-        directions = against_momentum(climbers, self.optimizer)
-        leaves = self._scaled_leaves(climbers, directions)
-        scene = Scene(self.model, mute=True)
-        if self.input_ascent is None:
-            with scene.ascent(hook=False):  # refuses what SAM cannot do
-                pass
-            with climbed(leaves):
+            if moved is not None:
+                with self._scene().ascent(hook=False):
+                    pass  # refuses the models on which SAM would be silently wrong
+            with moved or nullcontext():
                 return plain_backward(self.loss_fns, self.model, scaler=self.scaler)
-        loss, _ = _ascend(scene, self.loss_fns, self.model, [], self.input_ascent, self.scaler)
-        with climbed(leaves), scene.descent():
+        scene = self._scene()
+        loss, _ = self._ascend(scene, self.loss_fns, [])
+        with moved or nullcontext(), scene.descent():
             plain_backward(self.loss_fns, self.model, scaler=self.scaler)
         return loss
 
-    def _shared(
-        self, grads: list[Tensor | None], params: list[nn.Parameter]
-    ) -> list[Tensor | None]:
-        return mean_over_ranks(grads, params, self._group) if self.shared_ascent else grads
+    def ascend(self, wanted: Params) -> Ascent:
+        """Take the clean gradients, which also move the inputs for the last time."""
+        scene = self._scene()
+        loss, found = self._ascend(scene, self.ascent_loss_fns, list(wanted.values()))
+        return Ascent(loss, self._by_name(wanted, found), scene)
 
-    @property
-    def _group(self) -> dist.ProcessGroup | None:
-        return self.model.process_group if isinstance(self.model, DistributedDataParallel) else None
+    def ascend_again(self, scene: Scene, wanted: Params) -> Gradients:
+        """Take the ascent's gradients once more, at the weights then."""
+        with scene.rehearsal():
+            found = self._gradients(self.ascent_loss_fns, list(wanted.values()))[1]
+        return self._by_name(wanted, found)
 
-    def _leaves(
-        self, climbers: dict[str, nn.Parameter], grads: dict[str, Tensor | None]
-    ) -> list[Leaf]:
-        if self.variant.sigma and self.memory:
-            # the average is of the whole batch, a group's gradient of its share, and scaled
-            grads = self.memory.friendly(grads, self.variant.sigma / self.num_groups, self._scale())
-        return self._scaled_leaves(climbers, [grads.get(name) for name in climbers])
+    def descend(self) -> None:
+        """Run the descent through the wrapped model, so that DDP averages it."""
+        plain_backward(self.loss_fns, self.model, scaler=self.scaler)
 
-    def _scaled_leaves(
-        self, climbers: dict[str, nn.Parameter], directions: Sequence[Tensor | None]
-    ) -> list[Leaf]:
-        rho = self.rho / self.variant.ascent_steps
-        leaves = leaves_of(climbers, list(climbers.values()), directions, rho, self.eta)
-        return layerwise(leaves) if self.variant.layerwise else leaves
+    def descend_apart(self) -> Gradients:
+        """Take the descent's gradients without touching `.grad`."""
+        found = self._gradients(self.loss_fns, list(self.params.values()))[1]
+        return dict(zip(self.params, found, strict=True))
 
-    def _again(
-        self, scene: Scene, climbers: dict[str, nn.Parameter]
-    ) -> Iterator[Callable[[], list[Leaf]]]:
-        """The steps of the climb after the first."""
-
-        def leaves() -> list[Leaf]:
-            wanted = self.trainable if self.variant.sigma else climbers
-            with scene.rehearsal():
-                found = _gradient_of(
-                    self.ascent_loss_fns, self.model, list(wanted.values()), self.scaler
-                )[1]
-            return self._leaves(
-                climbers, dict(zip(wanted, self._shared(found, list(wanted.values())), strict=True))
-            )
-
-        return iter([leaves] * (self.variant.ascent_steps - 1))
-
-    def _gradients(self, params: list[nn.Parameter]) -> list[Tensor | None]:
-        return _gradient_of(self.loss_fns, self.model, params, self.scaler)[1]
-
-    def _apply(
-        self,
-        clean: dict[str, Tensor | None],
-        robust: dict[str, Tensor | None],
-        trainable: dict[str, nn.Parameter],
-    ) -> None:
-        """Add what the variant makes of both gradients to `.grad`."""
-        g, g_s = list(clean.values()), list(robust.values())
-        for param, grad in zip(trainable.values(), combined(self.variant, g, g_s), strict=True):
-            if grad is not None:
-                param.grad = laid_out_as(param, grad if param.grad is None else param.grad + grad)
-        if self.memory and self.variant.reuse:
-            self.memory.sum_up("robust", robust)
-        if self.memory and self.variant.decoupled:
-            self.memory.sum_up(
-                "difference", dict(zip(trainable, mixed(1.0, g_s, -1.0, g), strict=True))
-            )
-
-    def _remember(self, scene: Scene, trainable: dict[str, nn.Parameter]) -> None:
-        """At the end of a step, with the gradients of all its groups."""
-        assert self.memory is not None
-        mean = partial(self.memory.mean, params=trainable, average=scene.mean)
-        if self.variant.sigma:
-            scale = 1 / self._scale()
-            unscaled = {name: grad * scale.to(grad) for name, grad in mean("clean").items()}
-            self.memory.average_in(unscaled, self.variant.sigma_decay)
-        if self.variant.reuse:
-            self.memory.keep_component(mean("clean"), mean("robust"))
-        if self.variant.decoupled:
-            scale = 1 / self._scale()
-            found = mean("difference")
-            self.memory.difference = [
-                (trainable[name], grad * scale.to(grad)) for name, grad in found.items()
-            ]
-
-    def _scale(self) -> Tensor:
-        """What the losses are multiplied by."""
-        one = torch.ones((), device=next(iter(self.trainable.values())).device)
+    def scale(self) -> Tensor:
+        """Return the scaler's factor [], made on the device of the parameters."""
+        one = torch.ones((), device=next(iter(self.params.values())).device)
         return _scaled(one, self.scaler)
 
+    def _scene(self) -> Scene:
+        return Scene(self.model, mute=True)
 
-def _plain_name(name: str, wrapper: str) -> str:
-    return name.removeprefix(wrapper).replace("_orig_mod.", "")
+    def _by_name(self, wanted: Params, found: list[Tensor | None]) -> Gradients:
+        """Name the gradients, averaged over ranks if the ascent is shared."""
+        if self.shared_ascent:
+            model = self.model
+            group = model.process_group if isinstance(model, DistributedDataParallel) else None
+            found = mean_over_ranks(found, list(wanted.values()), group)
+        return dict(zip(wanted, found, strict=True))
 
+    def _ascend(
+        self, scene: Scene, loss_fns: Sequence[LossFn], params: list[Tensor]
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """Return the clean loss [] and the gradients of params, then move the inputs.
 
-def _ascend(
-    scene: Scene,
-    loss_fns: Sequence[LossFn],
-    model: nn.Module,
-    params: list[nn.Parameter],
-    climb: InputAscent | None,
-    scaler: GradScaler | None,
-) -> tuple[Tensor, list[Tensor | None]]:
-    """Clean loss [] and gradients of params, both from before the last move of the inputs, which it
-    makes."""
-    inputs, num_steps = (climb.inputs, climb.num_steps) if climb else ((), 1)
-    if num_steps < 1:
-        raise ValueError(
-            f"num_steps={num_steps} moves no input; pick num_steps >= 1, or leave out input_ascent"
-        )
-    with scene.ascent(hook=False), _differentiated(inputs):
-        for _ in range(num_steps - 1):
-            with scene.rehearsal():
-                _move(climb, _gradient_of(loss_fns, model, inputs, scaler)[1])
-        loss, grads = _gradient_of(loss_fns, model, [*params, *inputs], scaler)
-        _move(climb, grads[len(params) :])
-    return loss, grads[: len(params)]
+        Both are from before the inputs' last move."""
+        climb = self.input_ascent
+        inputs, num_steps = (climb.inputs, climb.num_steps) if climb else ((), 1)
+        if num_steps < 1:
+            raise ValueError(
+                f"num_steps={num_steps} moves no input; pick num_steps >= 1, or leave out "
+                "input_ascent"
+            )
+        with scene.ascent(hook=False), _differentiated(inputs):
+            for _ in range(num_steps - 1):
+                with scene.rehearsal():
+                    _move(climb, self._gradients(loss_fns, inputs)[1])
+            loss, grads = self._gradients(loss_fns, [*params, *inputs])
+            _move(climb, grads[len(params) :])
+        return loss, grads[: len(params)]
+
+    def _gradients(
+        self, loss_fns: Sequence[LossFn], leaves: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """Return the summed loss [] and its gradient for each leaf, None if unused.
+
+        The module inside DDP is called, and `.grad` is not touched."""
+        model = self.model
+        bare = model.module if isinstance(model, DistributedDataParallel) else model
+        losses: list[Tensor] = []
+        sums: list[Tensor | None] = [None] * len(leaves)
+        for each in loss_fns:
+            loss = each(bare)
+            losses.append(loss.detach().clone())
+            found = torch.autograd.grad(_scaled(loss, self.scaler), leaves, allow_unused=True)
+            for i, grad in enumerate(found):
+                so_far = sums[i]
+                sums[i] = grad if so_far is None else so_far if grad is None else so_far + grad
+        return torch.stack(losses).sum(), sums
 
 
 @contextmanager
@@ -406,28 +334,6 @@ def _move(climb: InputAscent | None, grads: Sequence[Tensor | None]) -> None:
                 for x, g in pairs
             ]
         )
-
-
-def _gradient_of(
-    loss_fns: Sequence[LossFn],
-    model: nn.Module,
-    params: Sequence[Tensor],
-    scaler: GradScaler | None,
-) -> tuple[Tensor, list[Tensor | None]]:
-    """Summed loss [], and its gradient for each of params (None if unused), by the module inside
-    DDP; `.grad` is untouched."""
-    bare = model.module if isinstance(model, DistributedDataParallel) else model
-    losses: list[Tensor] = []
-    sums: list[Tensor | None] = [None] * len(params)
-    for each in loss_fns:
-        loss = each(bare)
-        losses.append(loss.detach().clone())
-        for i, grad in enumerate(
-            torch.autograd.grad(_scaled(loss, scaler), params, allow_unused=True)
-        ):
-            so_far = sums[i]
-            sums[i] = grad if so_far is None else so_far if grad is None else so_far + grad
-    return torch.stack(losses).sum(), sums
 
 
 def _scaled(loss: Tensor, scaler: GradScaler | None) -> Tensor:

@@ -3,12 +3,8 @@ silent."""
 
 from __future__ import annotations
 
-import random
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from samovar import restore
 from samovar.sam.combine import laid_out_as
 
 
@@ -30,7 +27,7 @@ class Scene:
     def __init__(self, model: nn.Module | None, *, mute: bool) -> None:
         self.model, self.mute = model, mute
         self.modules: dict[int, nn.Module] = {}
-        self.restore_rng = remember_rng()
+        self.restore_rng = restore.remember_rng()
 
     @contextmanager
     def ascent(self, *, hook: bool) -> Iterator[None]:
@@ -63,6 +60,10 @@ class Scene:
                 if self.mute and isinstance(module, DistributedDataParallel):
                     self.undo.enter_context(_muted(module))
 
+    def _training(self) -> list[nn.Module]:
+        """The modules whose buffers a forward pass may change (BatchNorm's, spectral norm's)."""
+        return [module for module in self.modules.values() if module.training]
+
     @property
     def wrappers(self) -> list[DistributedDataParallel]:
         """The DDP wrappers among the modules."""
@@ -79,7 +80,7 @@ class Scene:
         with ExitStack() as undo:
             for wrapper in self.wrappers if self.mute else ():
                 undo.enter_context(_muted(wrapper))
-            undo.enter_context(_buffers_kept(self.modules.values()))
+            undo.enter_context(restore.buffers(self._training()))
             self.restore_rng()
             yield
         self.restore_rng()
@@ -97,7 +98,7 @@ class Scene:
                 _broadcast_buffers(wrapper)
                 if mute:
                     undo.enter_context(_muted(wrapper))
-            undo.enter_context(_buffers_kept(self.modules.values()))
+            undo.enter_context(restore.buffers(self._training()))
             # same dropout masks, as in sam_jax; else the ascent is for another loss
             self.restore_rng()
             yield
@@ -152,26 +153,6 @@ def _broadcast_buffers(ddp: DistributedDataParallel) -> None:
     )
 
 
-@contextmanager
-def _buffers_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Buffers of modules in training mode (BatchNorm's, spectral norm's) come out as they went
-    in."""
-    training = [module for module in modules if module.training]
-    kept = [
-        (m._buffers, name, b, b.detach().clone())
-        for m in training
-        for name, b in m._buffers.items()
-        if b is not None
-    ]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for owner, name, buffer, copy in kept:
-                buffer.copy_(copy)
-                owner[name] = buffer  # forward may have bound the name to a new tensor
-
-
 def mean_over_ranks(
     tensors: Sequence[Tensor | None], params: Sequence[Tensor], group: dist.ProcessGroup | None
 ) -> list[Tensor | None]:
@@ -202,24 +183,6 @@ def mean_over_ranks(
             for s, p, u in zip(sums, params, used.tolist(), strict=True)
         ]
     return [each.view_as(param).to(param.dtype) for each, param in zip(sums, params, strict=True)]
-
-
-def remember_rng() -> Callable[[], None]:
-    """Record every global random state in use; calling the result goes back to it."""
-    undo: list[Callable[[], Any]] = [partial(random.setstate, random.getstate())]
-    undo.append(partial(torch.set_rng_state, torch.get_rng_state()))
-    if numpy := sys.modules.get("numpy"):
-        undo.append(partial(numpy.random.set_state, numpy.random.get_state()))
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        undo.append(partial(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
-    if torch.backends.mps.is_available():
-        undo.append(partial(torch.mps.set_rng_state, torch.mps.get_rng_state()))
-
-    def restore() -> None:
-        for each in undo:
-            each()
-
-    return restore
 
 
 def distributed() -> bool:

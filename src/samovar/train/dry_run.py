@@ -18,11 +18,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from samovar import config as configs
 from samovar.config import Config
-from samovar.curvature.borrow import bare
 from samovar.data.loader import Batch
 from samovar.models.load import resolve
 from samovar.objectives import make_objective
 from samovar.recipes import IMAGENET_TRAIN
+from samovar.restore import bare
 from samovar.runtime import Runtime, seed_everything, started
 from samovar.train import optim
 from samovar.train.loop import TrainState, backward, build, steps

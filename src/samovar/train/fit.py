@@ -26,13 +26,13 @@ from samovar.config import (
     to_dict,
     validate_layout,
 )
-from samovar.curvature.borrow import bare
 from samovar.data.loader import batches
 from samovar.data.sources import open_source
 from samovar.data.splits import Source
 from samovar.measure.features import NotFinite
 from samovar.measure.watch import Watch
 from samovar.objectives import make_objective
+from samovar.restore import bare
 from samovar.runs import checkpoint
 from samovar.runs.checkpoint import Checkpoint
 from samovar.runs.loggers import open_sinks

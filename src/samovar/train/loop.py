@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from samovar import restore
 from samovar.config import Config
 from samovar.data.loader import Batch
 from samovar.models.factory import Classifier, create
@@ -311,19 +312,14 @@ def evaluate(
 ) -> Evaluation:
     """Loss and accuracy in eval mode over all ranks' batches; the model's mode comes back as it
     was."""
-    was_training = model.training
-    model.eval()
     rows = []
-    for batch in stream:
-        with runtime.autocast():
-            loss = objective(model, batch)
-        correct = (loss.logits.argmax(1) == batch.labels).sum()
-        rows.append(
-            torch.stack(
-                [loss.value * len(batch), correct, torch.tensor(len(batch), device=correct.device)]
-            )
-        )
-    model.train(was_training)
+    with restore.modes(model, training=False):
+        for batch in stream:
+            with runtime.autocast():
+                loss = objective(model, batch)
+            correct = (loss.logits.argmax(1) == batch.labels).sum()
+            count = torch.tensor(len(batch), device=correct.device)
+            rows.append(torch.stack([loss.value * len(batch), correct, count]))
     sums = torch.stack(rows).sum(0) if rows else torch.zeros(3, device=runtime.device)
     if runtime.world_size > 1:
         dist.all_reduce(sums)

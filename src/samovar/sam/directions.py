@@ -1,0 +1,90 @@
+"""Which parameters climb, how far, and along which direction if not the gradient itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+class Climber(NamedTuple):
+    """A parameter that takes part in the climb."""
+
+    param: Tensor
+    rho: float
+    """Radius of the whole climb, > 0."""
+    eta: float | None
+    """ASAM's offset; None where ASAM does not apply."""
+
+
+class Leaf(NamedTuple):
+    """One step of the climb for one parameter."""
+
+    param: Tensor
+    grad: Tensor
+    """Dense, in the shape of `param`."""
+    rho: float
+    eta: float | None
+
+
+def asam_offset(name: str, eta: float | None) -> float | None:
+    """Return ASAM's offset for a parameter, None where its perturbation is not adaptive.
+
+    Source: "weight" in the name is the rule of ASAM's authors, github.com/SamsungLabs/ASAM."""
+    return eta if "weight" in name and "bias" not in name.rpartition(".")[2] else None
+
+
+def norm_parameters(modules: Iterable[nn.Module]) -> set[nn.Parameter]:
+    """Return the parameters of normalization layers: modules with "norm" in their class's name.
+
+    Source: Mueller et al. (SAM-ON), arXiv:2306.04226."""
+    layers = (module for module in modules if "norm" in type(module).__name__.lower())
+    return {param for layer in layers for param in layer.parameters(recurse=False)}
+
+
+@torch.no_grad()
+def layerwise(leaves: list[Leaf]) -> list[Leaf]:
+    """Make each gradient as long as its weights: the climb is rho |w_l| / |w| along g_l / |g_l|.
+
+    Source: the layer-wise rule of Liu et al. (LookSAM), arXiv:2203.02714, with rho the length of
+        the whole climb."""
+    return [leaf._replace(grad=_as_long_as(leaf.param, leaf.grad)) for leaf in leaves]
+
+
+def _as_long_as(param: Tensor, grad: Tensor) -> Tensor:
+    precise = torch.promote_types(grad.dtype, torch.float32)
+    length = torch.linalg.vector_norm(grad, dtype=precise)
+    ratio = torch.linalg.vector_norm(param, dtype=precise) / length
+    return grad.to(precise) * torch.where(length == 0, torch.zeros_like(ratio), ratio)
+
+
+_MOMENTA = ("momentum_buffer", "exp_avg")
+"""Where SGD and Adam keep their momentum in the optimizer's state."""
+
+
+def against_momentum(
+    climbers: Mapping[str, Climber], optimizer: Optimizer
+) -> dict[str, Tensor | None]:
+    """Return minus the optimizer's momentum of each parameter; None before its first step.
+
+    Raises:
+        ValueError: the optimizer keeps none.
+
+    Source: Becker et al. (MSAM), arXiv:2401.12033: SGD's buffer, Adam's first moment."""
+    without = any(
+        group.get("momentum") == 0 and "betas" not in group for group in optimizer.param_groups
+    )
+    states = {name: optimizer.state.get(each.param, {}) for name, each in climbers.items()}
+    found = {
+        name: next((state[key] for key in _MOMENTA if state.get(key) is not None), None)
+        for name, state in states.items()
+    }
+    if without or (any(states.values()) and all(each is None for each in found.values())):
+        raise ValueError(
+            f"{type(optimizer).__name__} keeps no momentum to climb along; give it some "
+            "(momentum=0.9), or use AdamW"
+        )
+    return {name: None if each is None else -each for name, each in found.items()}
