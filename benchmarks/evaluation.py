@@ -26,7 +26,7 @@ from samovar.measure.accuracy import logits_of
 from samovar.measure.predictions import predict
 from samovar.objectives import make_objective
 from samovar.runtime import Runtime
-from samovar.train.loop import evaluate
+from samovar.train.evaluation import evaluate
 
 AIM = 0.95
 

@@ -15,7 +15,8 @@ from samovar.runs import checkpoint
 from samovar.runs.records import RunDir
 from samovar.runtime import Runtime
 from samovar.train.fit import Diverged, fingerprint, fit, prepare
-from samovar.train.loop import TrainState, backward, evaluate, steps
+from samovar.train.evaluation import evaluate
+from samovar.train.loop import TrainState, backward, steps
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
 

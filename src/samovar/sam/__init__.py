@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from samovar.sam.adapter import SAM as SAM
-    from samovar.sam.gradient import InputAscent as InputAscent
-    from samovar.sam.gradient import plain_backward as plain_backward
     from samovar.sam.gradient import sam_backward as sam_backward
     from samovar.sam.memory import SamMemory as SamMemory
+    from samovar.sam.module_passes import InputAscent as InputAscent
+    from samovar.sam.module_passes import plain_backward as plain_backward
     from samovar.sam.variant import SamVariant as SamVariant
 
 _HOMES = {
     "SAM": "adapter",
-    "InputAscent": "gradient",
+    "InputAscent": "module_passes",
     "SamMemory": "memory",
     "SamVariant": "variant",
-    "plain_backward": "gradient",
+    "plain_backward": "module_passes",
     "sam_backward": "gradient",
 }
 

@@ -1,8 +1,9 @@
-"""What is refused before a pass is made, in the words of the library."""
+"""Checks of settings before any pass is made, with errors that name the library's arguments."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from torch.optim import Optimizer
 
@@ -13,7 +14,7 @@ def check_settings(rho: float, eta: float) -> None:
     """Check the radius and ASAM's offset.
 
     Raises:
-        ValueError: one is out of range."""
+        ValueError: one of them is out of range."""
     if rho < 0:
         raise ValueError(f"rho={rho} is negative; pick rho >= 0 (0 is plain training)")
     if not math.isfinite(rho):
@@ -27,10 +28,10 @@ def check_settings(rho: float, eta: float) -> None:
 def check_variant(
     variant: SamVariant, adaptive: bool, memory: object | None, optimizer: Optimizer | None
 ) -> None:
-    """Check that a variant's settings go together, and that it has what it needs.
+    """Check that a variant's settings agree, and that it has what it needs.
 
     Raises:
-        ValueError: names the settings and what to do."""
+        ValueError: the message names the settings and says what to do."""
     if found := fault(variant):
         name, allowed = found
         raise ValueError(f"{name}={getattr(variant, name)} is out of range; give {allowed}")
@@ -45,7 +46,8 @@ def check_variant(
         )
     if variant.needs_memory and memory is None:
         raise ValueError(
-            "this variant remembers earlier steps; make one memory=SamMemory() and give it in every step"
+            "this variant remembers earlier steps; make one memory=SamMemory() and give it in "
+            "every step"
         )
     if variant.momentum and optimizer is None:
         raise ValueError("momentum=True climbs along the optimizer's momentum; give optimizer=")
@@ -55,19 +57,60 @@ def check_own_ascent(variant: SamVariant, name: str) -> None:
     """Check that a variant can take its ascent from other examples than its descent.
 
     Args:
-        name: of the argument that says which.
+        variant: the relative of SAM.
+        name: the argument that gives the other examples, for the message.
 
     Raises:
-        ValueError: it cannot."""
+        ValueError: the variant cannot."""
     if variant.momentum:
         raise ValueError(
-            f"{name} with momentum=True, which takes no gradient for its climb; leave one of them out"
+            f"{name} with momentum=True, which takes no gradient for its climb; "
+            "leave one of them out"
         )
     if variant.uses_both:
         used = next(
             key for key in ("alpha", "gamma", "decoupled", "reuse") if key in changed(variant)
         )
         raise ValueError(
-            f"{name} with {used}={getattr(variant, used)}: the two gradients would be of different examples; "
-            "leave one of them out"
+            f"{name} with {used}={getattr(variant, used)}: the two gradients would be of different "
+            "examples; leave one of them out"
+        )
+
+
+def check_wrapping(
+    base_optimizer: Optimizer,
+    settings: Mapping[str, object],
+    clip_norm: float | None,
+    start: int,
+    end: int | None,
+) -> None:
+    """Check that an optimizer can be wrapped, and the settings of the wrapper itself.
+
+    Args:
+        base_optimizer: the optimizer to wrap.
+        settings: the wrapper's own hyper-parameters, which go into the groups.
+        clip_norm: largest norm of the gradient, or None.
+        start: first step that climbs.
+        end: first step that is plain again, or None.
+
+    Raises:
+        ValueError: a hyper-parameter clashes, the optimizer is wrapped already, or a setting is out
+            of range."""
+    if clash := settings.keys() & base_optimizer.defaults.keys():
+        raise ValueError(
+            f"{type(base_optimizer).__name__} has its own {', '.join(clash)}; pick another "
+            "optimizer"
+        )
+    if hasattr(base_optimizer, "_in_sam"):
+        # Both would read the rho of the groups they share, and the later one would win.
+        raise ValueError(
+            "the base optimizer is in a SAM already; wrap a new one, or set rho in its param_groups"
+        )
+    if clip_norm is not None and not clip_norm > 0:
+        raise ValueError(
+            f"clip_norm={clip_norm} is not positive; pick clip_norm > 0, or None for no clipping"
+        )
+    if not 0 <= start <= (start if end is None else end):
+        raise ValueError(
+            f"start={start} with end={end}: pick 0 <= start <= end, or end=None for all later steps"
         )

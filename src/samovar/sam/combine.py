@@ -1,5 +1,6 @@
-"""What is made of the two gradients of a step: g at the weights, g_s at the top of the climb. No
-host sync."""
+"""Combine the two gradients of a step: g at the weights w, g_s at the top of the climb.
+
+No function here makes the host wait for the device."""
 
 from __future__ import annotations
 
@@ -11,51 +12,48 @@ from torch import Tensor
 from samovar.sam.variant import SamVariant
 
 Grads = Sequence[Tensor | None]
-"""Of the same parameters in the same order; None, of one that a pass did not use, counts as
-zero."""
+"""One gradient for each parameter, in the same order; None (an unused parameter) counts as zero."""
 
 
 @torch.no_grad()
 def combined(variant: SamVariant, clean: Grads, robust: Grads) -> list[Tensor | None]:
-    """The gradient that goes to the optimizer; None where neither pass used a parameter.
+    """Return the gradient for the optimizer; None where neither pass used a parameter.
 
     Source: GSAM, Zhuang et al., arXiv:2203.08065; WSAM, Yue et al., arXiv:2305.15817."""
     if variant.decoupled:
         return mixed(0.0, robust, 1.0, clean)
     if variant.alpha:  # g_s - alpha (g - share g_s)
-        return mixed(1 + variant.alpha * _share(clean, robust), robust, -variant.alpha, clean)
+        return mixed(1 + variant.alpha * _coefficient(clean, robust), robust, -variant.alpha, clean)
     if variant.gamma != 0.5:
         return mixed(variant.weight, robust, 1 - variant.weight, clean)
-    return mixed(
-        1.0, robust, 0.0, clean
-    )  # copies, as autograd may give one tensor to two parameters
+    # SAM's own g_s, copied: autograd may give one tensor to two parameters.
+    return mixed(1.0, robust, 0.0, clean)
 
 
 @torch.no_grad()
 def across(clean: Grads, robust: Grads) -> list[Tensor | None]:
-    """The component of each parameter's g_s across its g as a unit vector; zero where there is none
-    but rounding.
+    """Return the component of each parameter's g_s orthogonal to its g, as a unit vector.
 
-    Source: LookSAM, Liu et al., arXiv:2203.02714; parameter by parameter, as in the code that is in
-        use."""
+    It is zero where nothing but rounding is left.
+
+    Source: LookSAM, Liu et al., arXiv:2203.02714; parameter by parameter, as in the published
+        code."""
     return [_across(g, g_s) for g, g_s in zip(clean, robust, strict=True)]
 
 
 def _across(clean: Tensor | None, robust: Tensor | None) -> Tensor | None:
-    (component,) = mixed(1.0, [robust], -_share([robust], [clean]), [clean])
+    (component,) = mixed(1.0, [robust], -_coefficient([robust], [clean]), [clean])
     if component is None or robust is None:
         return component
     length = norm([component])
-    rounding = (
-        100 * torch.finfo(component.dtype).eps * norm([robust])
-    )  # all that a parameter of one number has
-    return component * torch.where(length <= rounding, torch.zeros_like(length), 1 / length).to(
-        component
-    )
+    # A parameter of one number has no orthogonal component, only rounding.
+    rounding = 100 * torch.finfo(component.dtype).eps * norm([robust])
+    inverse = torch.where(length <= rounding, torch.zeros_like(length), 1 / length)
+    return component * inverse.to(component)
 
 
 def mixed(a: float | Tensor, xs: Grads, b: float | Tensor, ys: Grads) -> list[Tensor | None]:
-    """a x + b y of each pair, in new tensors of its precision."""
+    """Return a x + b y of each pair, in new tensors of its precision."""
     return [_mix(a, x, b, y) for x, y in zip(xs, ys, strict=True)]
 
 
@@ -70,7 +68,7 @@ def _mix(a: float | Tensor, x: Tensor | None, b: float | Tensor, y: Tensor | Non
 
 
 def norm(grads: Grads) -> Tensor:
-    """Euclidean norm of all together, a scalar in at least float32; 0 of none."""
+    """Return the Euclidean norm [] of all gradients together, in at least float32; 0 if none."""
     norms = [
         torch.linalg.vector_norm(each.to_dense(), dtype=_precise(each))
         for each in grads
@@ -84,15 +82,14 @@ def norm(grads: Grads) -> Tensor:
 
 
 def laid_out_as(param: Tensor, grad: Tensor | None) -> Tensor | None:
-    """The gradient with the strides of its parameter, which fused optimizers read it by
-    unchecked."""
+    """Return the gradient with the strides of its parameter, which fused optimizers assume."""
     if grad is None or grad.is_sparse or grad.stride() == param.stride():
         return grad
     return torch.empty_like(param, dtype=grad.dtype, requires_grad=False).copy_(grad)
 
 
-def _share(x: Grads, y: Grads) -> Tensor:
-    """How much of y there is in x, (x . y) / |y|^2; 0 where y is."""
+def _coefficient(x: Grads, y: Grads) -> Tensor:
+    """Return (x . y) / |y|^2, the coefficient of x along y; 0 if y is zero."""
     return _dot(x, y) * _inverse(_dot(y, y))
 
 

@@ -1,81 +1,27 @@
 """Sharpness-aware minimization as a way to take a gradient.
 
-SAM minimizes the worst loss nearby, max L(w + e) over |e| <= rho. To first order the worst e is rho
-g / |g|, so one
-gradient costs two passes: the ascent (g, at w) and the descent (the gradient at w + e, then applied
-    at w). The examples
-that share an ascent are a group of m: call `sam_backward` once per group and the gradients add up.
+SAM minimizes the worst loss nearby, max L(w + e) over |e| <= rho. To first order the worst e is
+rho g / |g|, so one gradient costs two passes: the ascent (g, at w) and the descent (the gradient at
+w + e, which the optimizer applies at w). The examples that share an ascent are a group of m: call
+`sam_backward` once per group, and the gradients add up.
+
+The algorithm itself is in engine.py; its passes over a module are in module_passes.py.
 
 Source: Foret et al., arXiv:2010.01412; the adaptive form (ASAM): Kwon et al., arXiv:2102.11600."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import cached_property
-from typing import NamedTuple
+from contextlib import nullcontext
 
-import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from samovar.sam.checks import check_own_ascent, check_settings, check_variant
-from samovar.sam.directions import Climber, asam_offset, norm_parameters
-from samovar.sam.engine import Ascent, Gradients, Params, sam_gradient
+from samovar.sam.engine import sam_gradient
 from samovar.sam.memory import SamMemory
-from samovar.sam.scene import Scene, mean_over_ranks
+from samovar.sam.module_passes import InputAscent, LossFns, ModulePasses, as_list
 from samovar.sam.variant import SamVariant
-
-LossFn = Callable[[nn.Module], Tensor]
-LossFns = LossFn | Sequence[LossFn]
-
-
-class InputAscent(NamedTuple):
-    """Inputs that climb the loss along with the weights, such as images under attack."""
-
-    inputs: Sequence[Tensor]
-    """Leaves of any shape that the loss functions read; they require a gradient during the ascent
-    only."""
-    move: Callable[[Sequence[Tensor]], None]
-    """Changes the inputs in place, given for each the gradient, in its shape, of the (scaled)
-    losses' sum; 0 where that is not finite."""
-    num_steps: int = 1
-    """How often they move, >= 1; the last move takes its gradients from the weights' own ascent."""
-
-
-def plain_backward(
-    loss_fn: LossFns, model: nn.Module, *, scaler: GradScaler | None = None
-) -> Tensor:
-    """Add the ordinary gradient to `.grad`: one forward and one backward pass per loss function.
-
-    Args:
-        loss_fn: maps the model to a scalar loss; or several of them, one per micro-batch, whose
-            losses are summed.
-        model: plain, compiled, or wrapped in DDP (which then communicates once, in the last
-            backward).
-        scaler: scales the losses for fp16; unscaling and the step stay with the caller.
-
-    Returns:
-        The summed loss [], detached and unscaled.
-
-    Raises:
-        ValueError: an empty sequence of loss functions.
-    """
-    loss_fns = _as_list(loss_fn)
-    losses = []
-    for i, each in enumerate(loss_fns, start=1):
-        with (
-            model.no_sync()
-            if isinstance(model, DistributedDataParallel) and i < len(loss_fns)
-            else nullcontext()
-        ):
-            loss = each(model)
-            _scaled(loss, scaler).backward()  # type: ignore[no-untyped-call]
-        losses.append(loss.detach().clone())  # a compiled model may reuse the memory of its output
-    return torch.stack(losses).sum()
 
 
 def sam_backward(
@@ -94,63 +40,63 @@ def sam_backward(
     num_groups: int = 1,
     optimizer: Optimizer | None = None,
 ) -> Tensor:
-    """Add the SAM gradient of one group of examples to `.grad`: two forward and two backward
-    passes.
+    """Add the SAM gradient of one group of examples to `.grad`: two passes forward and backward.
 
     All passes draw the same random numbers (dropout, stochastic depth). Buffers (BatchNorm
-    statistics) are those of the ascent. The weights come back bit for bit, in the same storage,
-    also if the descent raises. Where the ascent gradient is zero or not finite nothing is
-    perturbed; rho = 0 is `plain_backward`. It takes one copy of the weights.
+    statistics) come out as the ascent left them. The weights come back bit for bit, in the same
+    storage, even if the descent raises. If the ascent gradient is zero or not finite, nothing is
+    perturbed; rho = 0 is `plain_backward`. The call needs memory for one copy of the weights.
 
-    Inputs may climb too. Moved k times at the clean weights, the last time by gradients of the same
-    backward pass as the ascent's, they cost k - 1 further passes; with rho = 0, k passes and then
-    the plain gradient where they ended.
+    Inputs may climb too (`input_ascent`). They move k times at the clean weights. The last move
+    uses the gradients of the ascent's own backward pass, so the inputs cost k - 1 further passes;
+    with rho = 0 they cost k passes, and the plain gradient is taken where they end.
 
-    For several groups in a batch call it once per group, each loss weighted by m / batch; under
-    DDP, where every rank is a group of its own, do so inside `model.no_sync()` for all calls but
-    the last. The ascent sends nothing.
+    For several groups in a batch, call the function once per group, each loss weighted by
+    m / batch. Under DDP every rank is a group of its own; run all calls but the last inside
+    `model.no_sync()`. The ascent communicates nothing.
 
-    A `variant` departs from this as its settings say. One that uses both gradients does so for each
-    group, and sends the result by one all-reduce after the passes; what it remembers is of all
-    groups and ranks, for one all-reduce a vector more. A climb in part of the steps is rho = 0 in
-    the others.
+    A `variant` changes the algorithm as its settings say. A variant that uses both gradients
+    combines them for each group and sends the result by one all-reduce after the passes. What it
+    remembers is the mean over all groups and ranks, which costs one further all-reduce per vector.
+    To climb in some of the steps only, pass rho = 0 in the others.
 
     Args:
-        loss_fn: maps the model to a scalar loss; or several of them, one per micro-batch of the
-            *same* group, whose losses are summed. Called twice, the first time on the module inside
-            DDP.
+        loss_fn: maps the model to a scalar loss; or several functions, one per micro-batch of the
+            *same* group, whose losses are summed. Each is called twice, the first time with the
+            module inside DDP.
         model: plain, compiled, or either in DDP. Reentrant activation checkpointing does not work.
         rho: radius of the perturbation, >= 0, in the norm of all weights together.
-        adaptive: ASAM, e = rho T^2 g / |T g| with T = |w| + eta for weights and 1 for the rest. As
-            in its authors' code, weights are the parameters with "weight" in their names, those of
-            norm layers included, biases not.
+        adaptive: use ASAM: e = rho T^2 g / |T g| with T = |w| + eta for weights and 1 for the rest.
+            As in its authors' code, weights are the parameters with "weight" in their names: those
+            of norm layers count, biases do not.
         eta: ASAM's offset, > 0.
         shared_ascent: average the ascent gradient over the ranks by one all-reduce, so that m is
             the whole batch.
-        scaler: scales the losses of all passes for fp16; unscaling and the step stay with the
-            caller.
-        input_ascent: which inputs climb, and how.
-        ascent_loss_fn: the ascent's own loss, for instance that of a quarter of the examples; the
-            returned loss and BatchNorm's statistics are then its. None is `loss_fn`.
+        scaler: scales the losses of all passes for fp16. Unscaling and the optimizer's step stay
+            with the caller.
+        input_ascent: the inputs that climb, and how.
+        ascent_loss_fn: a loss for the ascent alone, such as that of a quarter of the examples; the
+            returned loss and BatchNorm's statistics are then those of that loss. None uses
+            `loss_fn`.
         variant: a relative of SAM; None is SAM.
-        memory: what the variant keeps from step to step, given in every step of the run; None where
-            it needs nothing. Of decoupled WSAM, call `memory.subtract_(optimizer, variant)` after
-            the optimizer's step.
-        num_groups: calls that make a step, of groups of equal size, for a variant with a memory.
-        optimizer: whose momentum MSAM climbs along.
+        memory: what the variant keeps from step to step; pass the same object in every step of a
+            run. None is fine for variants that keep nothing. For decoupled WSAM, call
+            `memory.subtract_(optimizer, variant)` after the optimizer's step.
+        num_groups: number of calls that make one step, with groups of equal size, for a variant
+            with a memory.
+        optimizer: the optimizer whose momentum MSAM climbs along.
 
     Returns:
-        The summed loss [] at the unperturbed weights and before the inputs' last move, detached and
-        unscaled; of MSAM, which does not go there, at the perturbed ones.
+        The summed loss [], detached and unscaled, at the unperturbed weights and before the inputs'
+        last move; for MSAM, which takes no pass there, at the perturbed weights.
 
     Raises:
-        ValueError: rho, eta or a number of steps out of range; a model compiled around DDP, or
-            sharded; an empty sequence of loss functions; a variant whose settings mean nothing
-            together, or without what it needs.
+        ValueError: rho, eta or a number of steps is out of range; the model is sharded or compiled
+            around DDP; `loss_fn` is an empty sequence; the variant's settings contradict each
+            other, or something the variant needs is missing.
 
-    Source: Foret et al., arXiv:2010.01412; the adaptive form (ASAM): Kwon et al., arXiv:2102.11600;
-        each variant's
-    beside its setting in `SamVariant`.
+    Source: Foret et al., arXiv:2010.01412; ASAM: Kwon et al., arXiv:2102.11600; for each variant
+        see its setting in `SamVariant`.
     """
     check_settings(rho, eta)
     variant = variant or SamVariant()
@@ -159,12 +105,13 @@ def sam_backward(
         check_own_ascent(variant, "ascent_loss_fn")
     if input_ascent and (ascent_loss_fn is not None or variant.ascent_steps > 1):
         raise ValueError(
-            "input_ascent goes with one ascent on the whole group; leave out ascent_loss_fn, ascent_steps"
+            "input_ascent needs one ascent on the whole group; leave out ascent_loss_fn and "
+            "ascent_steps"
         )
-    passes = _ModulePasses(
+    passes = ModulePasses(
         model=model,
-        loss_fns=_as_list(loss_fn),
-        ascent_loss_fns=_as_list(loss_fn if ascent_loss_fn is None else ascent_loss_fn),
+        loss_fns=as_list(loss_fn),
+        ascent_loss_fns=as_list(loss_fn if ascent_loss_fn is None else ascent_loss_fn),
         shared_ascent=shared_ascent,
         scaler=scaler,
         input_ascent=input_ascent,
@@ -175,173 +122,3 @@ def sam_backward(
             passes, climbers, variant, memory, optimizer, num_groups=num_groups, last=last
         )
     return loss
-
-
-@dataclass(frozen=True)
-class _ModulePasses:
-    """Passes over a module: `torch.autograd.grad` on the bare one, `.backward()` on the wrapped.
-
-    The bare module is inside DDP, which therefore communicates nothing for the ascent: every rank
-    climbs on its own examples."""
-
-    model: nn.Module
-    loss_fns: Sequence[LossFn]
-    ascent_loss_fns: Sequence[LossFn]
-    shared_ascent: bool
-    scaler: GradScaler | None
-    input_ascent: InputAscent | None
-
-    @cached_property
-    def params(self) -> dict[str, nn.Parameter]:
-        """Trainable parameters by a name that does not change when the model is wrapped."""
-        wrapper = "module." if isinstance(self.model, DistributedDataParallel) else ""
-        return {
-            name.removeprefix(wrapper).replace("_orig_mod.", ""): param
-            for name, param in self.model.named_parameters()
-            if param.requires_grad
-        }
-
-    def climbers(self, rho: float, eta: float | None, norms_only: bool) -> dict[str, Climber]:
-        """Return the parameters that are perturbed.
-
-        Raises:
-            ValueError: `norms_only`, and no normalization layer trains."""
-        norms = norm_parameters(self.model.modules()) if norms_only else None
-        climbers = {
-            name: Climber(param, rho, asam_offset(name, eta))
-            for name, param in self.params.items()
-            if norms is None or param in norms
-        }
-        if norms_only and not climbers:
-            raise ValueError(
-                "norms_only=True, and the model has no normalization layer that trains; "
-                "leave it out"
-            )
-        return climbers
-
-    def plain(self, moved: AbstractContextManager[None] | None = None) -> Tensor:
-        """Run the plain passes, at the weights inside `moved`, where the inputs have climbed to."""
-        if self.input_ascent is None:
-            if moved is not None:
-                with self._scene().ascent(hook=False):
-                    pass  # refuses the models on which SAM would be silently wrong
-            with moved or nullcontext():
-                return plain_backward(self.loss_fns, self.model, scaler=self.scaler)
-        scene = self._scene()
-        loss, _ = self._ascend(scene, self.loss_fns, [])
-        with moved or nullcontext(), scene.descent():
-            plain_backward(self.loss_fns, self.model, scaler=self.scaler)
-        return loss
-
-    def ascend(self, wanted: Params) -> Ascent:
-        """Take the clean gradients, which also move the inputs for the last time."""
-        scene = self._scene()
-        loss, found = self._ascend(scene, self.ascent_loss_fns, list(wanted.values()))
-        return Ascent(loss, self._by_name(wanted, found), scene)
-
-    def ascend_again(self, scene: Scene, wanted: Params) -> Gradients:
-        """Take the ascent's gradients once more, at the weights then."""
-        with scene.rehearsal():
-            found = self._gradients(self.ascent_loss_fns, list(wanted.values()))[1]
-        return self._by_name(wanted, found)
-
-    def descend(self) -> None:
-        """Run the descent through the wrapped model, so that DDP averages it."""
-        plain_backward(self.loss_fns, self.model, scaler=self.scaler)
-
-    def descend_apart(self) -> Gradients:
-        """Take the descent's gradients without touching `.grad`."""
-        found = self._gradients(self.loss_fns, list(self.params.values()))[1]
-        return dict(zip(self.params, found, strict=True))
-
-    def scale(self) -> Tensor:
-        """Return the scaler's factor [], made on the device of the parameters."""
-        one = torch.ones((), device=next(iter(self.params.values())).device)
-        return _scaled(one, self.scaler)
-
-    def _scene(self) -> Scene:
-        return Scene(self.model, mute=True)
-
-    def _by_name(self, wanted: Params, found: list[Tensor | None]) -> Gradients:
-        """Name the gradients, averaged over ranks if the ascent is shared."""
-        if self.shared_ascent:
-            model = self.model
-            group = model.process_group if isinstance(model, DistributedDataParallel) else None
-            found = mean_over_ranks(found, list(wanted.values()), group)
-        return dict(zip(wanted, found, strict=True))
-
-    def _ascend(
-        self, scene: Scene, loss_fns: Sequence[LossFn], params: list[Tensor]
-    ) -> tuple[Tensor, list[Tensor | None]]:
-        """Return the clean loss [] and the gradients of params, then move the inputs.
-
-        Both are from before the inputs' last move."""
-        climb = self.input_ascent
-        inputs, num_steps = (climb.inputs, climb.num_steps) if climb else ((), 1)
-        if num_steps < 1:
-            raise ValueError(
-                f"num_steps={num_steps} moves no input; pick num_steps >= 1, or leave out "
-                "input_ascent"
-            )
-        with scene.ascent(hook=False), _differentiated(inputs):
-            for _ in range(num_steps - 1):
-                with scene.rehearsal():
-                    _move(climb, self._gradients(loss_fns, inputs)[1])
-            loss, grads = self._gradients(loss_fns, [*params, *inputs])
-            _move(climb, grads[len(params) :])
-        return loss, grads[: len(params)]
-
-    def _gradients(
-        self, loss_fns: Sequence[LossFn], leaves: Sequence[Tensor]
-    ) -> tuple[Tensor, list[Tensor | None]]:
-        """Return the summed loss [] and its gradient for each leaf, None if unused.
-
-        The module inside DDP is called, and `.grad` is not touched."""
-        model = self.model
-        bare = model.module if isinstance(model, DistributedDataParallel) else model
-        losses: list[Tensor] = []
-        sums: list[Tensor | None] = [None] * len(leaves)
-        for each in loss_fns:
-            loss = each(bare)
-            losses.append(loss.detach().clone())
-            found = torch.autograd.grad(_scaled(loss, self.scaler), leaves, allow_unused=True)
-            for i, grad in enumerate(found):
-                so_far = sums[i]
-                sums[i] = grad if so_far is None else so_far if grad is None else so_far + grad
-        return torch.stack(losses).sum(), sums
-
-
-@contextmanager
-def _differentiated(inputs: Sequence[Tensor]) -> Iterator[None]:
-    """Inside, the inputs require a gradient."""
-    flags = [each.requires_grad for each in inputs]
-    try:
-        for each in inputs:
-            each.requires_grad_()
-        yield
-    finally:
-        for each, flag in zip(inputs, flags, strict=True):
-            each.requires_grad_(flag)
-
-
-@torch.no_grad()
-def _move(climb: InputAscent | None, grads: Sequence[Tensor | None]) -> None:
-    if climb:
-        pairs = zip(climb.inputs, grads, strict=True)
-        climb.move(
-            [
-                torch.zeros_like(x) if g is None else g.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-                for x, g in pairs
-            ]
-        )
-
-
-def _scaled(loss: Tensor, scaler: GradScaler | None) -> Tensor:
-    return loss if scaler is None else scaler.scale(loss)
-
-
-def _as_list(loss_fn: LossFns) -> Sequence[LossFn]:
-    loss_fns = list(loss_fn) if isinstance(loss_fn, Sequence) else [loss_fn]
-    if not loss_fns:
-        raise ValueError("loss_fn is an empty sequence; give at least one function of the model")
-    return loss_fns

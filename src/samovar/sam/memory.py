@@ -1,4 +1,4 @@
-"""What a variant of SAM keeps from step to step, and from group to group within one."""
+"""What a relative of SAM keeps from step to step, and from group to group within a step."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from samovar.sam.variant import SamVariant
 
 Named = Mapping[str, Tensor]
 Average = Callable[[Sequence[Tensor | None], Sequence[Tensor]], list[Tensor | None]]
-"""Takes the mean over ranks of tensors, given the parameters that they are of."""
+"""Averages tensors over ranks, given the parameters that they belong to."""
 
 
 class SamMemory:
-    """The steps done, and vectors of the size of the weights: of the whole batch, and so alike on
-    all ranks.
+    """The number of steps done, and vectors of the size of the weights.
 
-    F-SAM keeps an average of the gradients, LookSAM the direction that the steps between re-use,
-    decoupled WSAM a difference from a step's backward passes to its end. It is of one model and one
+    The vectors come from the whole batch, so they are equal on all ranks. F-SAM keeps an average of
+    the gradients, LookSAM the direction that the plain steps in between reuse, decoupled WSAM a
+    difference from a step's backward passes until its end. Use one object for one model and one
     variant."""
 
     def __init__(self) -> None:
         self.step = 0
-        """Steps done, those without a climb included; set it where steps were taken without this
+        """Steps done, including those without a climb. Set it if steps were taken without this
         object."""
         self.average: dict[str, Tensor] = {}
         self.component: dict[str, Tensor] = {}
@@ -37,22 +37,23 @@ class SamMemory:
         self._sums: dict[str, dict[str, Tensor]] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint: numbers and tensors, to be taken between steps."""
+        """Return numbers and tensors for a checkpoint; call it between steps."""
         return {"step": self.step, "average": dict(self.average), "component": dict(self.component)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict()` returned."""
+        """Continue from what `state_dict()` returned."""
         self.step = int(state_dict["step"])
         self.average, self.component = dict(state_dict["average"]), dict(state_dict["component"])
         self.difference, self._turn, self._sums = [], 0, {}
 
     @contextmanager
     def turn(self, num_groups: int) -> Iterator[bool]:
-        """Around the passes of a group; gives whether it is the step's last. An error ends the
-        step.
+        """Enclose the passes of one group; yield whether it is the last of the step.
+
+        An error ends the step.
 
         Raises:
-            ValueError: no groups."""
+            ValueError: `num_groups` is not positive."""
         if num_groups < 1:
             raise ValueError(
                 f"num_groups={num_groups} is not positive; give the number of groups in a step"
@@ -71,14 +72,14 @@ class SamMemory:
             self.step += 1
 
     def sum_up(self, kind: str, grads: Mapping[str, Tensor | None]) -> None:
-        """Add a group's gradients to those of the step so far."""
+        """Add a group's gradients to the step's sum of that kind."""
         sums = self._sums.setdefault(kind, {})
         for name, grad in grads.items():
             if grad is not None:
                 sums[name] = sums[name] + grad if name in sums else grad.detach().to_dense()
 
     def mean(self, kind: str, params: Named, average: Average) -> dict[str, Tensor]:
-        """The step's gradients, averaged over ranks."""
+        """Return the step's sum of one kind, averaged over ranks."""
         sums = self._sums.get(kind, {})
         means = average([sums.get(name) for name in params], list(params.values()))
         return {name: mean for name, mean in zip(params, means, strict=True) if mean is not None}
@@ -89,11 +90,12 @@ class SamMemory:
     def friendly(
         self, grads: dict[str, Tensor | None], sigma: float, scale: Tensor
     ) -> dict[str, Tensor | None]:
-        """The gradients less sigma times their average; as they are before there is one. None stays
-        None.
+        """Return the gradients minus sigma times their average; unchanged before there is one.
 
         Args:
-            scale: what the gradients are multiplied by, and the average is not."""
+            grads: gradients by parameter name; None stays None.
+            sigma: share of the average to subtract.
+            scale: factor [] of the gradients, which the average does not have."""
         averages = [
             None if grad is None else self._here(self.average, name, grad)
             for name, grad in grads.items()
@@ -104,11 +106,11 @@ class SamMemory:
 
     @torch.no_grad()
     def average_in(self, grads: dict[str, Tensor], decay: float) -> None:
-        """Take the step's gradient into the average, unless it is not finite; the first one is the
-        average."""
+        """Update the average with the step's gradient if it is finite; start it with the first."""
         finite = torch.isfinite(norm(list(grads.values())))
         averages = {name: self._here(self.average, name, grad) for name, grad in grads.items()}
-        none_yet = norm(list(averages.values())) == 0  # where the gradients so far were not finite
+        # The average is zero as long as no gradient was finite.
+        none_yet = norm(list(averages.values())) == 0
         for name, grad in grads.items():
             precise = grad.to(torch.promote_types(grad.dtype, torch.float32))
             before = averages[name]
@@ -125,7 +127,7 @@ class SamMemory:
 
     @torch.no_grad()
     def keep_component(self, clean: dict[str, Tensor], robust: dict[str, Tensor]) -> None:
-        """Keep the components of g_s across g, unless they are not finite."""
+        """Keep the components of g_s orthogonal to g if they are finite."""
         names = list(clean | robust)
         found = across([clean.get(name) for name in names], [robust.get(name) for name in names])
         finite = torch.isfinite(norm(found))
@@ -138,19 +140,20 @@ class SamMemory:
 
     @torch.no_grad()
     def reuse_(self, params: Named, share: float) -> None:
-        """Add `share` of each parameter's gradient norm along its kept component to `.grad`."""
+        """Add to each `.grad` its kept component, `share` times as long as the gradient."""
         for name, param in params.items():
             component = self._here(self.component, name, param.grad)
             if component is not None and param.grad is not None:
-                param.grad = param.grad.to_dense()  # which is itself where it is dense
+                param.grad = param.grad.to_dense()
                 param.grad += component * (share * norm([param.grad])).to(component)
 
     # --- decoupled WSAM
 
     @torch.no_grad()
     def subtract_(self, optimizer: Optimizer, variant: SamVariant) -> None:
-        """After the optimizer's step: w -= lr gamma / (1 - gamma) (g_s - g), unless that is not
-        finite."""
+        """Subtract lr gamma / (1 - gamma) (g_s - g) from the weights if that is finite.
+
+        Call it after the optimizer's step."""
         lrs = {
             id(param): group["lr"] for group in optimizer.param_groups for param in group["params"]
         }
@@ -162,7 +165,7 @@ class SamMemory:
 
     @staticmethod
     def _here(kept: dict[str, Tensor], name: str, like: Tensor | None) -> Tensor | None:
-        """A kept vector on the device where it is needed, which a loaded one need not be."""
+        """Return a kept vector on the device of `like`; a loaded one may be elsewhere."""
         found = kept.get(name)
         if found is not None and like is not None and found.device != like.device:
             found = kept[name] = found.to(like.device)

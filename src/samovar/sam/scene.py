@@ -1,5 +1,4 @@
-"""What the passes of a step share: random numbers, buffers, and DDP wrappers that must stay
-silent."""
+"""Shared state of the passes of a step: random numbers, buffers, DDP wrappers kept silent."""
 
 from __future__ import annotations
 
@@ -17,11 +16,14 @@ from samovar.sam.combine import laid_out_as
 
 
 class Scene:
-    """What the passes of a step share: random numbers, and the modules called with their buffers
-    and DDP wrappers.
+    """The random state before a step, and the modules that its passes call.
 
-    Besides those of `model`, modules are found by a global forward pre-hook; it sees DDP before DDP
-    reads its flags.
+    The modules are those of `model` and those that a global forward pre-hook sees. The hook runs
+    before DDP reads its flags.
+
+    Args:
+        model: the module that the passes call; None finds it by the hook.
+        mute: whether DDP communicates nothing in the ascent.
     """
 
     def __init__(self, model: nn.Module | None, *, mute: bool) -> None:
@@ -31,28 +33,34 @@ class Scene:
 
     @contextmanager
     def ascent(self, *, hook: bool) -> Iterator[None]:
-        """Find the modules; if `mute`, DDP communicates nothing inside."""
+        """Enclose the first ascent pass and find the modules that it calls.
+
+        Args:
+            hook: use the global hook, for passes whose modules are not known."""
         with ExitStack() as self.undo:
             if self.model is not None:
                 self.add(self.model)
-            # torch.compile warns of global hooks; without DDP there is nothing to find around a
-            # model that was named
+            # torch.compile warns of global hooks. A compiled model that was named needs none,
+            # unless DDP is around it.
             if hook and (distributed() or not any(map(_is_compiled, self.modules.values()))):
                 self.handle = register_module_forward_pre_hook(self.called)
                 self.undo.callback(self.handle.remove)
             yield
 
     def called(self, module: nn.Module, _args: object) -> None:
-        """The hook."""
+        """Add a module that is being called; this is the hook."""
         if id(module) in self.modules and not _is_compiled(module):
             return
         self.add(module)
         if any(map(_is_compiled, module.modules())):
-            # else it would be compiled into the ascent, and the descent compiled once more
+            # The hook would be compiled into the ascent, and the descent compiled once more.
             self.handle.remove()
 
     def add(self, root: nn.Module) -> None:
-        """Take in a module with all its descendants."""
+        """Add a module with all its descendants.
+
+        Raises:
+            ValueError, RuntimeError: SAM would be silently wrong on one of them."""
         for module in root.modules():
             if id(module) not in self.modules:
                 refuse_unfit(module, named=self.model is not None)
@@ -61,12 +69,12 @@ class Scene:
                     self.undo.enter_context(_muted(module))
 
     def _training(self) -> list[nn.Module]:
-        """The modules whose buffers a forward pass may change (BatchNorm's, spectral norm's)."""
+        """Return the modules whose buffers a pass may change (BatchNorm, spectral norm)."""
         return [module for module in self.modules.values() if module.training]
 
     @property
     def wrappers(self) -> list[DistributedDataParallel]:
-        """The DDP wrappers among the modules."""
+        """Return the DDP wrappers among the modules."""
         return [
             module
             for module in self.modules.values()
@@ -75,8 +83,7 @@ class Scene:
 
     @contextmanager
     def rehearsal(self) -> Iterator[None]:
-        """A pass of the ascent beside its first; random numbers and buffers come out as they went
-        in."""
+        """Enclose a further ascent pass; restore random numbers and buffers afterwards."""
         with ExitStack() as undo:
             for wrapper in self.wrappers if self.mute else ():
                 undo.enter_context(_muted(wrapper))
@@ -84,33 +91,32 @@ class Scene:
             self.restore_rng()
             yield
         self.restore_rng()
-        # an outer autocast would go on with 16-bit copies of inputs that have moved
+        # An outer autocast would otherwise go on with 16-bit copies of inputs that have moved.
         torch.clear_autocast_cache()
 
     @contextmanager
     def descent(self, *, mute: bool = False) -> Iterator[None]:
-        """Same random numbers as in the ascent; buffers come out as the ascent left them.
+        """Enclose the descent: random numbers of the ascent; buffers stay as the ascent left them.
 
         Args:
-            mute: DDP sends no gradients; `average_gradients_` does so later."""
+            mute: DDP sends no gradients; `average_gradients_` sends them later."""
         with ExitStack() as undo:
             for wrapper in self.wrappers:
                 _broadcast_buffers(wrapper)
                 if mute:
                     undo.enter_context(_muted(wrapper))
             undo.enter_context(restore.buffers(self._training()))
-            # same dropout masks, as in sam_jax; else the ascent is for another loss
+            # The same dropout masks, as in sam_jax; otherwise the ascent is for another loss.
             self.restore_rng()
             yield
-        for wrapper in (
-            self.wrappers if mute else ()
-        ):  # as a forward pass of its own would have left it
+        # DDP's own forward pass would have left this flag so.
+        for wrapper in self.wrappers if mute else ():
             wrapper.require_forward_param_sync = wrapper.require_backward_grad_sync
 
     def mean(
         self, tensors: Sequence[Tensor | None], params: Sequence[Tensor]
     ) -> list[Tensor | None]:
-        """Each tensor's mean over the ranks of the DDP wrapper; as it is where there is none."""
+        """Return each tensor's mean over the ranks of the DDP wrapper, itself if there is none."""
         return (
             mean_over_ranks(tensors, params, self.wrappers[0].process_group)
             if self.wrappers
@@ -118,10 +124,10 @@ class Scene:
         )
 
     def average_gradients_(self) -> None:
-        """What DDP does in a backward pass that is not muted nor in `no_sync`: `.grad` becomes its
-        mean over ranks.
+        """Replace `.grad` by its mean over ranks, as DDP does outside of `no_sync`.
 
-        One all-reduce a wrapper, after the passes; communication hooks are not asked."""
+        This takes one all-reduce per wrapper, after the passes. Communication hooks are not
+        called."""
         for wrapper in self.wrappers:
             if wrapper.require_backward_grad_sync:
                 params = [param for param in wrapper.module.parameters() if param.requires_grad]
@@ -134,7 +140,7 @@ class Scene:
 
 @contextmanager
 def _muted(ddp: DistributedDataParallel) -> Iterator[None]:
-    """Inside, DDP sends neither gradients (which is all that no_sync stops) nor buffers."""
+    """Stop DDP from sending gradients (as `no_sync` does) and buffers inside."""
     flags = ddp.require_backward_grad_sync, ddp.require_forward_param_sync
     ddp.require_backward_grad_sync = ddp.require_forward_param_sync = False
     try:
@@ -144,30 +150,31 @@ def _muted(ddp: DistributedDataParallel) -> Iterator[None]:
 
 
 def _broadcast_buffers(ddp: DistributedDataParallel) -> None:
-    """Give every rank the buffers of rank 0, once a step as in plain DDP."""
-    # broadcast_buffers: torch 2.15 prefers another name, which 2.9 does not have
+    """Send the buffers of rank 0 to every rank, once per step as plain DDP does."""
+    # torch 2.15 prefers another name for `broadcast_buffers`, which 2.9 does not have.
     if ddp.require_backward_grad_sync and ddp.broadcast_buffers and ddp.modules_buffers:
         ddp._sync_buffers()  # type: ignore[no-untyped-call]
-    ddp.require_forward_param_sync = (
-        False  # DDP itself would do it in the descent's forward, after we took our copies
-    )
+    # DDP itself would send them in the descent's forward pass, after we took our copies.
+    ddp.require_forward_param_sync = False
 
 
 def mean_over_ranks(
     tensors: Sequence[Tensor | None], params: Sequence[Tensor], group: dist.ProcessGroup | None
 ) -> list[Tensor | None]:
-    """Each tensor's mean over the ranks of a group, by one all-reduce; None counts as zero, and
-    stays on all of them.
+    """Return each tensor's mean over the ranks of a group, by one all-reduce.
+
+    None counts as zero; a tensor that is None on all ranks stays None. If torch.distributed was not
+    started, the tensors come back unchanged.
 
     Args:
-        params: one for each tensor, of its shape.
-        group: None is all ranks; where torch.distributed was not started, the tensors come back as
-            they are."""
+        tensors: gradients, or None.
+        params: one parameter for each tensor, in its shape.
+        group: the ranks; None is all of them."""
     if not (distributed() and params):
         return list(tensors)
     given = torch.ones(len(tensors), device=params[0].device)
     for i in (i for i, tensor in enumerate(tensors) if tensor is None):
-        given[i] = 0  # made on the device, for which the host need not wait
+        given[i] = 0  # set on the device, so the host need not wait
     parts = [
         torch.zeros_like(p) if t is None else t.to_dense()
         for t, p in zip(tensors, params, strict=True)
@@ -186,7 +193,7 @@ def mean_over_ranks(
 
 
 def distributed() -> bool:
-    """Whether torch.distributed was started."""
+    """Return whether torch.distributed was started."""
     return dist.is_available() and dist.is_initialized()
 
 
@@ -195,19 +202,29 @@ def _is_compiled(module: nn.Module) -> bool:
 
 
 def refuse_unfit(module: nn.Module, *, named: bool) -> None:
-    """Raise on what would make SAM silently wrong; `named` if the caller gave the model."""
+    """Refuse a module on which SAM would be silently wrong.
+
+    Args:
+        module: one that the passes call.
+        named: whether the caller named the model.
+
+    Raises:
+        ValueError: parameters are sharded, or a compiled module contains DDP.
+        RuntimeError: a compiled module that was not named has buffers."""
     if (
         any(hasattr(param, "placements") for param in module._parameters.values())
         or type(module).__name__ == "FullyShardedDataParallel"
     ):
         raise ValueError(
-            f"{type(module).__name__} has sharded parameters; SAM needs whole ones: use DDP instead of FSDP"
+            f"{type(module).__name__} has sharded parameters; SAM needs whole ones: use DDP "
+            "instead of FSDP"
         )
     if not _is_compiled(module):
         return
     if any(isinstance(inner, DistributedDataParallel) for inner in module.modules()):
         raise ValueError(
-            "torch.compile(DDP(model)) hides DDP from SAM; compile first, wrap after: DDP(torch.compile(model))"
+            "torch.compile(DDP(model)) hides DDP from SAM; compile first, wrap after: "
+            "DDP(torch.compile(model))"
         )
     if not named and any(inner.training and inner._buffers for inner in module.modules()):
         raise RuntimeError(

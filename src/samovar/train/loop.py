@@ -1,4 +1,4 @@
-"""Training as a generator of steps, and evaluation. No file is read or written here."""
+"""Training as a generator of steps, and evaluation; nothing here reads or writes a file."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import contextlib
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from samovar import restore
 from samovar.config import Config
 from samovar.data.loader import Batch
 from samovar.models.factory import Classifier, create
@@ -23,17 +21,17 @@ from samovar.objectives import Objective, adversarial
 from samovar.objectives.contrastive import Projected, num_features
 from samovar.runtime import Runtime, seed_everything
 from samovar.sam import SamMemory, SamVariant, sam_backward
+from samovar.sam.module_passes import LossFn
 from samovar.train import optim
 
 
 @dataclass
 class TrainState:
-    """All that changes from step to step; with the config it determines the rest of the run."""
+    """Everything that changes from step to step; with the config it determines the rest."""
 
     model: Classifier
     wrapped: nn.Module
-    """`model` as the backward pass calls it: under a projection head, compiled and under DDP where
-    asked for."""
+    """`model` as the backward pass calls it: with a projection head, compiled, in DDP, as set."""
     optimizer: Optimizer
     scaler: torch.amp.GradScaler | None
     ema: optim.Ema | None
@@ -42,22 +40,23 @@ class TrainState:
     tripped."""
     step: int = 0
     best: dict[str, float] = field(default_factory=dict)
-    """Step, loss and accuracy of the most accurate evaluation so far; `last`: of the latest."""
+    """Step, loss and accuracy of the most accurate evaluation so far."""
     last: dict[str, float] = field(default_factory=dict)
+    """The same of the latest evaluation."""
     projection: nn.Module | None = None
-    """The head that a contrastive loss trains the encoder through; in no file of weights."""
+    """The head between encoder and contrastive loss; no file of weights holds it."""
     memory: SamMemory = field(default_factory=SamMemory)
-    """What SAM's relatives keep from step to step."""
+    """What relatives of SAM keep from step to step."""
     notes: tuple[str, ...] = ()
-    """For the reader: which weights it began from, and what was resized."""
+    """Notes for the user: the weights at the start, and what was resized."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step; tensors stay on the device until someone reads them."""
+    """One optimizer step; its tensors stay on the device until someone reads them."""
 
     step: int
-    """Steps done, this one included."""
+    """Steps done, including this one."""
     loss: Tensor
     grad_norm: Tensor
     finite: Tensor
@@ -65,7 +64,7 @@ class Step:
 
 
 def build(config: Config, runtime: Runtime, *, num_classes: int, channels: int) -> TrainState:
-    """The state before the first step; a function of the config alone."""
+    """Return the state before the first step, a function of the config alone."""
     seed_everything(config.seed)
     model = create(
         config.model, num_classes=num_classes, image_size=config.data.image_size, channels=channels
@@ -81,22 +80,25 @@ def build(config: Config, runtime: Runtime, *, num_classes: int, channels: int) 
 
 
 def next_stage(state: TrainState, config: Config, runtime: Runtime) -> TrainState:
-    """The state in which a classifier stage starts: weights and counts of the stage before,
-    everything else new."""
-    state.model.zero_grad()  # what the last step left would count in the norm of the first
+    """Return the state at the start of a classifier stage.
+
+    Weights and counts are those of the stage before; everything else is new."""
+    # Gradients that the last step left would count in the norm of the first.
+    state.model.zero_grad()
     _freeze(state.model, config)
     started = _start(state.model, state.model, config, runtime, state.tally)
     return replace(started, step=state.step, best=state.best, last=state.last)
 
 
 def _freeze(model: Classifier, config: Config) -> None:
+    """Switch off the gradients of the parameters that do not train."""
     if config.model.trainable == "head":
         model.requires_grad_(False)
         for parameter in model.head_parameters():
             parameter.requires_grad_()
-    elif (
-        config.loss == "supcon"
-    ):  # whose graph has no classifier: DDP would wait for its gradient, decay shrink it
+    elif config.loss == "supcon":
+        # The loss does not reach the classifier: DDP would wait for its gradient, and weight decay
+        # would shrink it.
         for parameter in model.head_parameters():
             parameter.requires_grad_(False)
 
@@ -143,31 +145,32 @@ def steps(
     total: int,
     first: int = 0,
 ) -> Iterator[Step]:
-    """Train on each batch of `stream`, yielding after every optimizer step; no I/O and, on a GPU,
-    no host sync.
+    """Train on each batch of `stream`; yield after every optimizer step.
+
+    There is no I/O and, on a GPU, no host sync.
 
     Args:
-        state: moves on with every step.
-        stream: from where `state` stands.
-        objective: what is minimized.
-        config: how.
-        runtime: where.
-        total: steps of the learning rate's schedule, and
-        first: the step at which it begins."""
-    state.wrapped.train(
-        config.model.trainable == "all"
-    )  # a frozen encoder stays as it is, BatchNorm's statistics too
+        state: is changed by every step.
+        stream: the batches from the state's step on.
+        objective: the loss to minimize.
+        config: the settings of the stage.
+        runtime: device, precision and ranks.
+        total: number of steps of the learning rate's schedule.
+        first: the step at which that schedule begins."""
+    # A frozen encoder stays in eval mode: BatchNorm's statistics must not move either.
+    state.wrapped.train(config.model.trainable == "all")
     for batch in stream:
-        seed_everything(
-            config.seed, state.step, runtime.rank
-        )  # dropout is a function of the step: resume needs no RNG
+        # Dropout is a function of the step, so a resume needs no saved random state.
+        seed_everything(config.seed, state.step, runtime.rank)
         lr = optim.lr_at(state.step - first, config.optim, total)
-        optim.set_lr(state.optimizer, lr)
-        state.optimizer.zero_grad(set_to_none=True)
-        state.memory.step = state.step - first
         rho = optim.rho_at(state.step - first, config, total)
+        optim.set_lr(state.optimizer, lr)
+        state.memory.step = state.step - first
+
+        state.optimizer.zero_grad(set_to_none=True)
         loss = backward(state, batch, objective, config, runtime, rho)
         grad_norm, finite = update(state, config.optim.clip_norm, config.sam)
+
         state.step += 1
         _count(state, loss, finite, config.run.max_nonfinite)
         yield Step(state.step, loss, grad_norm, finite, lr)
@@ -181,70 +184,81 @@ def backward(
     runtime: Runtime,
     rho: float | None = None,
 ) -> Tensor:
-    """Leave the gradient of the mean loss over `batch` in `.grad`, plain or SAM; returns the clean
-    loss.
+    """Leave the gradient of the mean loss over `batch` in `.grad`, plain or SAM; return that loss.
 
-    SAM ascends once per group of `sam.m` examples and the gradients add up, so m-sharpness and
-    accumulation are one mechanism; each group is run in pieces of at most `run.micro_batch` images.
-    Under `adversarial` the images climb from a random start, drawn for the whole batch, and the
-    loss is that before their last move.
+    SAM makes one ascent per group of `sam.m` examples and the gradients add up, so m-sharpness and
+    accumulation are one mechanism. Each group runs in pieces of at most `run.micro_batch` images.
+    Under `adversarial` the images climb from a random start, drawn for the whole batch; the loss is
+    the one before their last move.
 
     Args:
-        rho: radius of this step's perturbation, 0 for none; None is the config's."""
+        state: whose model and gradients are used.
+        batch: this rank's examples of the step.
+        objective: the loss to minimize.
+        config: the settings of the stage.
+        runtime: device, precision and ranks.
+        rho: radius of this step's perturbation, 0 for none; None takes the config's."""
     rho = config.sam.rho if rho is None else rho
-    m = (
-        config.sam.m if rho and not config.sam.momentum else 0
-    )  # along the momentum all groups climb alike
     if config.run.channels_last:
         batch = replace(batch, images=batch.images.contiguous(memory_format=torch.channels_last))
-    attack = adversarial.begin(
-        batch.images, config.adversarial, config.seed, state.step, runtime.rank
-    )
+    seeds = (config.seed, state.step, runtime.rank)
+    attack = adversarial.begin(batch.images, config.adversarial, *seeds)
     if attack:
         batch = replace(batch, images=attack.points)
+
+    # Along the momentum all groups climb alike, so they need not be told apart.
+    m = config.sam.m if rho and not config.sam.momentum else 0
     groups = list(batch.split(m or len(batch)))
     attacks = attack.split(m or len(batch)) if attack else itertools.repeat(None)
+
+    gradient = partial(
+        sam_backward,
+        model=state.wrapped,
+        rho=rho,
+        adaptive=config.sam.adaptive,
+        eta=config.sam.eta,
+        shared_ascent=config.sam.shared_ascent,
+        variant=config.sam,
+        memory=state.memory,
+        num_groups=len(groups),
+        optimizer=state.optimizer,
+        scaler=state.scaler,
+    )
+
     total = torch.zeros((), device=runtime.device)
-    for index, (group, part) in enumerate(zip(groups, attacks, strict=False)):
+    for index, (group, attacked) in enumerate(zip(groups, attacks, strict=False)):
         pieces = list(group.split(config.run.micro_batch or len(group)))
-        ascent = part.ascent([piece.images for piece in pieces]) if part else None
         losses = [_loss_of(piece, len(piece) / len(batch), objective, runtime) for piece in pieces]
-        climbs = (
-            _part(group, len(group) / len(batch), objective, config, runtime)
-            if config.sam.fraction < 1
-            else None
-        )
+        # DDP sends the gradients once, with those of the last group.
         last = index == len(groups) - 1
-        with contextlib.nullcontext() if last else _no_sync(state.wrapped):
-            total += sam_backward(
+        no_sync = getattr(state.wrapped, "no_sync", contextlib.nullcontext)
+        with contextlib.nullcontext() if last else no_sync():
+            total += gradient(
                 losses,
-                state.wrapped,
-                rho=rho,
-                adaptive=config.sam.adaptive,
-                eta=config.sam.eta,
-                shared_ascent=config.sam.shared_ascent,
-                scaler=state.scaler,
-                input_ascent=ascent,
-                ascent_loss_fn=climbs,
-                variant=config.sam,
-                memory=state.memory,
-                num_groups=len(groups),
-                optimizer=state.optimizer,
+                input_ascent=attacked.ascent([each.images for each in pieces])
+                if attacked
+                else None,
+                ascent_loss_fn=_losses_of_part(group, len(batch), objective, config, runtime)
+                if config.sam.fraction < 1
+                else None,
             )
     return total
 
 
-def _part(
-    group: Batch, share: float, objective: Objective, config: Config, runtime: Runtime
-) -> list[Any]:
-    """Losses of the images of a group that the climb's gradient is taken from: its first, as
-    batches are in random order; they add up to `share` of their mean."""
+def _losses_of_part(
+    group: Batch, batch_size: int, objective: Objective, config: Config, runtime: Runtime
+) -> list[LossFn]:
+    """Return the losses of a fraction of a group, for the ascent alone, in pieces.
+
+    The fraction is the group's first examples, as batches are in random order. The losses sum to
+    the group's share of the batch times the fraction's mean loss."""
     part = next(iter(group.split(max(1, round(config.sam.fraction * len(group))))))
+    share = len(group) / batch_size
     pieces = part.split(config.run.micro_batch or len(part))
     return [_loss_of(piece, share * len(piece) / len(part), objective, runtime) for piece in pieces]
 
 
-def _loss_of(piece: Batch, weight: float, objective: Objective, runtime: Runtime) -> Any:
+def _loss_of(piece: Batch, weight: float, objective: Objective, runtime: Runtime) -> LossFn:
     def loss(model: nn.Module) -> Tensor:
         with runtime.autocast():
             return objective(model, piece).value * weight
@@ -252,20 +266,13 @@ def _loss_of(piece: Batch, weight: float, objective: Objective, runtime: Runtime
     return loss
 
 
-def _no_sync(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
-    if isinstance(model, DistributedDataParallel):
-        return model.no_sync()
-    return contextlib.nullcontext()
-
-
 def update(state: TrainState, clip_norm: float, variant: SamVariant) -> tuple[Tensor, Tensor]:
-    """Clip, then step the optimizer and the average unless the gradient is not finite.
+    """Clip the gradient; step the optimizer and the weight average if the gradient is finite.
 
-    What decoupled WSAM subtracts beside the optimizer is not clipped.
+    What decoupled WSAM subtracts after the optimizer's step is not clipped.
 
     Returns:
-        The gradient's norm before clipping, and whether it was finite: two scalars on the
-        device."""
+        The gradient's norm [] before clipping and whether it was finite [], both on the device."""
     optimizer, scaler = state.optimizer, state.scaler
     if scaler is not None:
         scaler.unscale_(optimizer)
@@ -284,6 +291,7 @@ def update(state: TrainState, clip_norm: float, variant: SamVariant) -> tuple[Te
 
 
 def _count(state: TrainState, loss: Tensor, finite: Tensor, limit: int) -> None:
+    """Update the counts on the device; `tripped` becomes the step at which the limit is reached."""
     tally, bad = state.tally, (~finite).float()
     tally["loss"] += torch.where(finite, loss, torch.zeros_like(loss))
     tally["steps"] += 1 - bad
@@ -291,37 +299,3 @@ def _count(state: TrainState, loss: Tensor, finite: Tensor, limit: int) -> None:
     tally["streak"].add_(1).mul_(bad)
     first = (tally["streak"] == limit) & (tally["tripped"] == 0)
     tally["tripped"] += first * state.step
-
-
-# --- evaluation
-# ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Mean loss in nats and top-1 accuracy over `n` examples."""
-
-    loss: float
-    accuracy: float
-    n: int
-
-
-@torch.no_grad()
-def evaluate(
-    model: nn.Module, stream: Iterable[Batch], objective: Objective, runtime: Runtime
-) -> Evaluation:
-    """Loss and accuracy in eval mode over all ranks' batches; the model's mode comes back as it
-    was."""
-    rows = []
-    with restore.modes(model, training=False):
-        for batch in stream:
-            with runtime.autocast():
-                loss = objective(model, batch)
-            correct = (loss.logits.argmax(1) == batch.labels).sum()
-            count = torch.tensor(len(batch), device=correct.device)
-            rows.append(torch.stack([loss.value * len(batch), correct, count]))
-    sums = torch.stack(rows).sum(0) if rows else torch.zeros(3, device=runtime.device)
-    if runtime.world_size > 1:
-        dist.all_reduce(sums)
-    loss_sum, correct_sum, n = sums.tolist()
-    return Evaluation(loss_sum / n, correct_sum / n, int(n))

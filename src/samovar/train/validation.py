@@ -21,7 +21,8 @@ from samovar.measure.features import features, knn_guess
 from samovar.objectives import make_objective
 from samovar.runs.records import Record
 from samovar.runtime import Runtime
-from samovar.train.loop import TrainState, evaluate
+from samovar.train.evaluation import evaluate
+from samovar.train.loop import TrainState
 
 MOST_NEIGHBOURS = 5000
 """Training images, evenly per class, that the features of held-out ones are compared with."""
