@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from samovar.sam import SamMemory, sam_backward
+from samovar.sam import SAM, SamMemory, sam_backward
 from samovar.sam.variant import SamVariant, conflict
 from tests.property.test_sam_laws import RADII, SEEDS, flat
 
@@ -138,6 +138,29 @@ def test_weights_come_back_to_the_bit(seed, rho, variant, dtype):
         assert [p.data_ptr() for p in model.parameters()] == addresses
         optimizer.step()
         memory.subtract_(optimizer, variant)
+
+
+def steps_of_adapter(model: nn.Module, data, variant: SamVariant, rho: float) -> Tensor:
+    model = deepcopy(model)
+    sam = SAM(torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9), rho=rho, variant=variant, model=model)
+    for step, (x, y) in enumerate(data):
+        torch.manual_seed(step)
+
+        def closure(x=x, y=y):
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            return loss
+
+        sam.step(closure)
+    return flat(model)
+
+
+@quick
+@given(seed=SEEDS, rho=RADII, variant=VARIANTS)
+def test_the_optimizer_takes_the_steps_of_sam_backward_whatever_the_relative(seed, rho, variant):
+    model, data = task(seed)
+    ours, theirs = steps_of_adapter(model, data, variant, rho), steps(model, data, variant, rho=rho)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)  # sums in another order
 
 
 CLIMBS = {
