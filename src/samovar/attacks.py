@@ -1,7 +1,7 @@
-"""Images changed within a small ball so that a model errs: FGSM and PGD, in pixels from 0 to 1.
+"""Adversarial attacks on images within a small ball: FGSM and PGD, for pixels from 0 to 1.
 
-The model takes images in [0, 1] and normalizes them itself (`models.Classifier` does), so that
-radii mean what they say. It runs in eval mode and comes back as it was; only the images are
+The model takes images in [0, 1] and normalizes them itself, as our classifiers do; a radius is then
+in units of pixels. The model runs in eval mode and comes back as it was. Only the images are
 differentiated."""
 
 from __future__ import annotations
@@ -35,18 +35,25 @@ def fgsm(
     criterion: Criterion | None = None,
     generator: Generator | None = None,
 ) -> Tensor:
-    """One step of length eps up the loss's gradient, from the images or from a random point of the
-    ball; [B, C, H, W].
+    """Return images [B, C, H, W] after one step of length eps along the loss's gradient.
 
-    Cost: one gradient of the images. Arguments and errors as for `pgd`.
+    The step starts at the images or at a random point of the ball. It costs one gradient of the
+    images. Arguments and errors are those of `pgd`.
 
     Source: Goodfellow et al., arXiv:1412.6572; the random start: Wong et al., arXiv:2001.03994,
-        whose step of 1.25 eps
-    is `pgd(..., num_steps=1, step_size=1.25 * eps)`."""
+        whose step of 1.25 eps is `pgd(..., num_steps=1, step_size=1.25 * eps)`."""
     return pgd(
-        model, images, labels, eps=eps, step_size=eps, num_steps=1, norm=norm, random_start=random_start,
-        criterion=criterion, generator=generator,
-    )  # fmt: skip
+        model,
+        images,
+        labels,
+        eps=eps,
+        step_size=eps,
+        num_steps=1,
+        norm=norm,
+        random_start=random_start,
+        criterion=criterion,
+        generator=generator,
+    )
 
 
 def pgd(
@@ -63,33 +70,33 @@ def pgd(
     criterion: Criterion | None = None,
     generator: Generator | None = None,
 ) -> Tensor:
-    """Projected gradient ascent of each image's loss within its ball and [0, 1]; the last point [B,
-    C, H, W].
+    """Return images [B, C, H, W] after projected gradient ascent of each image's loss.
 
-    Without restarts the last point counts, whatever the steps before it met, as everywhere. With
-    restarts each image keeps the last point that is misclassified, and among equals the one of
-    higher loss.
+    The images stay within their balls and [0, 1]. Without restarts the last point counts, whatever
+    the steps met on the way, as is usual. With restarts each image keeps the last point of the
+    ascent that ends misclassified, and among equals that of higher loss.
 
-    Cost: num_steps * (1 + restarts) gradients of the images, and with restarts a forward pass each.
+    The cost is num_steps * (1 + restarts) gradients of the images, and with restarts one forward
+    pass for each ascent.
 
     Args:
-        model: maps images in [0, 1] to logits [B, K]; lent in eval mode.
+        model: maps images in [0, 1] to logits [B, K]; runs in eval mode.
         images: [B, C, H, W] floating point in [0, 1].
         labels: [B] class indices.
-        eps: radius, 0 to 1: largest change of a pixel, or for norm="2" the Euclidean length of an
-            image's change.
+        eps: radius, 0 to 1: the largest change of a pixel, or for norm="2" the Euclidean length of
+            an image's change.
         step_size: length of a step in the same norm, > 0.
-        num_steps: >= 0.
-        norm: "inf", steps along the sign of the gradient; "2", along the normalized gradient.
-        random_start: begin at a random point, uniform in the ball, not at the image.
-        restarts: further ascents from other random points.
-        criterion: losses [B] of logits and labels; None is softmax cross-entropy.
-        generator: the source of random points, drawn on its device; None is a fresh one on the CPU
-            with seed 0.
+        num_steps: number of steps, >= 0.
+        norm: "inf" steps along the sign of the gradient, "2" along the normalized gradient.
+        random_start: start at a random point, uniform in the ball, instead of the image.
+        restarts: number of further ascents from other random points.
+        criterion: maps logits and labels to losses [B]; None is softmax cross-entropy.
+        generator: draws random points on its own device; None is a fresh one on the CPU with
+            seed 0.
 
     Raises:
-        ValueError: images outside [0, 1] or of integers, a setting out of range, a gradient that is
-            not finite.
+        ValueError: images are outside [0, 1] or integers, a setting is out of range, or a gradient
+            is not finite.
 
     Source: Madry et al., arXiv:1706.06083."""
     _check(images, labels)
@@ -98,7 +105,7 @@ def pgd(
     losses = criterion or _cross_entropy
     best = None
     with _differentiating_images(model):
-        # copies: tensors made under inference mode can be neither differentiated nor written to
+        # Copies: tensors made under inference mode can be neither differentiated nor written to.
         labels, ball = labels.clone(), Ball(images.detach().clone(), eps, norm)
         found = ball.images.clone()
         for _ in range(1 + restarts):
@@ -122,35 +129,34 @@ def pgd(
 
 @dataclass(frozen=True)
 class Ball:
-    """Points near images, within [0, 1]: where an attack may go."""
+    """The points near images, within [0, 1], that an attack may reach."""
 
     images: Tensor
     """[B, C, H, W] in [0, 1]."""
     radius: float | Tensor
-    """How far in the norm, 0 to 1 for "inf"; or a radius for each image, [B, 1, 1, 1], where 0 pins
-    the image."""
+    """Radius in the norm, 0 to 1 for "inf"; or one for each image, [B, 1, 1, 1], where 0 fixes the
+    image."""
     norm: Norm = "inf"
 
     def split(self, size: int) -> Iterator[Ball]:
-        """Balls around contiguous groups of `size` images, the last maybe smaller; views, not
-        copies."""
+        """Yield balls around `size` consecutive images each, as views; the last may be smaller."""
         for first in range(0, len(self.images), size):
             part = slice(first, first + size)
             radius = self.radius[part] if isinstance(self.radius, Tensor) else self.radius
             yield replace(self, images=self.images[part], radius=radius)
 
     def climb(self, points: Tensor, slope: Tensor, step_size: float) -> Tensor:
-        """The points after a step of projected gradient ascent."""
+        """Return the points after a step of projected gradient ascent."""
         return self.project(points + step_size * self.direction(slope))
 
     def direction(self, slope: Tensor) -> Tensor:
-        """The steepest ascent of length 1; 0 where there is no slope."""
+        """Return the direction of steepest ascent, of length 1; 0 where the slope is 0."""
         if self.norm == "inf":
             return slope.sign()
         return slope / _lengths(slope).clamp(min=torch.finfo(slope.dtype).tiny)
 
     def project(self, points: Tensor) -> Tensor:
-        """The nearest points of the ball, or on the way there."""
+        """Return the points moved into the ball and [0, 1]; for "inf" to the nearest point."""
         if self.norm == "inf":
             low, high = (
                 (self.images - self.radius).clamp(min=0),
@@ -161,13 +167,13 @@ class Ball:
         change *= (self.radius / _lengths(change).clamp(min=torch.finfo(change.dtype).tiny)).clamp(
             max=1
         )
-        return (self.images + change).clamp_(
-            0, 1
-        )  # nearer to the image in every pixel, so still in the ball
+        # The clamp moves every pixel nearer to the image's, so the point stays in the ball.
+        return (self.images + change).clamp_(0, 1)
 
     def random(self, generator: Generator) -> Tensor:
-        """Points uniform in the ball, cut to [0, 1]; drawn on the generator's device, which decides
-        their bits."""
+        """Return points that are uniform in the ball, then clamped to [0, 1].
+
+        They are drawn on the generator's device, which determines their bits."""
         shape, device = self.images.shape, generator.device
         if self.norm == "inf":
             change = torch.rand(shape, generator=generator, device=device) * 2 - 1
@@ -183,7 +189,7 @@ class Ball:
 
 
 def _lengths(changes: Tensor) -> Tensor:
-    """Euclidean length of each image's change, [B, 1, 1, 1]."""
+    """Return the Euclidean length of each image's change, [B, 1, 1, 1]."""
     lengths: Tensor = torch.linalg.vector_norm(changes, dim=(1, 2, 3), keepdim=True)
     return lengths
 
@@ -227,7 +233,8 @@ def _differentiating_images(model: nn.Module) -> Iterator[None]:
 def _check(images: Tensor, labels: Tensor) -> None:
     if images.ndim != 4 or not images.is_floating_point():
         raise ValueError(
-            f"images are {images.dtype} of shape {list(images.shape)}; give floating point [B, C, H, W] in [0, 1]"
+            f"images are {images.dtype} of shape {list(images.shape)}; "
+            "give floating point [B, C, H, W] in [0, 1]"
         )
     if len(labels) != len(images):
         raise ValueError(
@@ -235,8 +242,8 @@ def _check(images: Tensor, labels: Tensor) -> None:
         )
     if len(images) and not (images.min() >= 0 and images.max() <= 1):
         raise ValueError(
-            f"images run from {float(images.min()):.3g} to {float(images.max()):.3g}; give pixels in [0, 1], before "
-            "normalization, which belongs into the model"
+            f"images run from {float(images.min()):.3g} to {float(images.max()):.3g}; give pixels "
+            "in [0, 1], before normalization, which belongs into the model"
         )
 
 
@@ -251,7 +258,8 @@ def _check_settings(
         raise ValueError(f"norm={norm!r} is unknown; pick 'inf' or '2'")
     if not step_size > 0 or num_steps < 0 or restarts < 0:
         raise ValueError(
-            f"step_size={step_size}, num_steps={num_steps}, restarts={restarts}; pick step_size > 0, the others >= 0"
+            f"step_size={step_size}, num_steps={num_steps}, restarts={restarts}; "
+            "pick step_size > 0, the others >= 0"
         )
     if restarts and not random_start:
         raise ValueError(

@@ -7,15 +7,19 @@ import math
 from collections.abc import Iterable
 
 
-def suggest(word: str, known: Iterable[str], *, instead: str = "", count: int = 2) -> str:
+def suggest(
+    word: str, known: Iterable[str], *, instead: str = "", count: int = 2, cutoff: float = 0.5
+) -> str:
     """Suggest the closest valid words, such as `did you mean hessian?`.
 
     Args:
+        word: the misspelt one.
         known: the valid words.
         instead: the advice where no valid word is close; empty lists all valid words.
-        count: the most suggestions."""
+        count: the most suggestions.
+        cutoff: smallest similarity of a suggestion, 0 to 1."""
     known = list(known)
-    near = difflib.get_close_matches(word, known, n=count, cutoff=0.5)
+    near = difflib.get_close_matches(word, known, n=count, cutoff=cutoff)
     if near:
         return f"did you mean {' or '.join(near)}?"
     return instead or f"give one of: {', '.join(known)}"

@@ -1,4 +1,4 @@
-"""Curvature of any model: operators, one Lanczos, and what is read from it. Needs torch alone."""
+"""Curvature of any model: operators, Lanczos, eigenvalues, trace and density. Needs only torch."""
 
 from samovar.curvature.blocks import blocks
 from samovar.curvature.inputs import match

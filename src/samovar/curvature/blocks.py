@@ -1,11 +1,10 @@
-"""Parts of a network whose curvature is worth a row of its own: the columns of the paper's Table 3,
-by parameter names.
+"""Blocks of a network, as lists of parameter names: the columns of the paper's Table 3.
 
 The paper does not say where LayerNorms, position embeddings and class tokens belong. Here a
-numbered block is all that is in it, its LayerNorms included; `msa`, `mlp`, `token_mlp` and
-`channel_mlp` are what is inside those modules over all blocks, without the LayerNorms before them;
-`embedding` is the patch embedding module alone. Position embedding, class token, the last norm and
-the head are in `whole` only. No block's largest eigenvalue exceeds that of the whole (Cauchy).
+numbered block contains everything in it, including its LayerNorms. `msa`, `mlp`, `token_mlp` and
+`channel_mlp` contain those modules of all blocks, without the LayerNorms before them. `embedding`
+is the patch embedding module only. Position embedding, class token, the last norm and the head are
+only in `whole`. No block's largest eigenvalue exceeds that of the whole (Cauchy).
 
 Source: arXiv:2106.01548, Table 3."""
 
@@ -20,7 +19,8 @@ from samovar.restore import bare
 
 __all__ = ["blocks", "match"]
 
-# Which names a network of each kind must have, and its blocks, as patterns for the start of a name.
+# For each kind of network: patterns that some parameter names must start with, and the patterns of
+# its blocks.
 _KINDS: list[tuple[list[str], dict[str, str]]] = [
     (
         [r"patch_embed\.", r"blocks\.\d+\.attn\.", r"blocks\.\d+\.mlp\."],
@@ -58,20 +58,19 @@ _KINDS: list[tuple[list[str], dict[str, str]]] = [
 
 
 def blocks(model: nn.Module) -> dict[str, list[str]]:
-    """Names of the trainable parameters in each block of a network, to be given to an operator as
-    `params`.
+    """Return the names of the trainable parameters in each block, for an operator's `params`.
 
-    - ViT and alike: embedding, msa, mlp, block1, the middle one, the last one (block6 and block12
-      of 12), whole.
-    - MLP-Mixer: embedding, token_mlp, channel_mlp, and numbered blocks as for ViT, whole.
+    - ViT and similar: embedding, msa, mlp, block1, the middle block, the last block (block6 and
+      block12 of 12), whole.
+    - MLP-Mixer: embedding, token_mlp, channel_mlp, numbered blocks as for ViT, whole.
     - ResNet, ResNetV2, ConvNeXt: stem, stage1 to stage4, head, whole.
-    - Any other: its direct submodules that have parameters, whole.
+    - Any other network: its direct submodules that have parameters, whole.
 
-    Modules around the network that add no parameters, such as a normalization of images, are looked
-    through; names are those of the outer model. Blocks without trainable parameters are left out.
+    Wrappers without parameters, such as a normalization of images, are looked through; the names
+    are those of the outer model. Blocks without trainable parameters are left out.
 
     Raises:
-        ValueError: the model has nothing trainable."""
+        ValueError: the model has no trainable parameters."""
     model = bare(model)
     names = [name for name, param in model.named_parameters() if param.requires_grad]
     if not names:
@@ -84,8 +83,7 @@ def blocks(model: nn.Module) -> dict[str, list[str]]:
 
 
 def _unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
-    """The innermost module that still has all parameters and is not just a list of layers, and the
-    prefix of names."""
+    """Return the innermost module that still holds all parameters, and its prefix of names."""
     prefix = ""
     while not any(True for _ in model.parameters(recurse=False)):
         filled = [
@@ -109,7 +107,7 @@ def _patterns(network: nn.Module) -> dict[str, str]:
 
 
 def _numbered(names: list[str]) -> dict[str, str]:
-    """The first, middle and last of `blocks`, counted from 1."""
+    """Return patterns of the first, middle and last of `blocks`, counted from 1."""
     depth = len({found[1] for name in names if (found := re.match(r"blocks\.(\d+)\.", name))})
     chosen = sorted({1, (depth + 1) // 2, depth}) if depth else []
     return {f"block{i}": rf"blocks\.{i - 1}\." for i in chosen}

@@ -1,5 +1,4 @@
-"""A model on loan: its tensors replaced, its mode set, second derivatives possible, and all given
-back."""
+"""Run a computation on a model with other tensors, in another mode, with second derivatives."""
 
 from __future__ import annotations
 
@@ -21,7 +20,8 @@ def refuse_batch_coupling(model: nn.Module, mode: Mode) -> None:
     """Refuse layers that normalize by the statistics of the batch.
 
     Raises:
-        ValueError: BatchNorm in train mode, or without running statistics; an unknown mode."""
+        ValueError: there is a BatchNorm in train mode or without running statistics, or the mode is
+            unknown."""
     if mode not in ("eval", "train"):
         raise ValueError(f"mode={mode!r} is unknown; pick 'eval' or 'train'")
     for name, module in model.named_modules():
@@ -30,9 +30,10 @@ def refuse_batch_coupling(model: nn.Module, mode: Mode) -> None:
         if mode == "train" or module.running_mean is None:
             given = "mode='train'" if mode == "train" else "no running statistics"
             raise ValueError(
-                f"{name or 'the model'} is a {type(module).__name__} with {given}: it couples the examples of a batch, "
-                "so the mean over batches is not the curvature of a loss over examples; use mode='eval' with running "
-                "statistics, or a model with GroupNorm or LayerNorm"
+                f"{name or 'the model'} is a {type(module).__name__} with {given}: it couples the "
+                "examples of a batch, so the mean over batches is not the curvature of a loss over "
+                "examples; use mode='eval' with running statistics, or a model with GroupNorm or "
+                "LayerNorm"
             )
 
 
@@ -43,14 +44,17 @@ def borrow(
     device: torch.device,
     task: Callable[[], Result],
 ) -> Result:
-    """task() while the model has other tensors and another mode; flags and random streams come back
-    as they were.
+    """Return task(), run while the model has other tensors and another mode.
 
-    All that differentiates must run in here, because activation checkpointing calls the model once
-    more.
+    Modes and random states come back as they were. Everything that differentiates must run in the
+    task, because activation checkpointing calls the model once more.
 
     Args:
-        tensors: by the names of the parameters and buffers that they stand in for."""
+        model: the model that the task calls.
+        tensors: replacements, by the names of the parameters and buffers.
+        mode: mode of all modules.
+        device: where the model is.
+        task: the computation."""
     slots = {f"model.{name}": tensor for name, tensor in _slots(model, tensors).items()}
     with (
         _second_order(device),
@@ -64,11 +68,10 @@ def borrow(
 
 
 def _slots(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A replacement for every place that holds a parameter or buffer, tied ones in all their
-    places.
+    """Return a replacement for every place that holds a parameter or buffer, tied ones included.
 
-    Each place once: `functional_call` would swap that of a module with two names twice, and leave
-        the replacement."""
+    Each place occurs once: `functional_call` would swap that of a module with two names twice, and
+    leave the replacement in it."""
     known = [*model.named_parameters(), *model.named_buffers()]
     replacement = {id(tensor): tensors[name] for name, tensor in known}
     slots = {}
@@ -80,7 +83,7 @@ def _slots(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]
 
 
 def seed(number: int, device: torch.device) -> None:
-    """Seed the host's generator, and the device's."""
+    """Seed the generators of host and device."""
     torch.default_generator.manual_seed(number)
     if device.type == "cuda":
         with torch.cuda.device(device):
@@ -88,8 +91,7 @@ def seed(number: int, device: torch.device) -> None:
 
 
 class _Holder(nn.Module):
-    """Makes a task a module, for `functional_call` to run with the tensors of the model inside
-    replaced."""
+    """A module that runs a task, so that `functional_call` can replace the tensors of its model."""
 
     def __init__(self, model: nn.Module, task: Callable[[], Any]):
         super().__init__()
@@ -101,14 +103,16 @@ class _Holder(nn.Module):
 
 @contextmanager
 def _second_order(device: torch.device) -> Iterator[None]:
-    """Where second derivatives exist and are float32: math attention, no autocast, no inference
-    mode, no TF32."""
+    """Make second derivatives exist and be float32 inside.
+
+    Attention runs as plain matrix products; autocast, inference mode and TF32 are off."""
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(torch.autocast(device.type, enabled=False))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        if device.type == "cuda":  # cuDNN rounds float32 convolutions to 10 bits unless told not to
+        if device.type == "cuda":
+            # By default cuDNN rounds the inputs of float32 convolutions to 10 bits.
             backends: Any = torch.backends
             for backend in (backends.cuda.matmul, backends.cudnn.conv):
                 stack.callback(setattr, backend, "fp32_precision", backend.fp32_precision)

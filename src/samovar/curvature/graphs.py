@@ -1,8 +1,7 @@
-"""Gradient graphs: a loss differentiated once per batch, so that each product costs only a second
-backward pass.
+"""Gradient graphs: a loss is differentiated once per batch; a product is a second backward pass.
 
-A retained graph gives a product for 2.1 to 2.4 gradients, a fresh one for 3.4; it holds every
-activation meanwhile."""
+A product costs 2.1 to 2.4 gradients with a retained graph and 3.4 with a fresh one. A retained
+graph keeps every activation in memory."""
 
 from __future__ import annotations
 
@@ -14,26 +13,28 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-FALLBACK_BYTES = 2 << 30  # free memory of a device that does not tell
+FALLBACK_BYTES = 2 << 30
+"""Free memory to assume of a device that does not report it."""
 
 
 class Graph(Protocol):
-    """The curvature of one batch, given by its products."""
+    """The curvature matrix of one batch, known by its products."""
 
     loss: float
     roots: list[Tensor]
-    """What holds the graph; `held_bytes` starts from them."""
+    """The tensors that keep the graph alive; `held_bytes` starts from them."""
 
     def product(self, v: Sequence[Tensor], *, keep: bool) -> Sequence[Tensor | None]:
-        """The matrix times v, a tensor per leaf; None is zero. Without `keep` the graph is freed on
-        the way."""
+        """Return the matrix times v, one tensor per leaf; None is zero.
+
+        Without `keep` the graph is freed on the way."""
 
     def gradient(self) -> Sequence[Tensor | None]:
-        """The gradient of the loss, a tensor per leaf; None is zero."""
+        """Return the gradient of the loss, one tensor per leaf; None is zero."""
 
 
 class HessianGraph:
-    """H of a scalar loss over leaves: grad(loss) with a graph, to be differentiated along any v."""
+    """The Hessian of a scalar loss over leaves, as the graph of its gradient."""
 
     def __init__(self, loss: Tensor, leaves: Sequence[Tensor]):
         self.loss, self._leaves = _checked(loss), leaves
@@ -41,7 +42,7 @@ class HessianGraph:
         self.roots = [grad for grad in self._grads if grad is not None and grad.requires_grad]
 
     def product(self, v: Sequence[Tensor], *, keep: bool) -> Sequence[Tensor | None]:
-        """H v for 2.1 to 2.4 gradients, from the graph of the gradient."""
+        """Return H v, at the cost of 2.1 to 2.4 gradients."""
         along = [
             x
             for grad, x in zip(self._grads, v, strict=True)
@@ -54,15 +55,15 @@ class HessianGraph:
         )
 
     def gradient(self) -> Sequence[Tensor | None]:
-        """The gradient, for nothing."""
+        """Return the gradient, at no cost."""
         return [None if grad is None else grad.detach() for grad in self._grads]
 
 
 class GaussNewtonGraph:
-    """G = J^T H_out J of a loss of outputs: the Hessian without the curvature of the model.
+    """The Gauss-Newton matrix G = J^T H_out J: the Hessian without the curvature of the model.
 
-    J v is the derivative of J^T w, which is linear in w, along v: no forward-mode rules are needed.
-    A product costs some 1.4 gradients.
+    J v is the derivative along v of J^T w, which is linear in w, so no forward-mode rules are
+    needed. A product costs about 1.4 gradients.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class GaussNewtonGraph:
         self.roots = [outputs, *(x for x in self._jtw if x is not None)]
 
     def product(self, v: Sequence[Tensor], *, keep: bool) -> Sequence[Tensor | None]:
-        """J^T (H_out (J v))."""
+        """Return J^T (H_out (J v))."""
         if not self._slope.requires_grad:  # the loss is linear in the outputs
             return [None] * len(self._leaves)
         pairs = [
@@ -97,7 +98,7 @@ class GaussNewtonGraph:
         )
 
     def gradient(self) -> Sequence[Tensor | None]:
-        """J^T times the gradient of the loss with respect to the outputs: one backward pass."""
+        """Return J^T times the gradient with respect to the outputs, by one backward pass."""
         slope = self._slope.detach()
         return torch.autograd.grad(
             self._outputs, self._leaves, slope, retain_graph=True, allow_unused=True
@@ -111,10 +112,10 @@ _UNREACHED = (
 
 
 def hessian_graph(loss: Any, leaves: Sequence[Tensor]) -> HessianGraph:
-    """The Hessian of what a loss function returned.
+    """Return the Hessian's graph of a loss that a user's function returned.
 
     Raises:
-        ValueError: not a finite scalar, or no gradient reaches the leaves."""
+        ValueError: the loss is not a finite scalar, or no gradient reaches the leaves."""
     _checked(loss)
     if not loss.requires_grad:
         raise ValueError(_UNREACHED.format("loss does"))
@@ -129,19 +130,19 @@ def _checked(loss: Any) -> float:
             else f"{type(loss).__name__}"
         )
         raise ValueError(
-            f"the loss is {given}, not a scalar tensor; return its mean over the batch, as loss.mean()"
+            f"the loss is {given}, not a scalar tensor; return its mean over the batch, as "
+            "loss.mean()"
         )
     value = float(loss.detach())
     if value - value != 0:
         raise ValueError(
-            f"the loss is {value}; curvature needs a finite one: look at the weights and at the batch"
+            f"the loss is {value}; curvature needs a finite one: look at the weights and the batch"
         )
     return value
 
 
 def held_bytes(graph: Graph, leaves: Iterable[Tensor]) -> int:
-    """Bytes of the tensors that a graph keeps alive, each storage once, the leaves' own not
-    counted."""
+    """Return the bytes of all tensors that a graph keeps alive, without those of the leaves."""
     ignored = {leaf.untyped_storage().data_ptr() for leaf in leaves}
     sizes: dict[int, int] = {}
     stack: list[Any] = [root.grad_fn for root in graph.roots]
@@ -176,8 +177,9 @@ def _saved_names(kind: Any) -> tuple[str, ...]:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that can still be allocated on a device; of the host, also within the limit of its
-    container."""
+    """Return the bytes that can still be allocated on a device.
+
+    For the host, the limit of its container counts too."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + cached

@@ -1,10 +1,9 @@
-"""What an operator is given: parameters by name or pattern, and batches of any shape."""
+"""Inputs of an operator: parameters chosen by name or pattern, and batches of any structure."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from fnmatch import fnmatchcase
 from typing import Any
@@ -12,21 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from samovar.words import suggest
+
 
 def match(model: nn.Module, patterns: str | Iterable[str]) -> list[str]:
-    """Names of the parameters that fit any of the patterns, in the model's order.
+    """Return the names of the parameters that match any of the patterns, in the model's order.
 
     A pattern is a name, a shell pattern over whole names (`blocks.*.attn.*`, where * also spans
-    dots), or the name of a module or such a pattern for it, which stands for all parameters inside.
+    dots), or a name or pattern of a module, which stands for all parameters inside.
 
     Raises:
-        ValueError: a pattern that fits nothing."""
+        ValueError: a pattern matches nothing."""
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     names = [name for name, _ in model.named_parameters()]
     for pattern in patterns:
         if not any(_fits(name, pattern) for name in names):
-            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3]
-            raise ValueError(f"no parameter fits {pattern!r}; names are like {', '.join(near)}")
+            usual = f"names are like {', '.join(names[:3])}"
+            hint = suggest(pattern, names, instead=usual, count=3, cutoff=0.3)
+            raise ValueError(f"no parameter fits {pattern!r}; {hint}")
     return [name for name in names if any(_fits(name, pattern) for pattern in patterns)]
 
 
@@ -37,10 +39,15 @@ def _fits(name: str, pattern: str) -> bool:
 def choose(
     model: nn.Module, params: Iterable[str | Tensor] | str | None
 ) -> dict[str, nn.Parameter]:
-    """The chosen parameters by name, in the model's order; None is all that require gradients.
+    """Return the chosen parameters by name, in the model's order.
+
+    Args:
+        model: whose parameters they are.
+        params: names, patterns (see `match`) or parameters; None is all that require gradients.
 
     Raises:
-        ValueError: nothing chosen, all of it frozen, not floating point, or not the model's."""
+        ValueError: nothing is chosen, all of it is frozen, a parameter is not floating point, or it
+            does not belong to the model."""
     known = dict(model.named_parameters())
     if params is None:
         names = [name for name, param in known.items() if param.requires_grad]
@@ -64,19 +71,19 @@ def _name_of(param: Any, known: dict[str, nn.Parameter]) -> str:
         if each is param:
             return name
     raise ValueError(
-        f"{type(param).__name__} in params is not a parameter of the model; give its own, or their names"
+        f"{type(param).__name__} in params is not a parameter of the model; give its own, or their "
+        "names"
     )
 
 
 def num_examples(batch: Any) -> int:
-    """Examples in a batch: its length if it has one of its own, else that of the first tensor in
-    it.
+    """Return the number of examples in a batch: its own length, or that of its first tensor.
 
-    A tensor counts by its first dimension. Tuples, lists and mappings have the length of something
-    else, so they, and objects without one, count by the first tensor inside.
+    A tensor counts by its first dimension. The length of a tuple, list or mapping means something
+    else, so these, and objects without a length, count by the first tensor inside.
 
     Raises:
-        ValueError: no length and no tensor, or no examples."""
+        ValueError: the batch has no length and no tensor, or no examples."""
     if isinstance(batch, (Tensor, tuple, list, Mapping)) or not hasattr(batch, "__len__"):
         first = next(_tensors(batch), None)
         count = 0 if first is None or first.dim() == 0 else first.shape[0]
@@ -84,14 +91,14 @@ def num_examples(batch: Any) -> int:
         count = len(batch)
     if count == 0:
         raise ValueError(
-            f"a batch ({type(batch).__name__}) has no examples to count; give tensors [B, ...], in a tuple, list, dict "
-            "or dataclass, or an object with a length"
+            f"a batch ({type(batch).__name__}) has no examples to count; give tensors [B, ...], in "
+            "a tuple, list, dict or dataclass, or an object with a length"
         )
     return count
 
 
 def fingerprint(batch: Any) -> tuple[Any, ...]:
-    """Shape and sum of the first tensor: tells whether a batch is the one of the pass before."""
+    """Return shape and sum of the first tensor, to notice a batch that differs between passes."""
     first = next(_tensors(batch), None)
     return () if first is None else (tuple(first.shape), float(first.sum(dtype=torch.float64)))
 
@@ -113,15 +120,15 @@ def _all(parts: Iterable[Any]) -> Iterator[Tensor]:
 
 
 def convert(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """The batch on a device, its floating point tensors in dtype: tensors, and those in containers
-    and dataclasses."""
+    """Return the batch on a device, its floating point tensors in `dtype`.
+
+    Tensors in containers and dataclasses are converted too."""
     return _map(batch, lambda x: _usable(x).to(device, dtype if x.is_floating_point() else None))
 
 
 def _usable(x: Tensor) -> Tensor:
-    return (
-        x.clone() if x.is_inference() else x
-    )  # made under inference mode, it could not be saved for backward
+    # A tensor that was made under inference mode cannot be saved for backward.
+    return x.clone() if x.is_inference() else x
 
 
 def _map(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:

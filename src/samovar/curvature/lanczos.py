@@ -16,17 +16,16 @@ from torch import Tensor
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# vectors per block of the basis: growing copies nothing, and at most so many are allocated in
-# advance
 ROWS = 8
-CHUNK = 1 << 14  # numbers that a float32 sum on a CPU may run over before its rounding shows
-# of a vector's norm after projection; less, and rounding is no longer small: project once more
+"""Vectors per block of the basis: growing copies nothing, and few are allocated in advance."""
+CHUNK = 1 << 14
+"""Numbers that one float32 sum on a CPU may run over before its rounding shows."""
 KEPT_SHARE = 0.7
+"""Smallest share of a vector's norm left by a projection that needs no second one."""
 
 
 def exact(function: Callable[P, R]) -> Callable[P, R]:
-    """The function with an autocast around it switched off, whose 16-bit sums are no arithmetic for
-    eigenvalues."""
+    """Wrap a function so that it ignores an autocast around it: 16-bit sums spoil eigenvalues."""
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -37,7 +36,7 @@ def exact(function: Callable[P, R]) -> Callable[P, R]:
 
 
 class Basis:
-    """Orthonormal vectors of size P, in blocks of rows."""
+    """Orthonormal vectors of size P, kept in blocks of rows."""
 
     def __init__(self, size: int, dtype: torch.dtype, device: torch.device):
         self.size, self.dtype, self.device = size, dtype, device
@@ -48,8 +47,7 @@ class Basis:
         return self._length
 
     def append(self, v: Tensor, norm: float) -> Tensor:
-        """Add v / norm [P], and return it; v may be on another device, and then so is what comes
-        back."""
+        """Add v / norm [P] and return it, on the device of v."""
         if self._length == ROWS * len(self._blocks):
             self._blocks.append(torch.empty(ROWS, self.size, dtype=self.dtype, device=self.device))
         row = self._blocks[-1][self._length % ROWS]
@@ -63,9 +61,9 @@ class Basis:
         ]
 
     def orthogonalize(self, w: Tensor) -> tuple[Tensor, float]:
-        """w [P] without its part in the span of the basis, and its norm; w may be overwritten.
+        """Return w [P] without its part in the span of the basis, and its norm.
 
-        Twice is enough (Kahan, Parlett)."""
+        w may be overwritten. Two projections are enough (Kahan, Parlett)."""
         rest, norm = w.to(self.device), math.nan
         for _ in range(2):
             removed = 0.0
@@ -79,8 +77,9 @@ class Basis:
         return rest.to(w.device), norm
 
     def combine(self, weights: Tensor) -> Tensor:
-        """Linear combinations [P, k] of the first vectors, by weights [m, k], on the basis's
-        device."""
+        """Return linear combinations [P, k] of the first m vectors by weights [m, k].
+
+        They are on the basis's device."""
         weights = weights.to(self.device, self.dtype)
         total = torch.zeros(self.size, weights.shape[1], dtype=self.dtype, device=self.device)
         for block, part in zip(self._filled(len(weights)), torch.split(weights, ROWS), strict=True):
@@ -90,23 +89,22 @@ class Basis:
 
 @dataclass
 class Tridiagonal:
-    """T of a Lanczos run after m steps, in float64 on the host, with the basis Q."""
+    """The matrix T of a Lanczos run after m steps, in float64 on the host, with the basis Q."""
 
     basis: Basis
-    """The m vectors q_0 .. q_{m-1}; one more where the run was about to go on."""
+    """The m vectors q_0 .. q_{m-1}, and one more if the run was about to go on."""
     alphas: list[float] = field(default_factory=list)
     """The diagonal, m numbers."""
     betas: list[float] = field(default_factory=list)
-    """betas[j] couples q_j and q_{j+1}; the last, number m, is the norm of what remained. 0 is an
-    invariant space."""
+    """betas[j] couples q_j and q_{j+1}; the last, number m, is the norm of the remainder. 0 means
+    an invariant space."""
     num_products: int = 0
 
     def ritz(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Ritz values [m] in ascending order, their vectors in the basis [m, m], and residuals |A x
-        - theta x| [m].
+        """Return Ritz values [m] in ascending order, vectors in the basis [m, m], residuals [m].
 
-        The residual is |beta_m s_mi|, exact but for rounding. An eigenvalue of A is no further than
-        that from theta."""
+        The residual |A x - theta x| is |beta_m s_mi|, exact up to rounding. Some eigenvalue of A is
+        no farther than that from theta."""
         off = torch.tensor(self.betas[:-1], dtype=torch.float64)
         T = (
             torch.diag(torch.tensor(self.alphas, dtype=torch.float64))
@@ -132,18 +130,18 @@ def lanczos(
     Args:
         matvec: maps [P] to [P]; must be symmetric. What it returns is overwritten.
         v0: [P], not zero; its device and dtype are those of the vectors.
-        num_steps: products at most, >= 1; never more than P are made.
-        stop: asked after every step, with what there is by then; True ends the run.
-        restart: gives a new direction [P] where the space is invariant; without it the run ends
+        num_steps: the most products, >= 1; there are never more than P.
+        stop: is called after every step with the run so far; True ends the run.
+        restart: returns a new direction [P] when the space is invariant; without it the run ends
             there.
-        basis_device: where to keep the basis, by default with v0. On the host it costs a transfer
-            per step.
+        basis_device: where to keep the basis; None is with v0. On the host it costs a transfer per
+            step.
 
     Returns:
-        The steps made. A product that is not finite ends the run before it counts.
+        The steps made. A product that is not finite ends the run and does not count.
 
     Raises:
-        ValueError: num_steps < 1; v0, or the first product, is zero-length, zero or not finite.
+        ValueError: num_steps < 1; v0 is zero, or v0 or the first product is not finite.
 
     Source: Lanczos (1950)."""
     if num_steps < 1:
@@ -178,13 +176,12 @@ def lanczos(
 
 
 def dot(a: Tensor, b: Tensor) -> float:
-    """The inner product of two vectors [P], their parts summed in float64.
+    """Return the inner product of two vectors [P], with partial sums added in float64.
 
-    Not `a @ b`, nor `norm`: on a CPU, of 11 million float32 numbers torch's norm is off by 4e-4,
-    and so is then every eigenvalue of a network of that size."""
-    size = (
-        CHUNK if a.device.type == "cpu" else max(1, a.numel())
-    )  # elsewhere sums are trees, and calls cost more
+    `a @ b` and `norm` are not used because on a CPU torch's norm of 11 million float32 numbers is
+    off by 4e-4, and so would be every eigenvalue of a network of that size."""
+    # Other devices sum in trees, and calls cost more there.
+    size = CHUNK if a.device.type == "cpu" else max(1, a.numel())
     parts = [x @ y for x, y in zip(torch.split(a, size), torch.split(b, size), strict=True)]
     return float(torch.stack(parts).double().sum())
 
@@ -193,6 +190,7 @@ def _norm(v: Tensor) -> float:
     norm = math.sqrt(dot(v, v)) if v.dim() == 1 else math.nan
     if not (math.isfinite(norm) and norm > 0):
         raise ValueError(
-            f"v0 has shape {list(v.shape)} and norm {norm}; give a finite vector [P] that is not zero"
+            f"v0 has shape {list(v.shape)} and norm {norm}; give a finite vector [P] that is not "
+            "zero"
         )
     return norm

@@ -1,5 +1,4 @@
-"""The mean over batches of matrices that are known by their products, with as many graphs retained
-as memory allows."""
+"""Products with the mean of one matrix per batch, retaining as many graphs as memory allows."""
 
 from __future__ import annotations
 
@@ -18,14 +17,14 @@ from samovar.restore import bare
 
 Retain = bool | int | Literal["auto"]
 
-FREE_SHARE = (
-    0.25  # of the free memory, for retained graphs; a second backward pass needs room beside them
-)
+FREE_SHARE = 0.25
+"""Share of the free memory for retained graphs; a second backward pass needs room beside them."""
 
 
 class MeanOverBatches:
-    """The mean over examples of a matrix given by a graph per batch; `operators.Hessian` says what
-    arguments mean."""
+    """The mean over examples of a matrix that each batch gives by a graph.
+
+    The arguments are those of `operators.Hessian`."""
 
     def __init__(
         self,
@@ -39,7 +38,8 @@ class MeanOverBatches:
     ) -> None:
         if isinstance(batches, Iterator):
             raise ValueError(
-                "batches can be read only once; give a list or a DataLoader, every product reads them"
+                "batches can be read only once; give a list or a DataLoader, as every product "
+                "reads them"
             )
         self._model, self._batches, self._mode = bare(model), batches, mode
         refuse_batch_coupling(self._model, mode)
@@ -57,18 +57,17 @@ class MeanOverBatches:
         self._prints: list[Any] = []
         self._budget = 0
         self.num_products = 0
-        """Products with single vectors so far."""
+        """Number of products with single vectors so far."""
         self.num_graphs = 0
-        """Gradient graphs built so far, one per batch and pass that did not find its graph
-        retained."""
+        """Number of graphs built so far: one per batch and pass that found no retained graph."""
 
     @property
     def names(self) -> list[str]:
-        """The chosen parameters, in the order of the flat vector."""
+        """Return the names of the chosen parameters, in the order of the flat vector."""
         return list(self._params)
 
     def split(self, v: Tensor) -> dict[str, Tensor]:
-        """Views of a flat vector [P], one per parameter, in its shape."""
+        """Return views of a flat vector [P], one per parameter, in its shape."""
         parts = torch.split(v, self._sizes)
         return {
             name: part.view(param.shape)
@@ -76,13 +75,14 @@ class MeanOverBatches:
         }
 
     def __matmul__(self, v: Tensor) -> Tensor:
-        """The matrix times [P], or each column of [P, k]; of several columns a batch's graph is
-        built once for all.
+        """Return the matrix times v [P], or times each column of v [P, k].
+
+        For several columns the graph of a batch is built once.
 
         Raises:
-            ValueError: v of another shape; weights or loss not finite; a loss that is no scalar;
-                batches that are none, or differ from those of the product before; a failure in
-                another process."""
+            ValueError: v has another shape; weights or loss are not finite; the loss is not a
+                scalar; there are no batches, or they differ from those of the product before;
+                another process failed."""
         if v.dim() not in (1, 2) or v.shape[0] != self.size:
             raise ValueError(
                 f"v has shape {list(v.shape)}; the operator takes [{self.size}] or [{self.size}, k]"
@@ -98,8 +98,9 @@ class MeanOverBatches:
         return self._mean(products, len(columns))[:, : self.size].T.reshape(v.shape)
 
     def loss_and_gradient(self) -> tuple[float, Tensor]:
-        """The mean loss, and its gradient [P] over the chosen parameters; costs nothing where
-        graphs are retained."""
+        """Return the mean loss and its gradient [P] over the chosen parameters.
+
+        It costs nothing for batches whose graph is retained."""
         mean = self._mean(lambda graph, keep: iter([graph.gradient()]), 1)[0]
         return float(mean[-1]), mean[: self.size]
 
@@ -112,10 +113,11 @@ class MeanOverBatches:
     def _mean(
         self, rows: Callable[[Graph, bool], Iterator[Sequence[Tensor | None]]], num_rows: int
     ) -> Tensor:
-        """Mean over examples [num_rows, P + 1] of what each graph yields, with the loss as the last
-        column."""
-        # two more columns: the loss, and the examples, so that ranks meet in a single all-reduce,
-        # whose NaN tells of a failure
+        """Return the mean over examples [num_rows, P + 1] of the rows that each graph yields.
+
+        The last column is the mean loss."""
+        # Two more columns, the loss and the number of examples, so that ranks need one all-reduce;
+        # NaN in it says that a rank failed.
         means = torch.empty(num_rows, self.size + 2, device=self.device, dtype=self.dtype)
 
         def average_all() -> None:
@@ -124,14 +126,13 @@ class MeanOverBatches:
                 examples += weight
                 for mean, row in zip(means, rows(graph, keep), strict=True):
                     self._average(mean, row, graph.loss, weight / examples)
-                del (
-                    graph
-                )  # before the next is built, so that only one that is not retained is alive
+                # Freed before the next is built: at most one graph is alive that is not retained.
+                del graph
             means[:, -1] = examples
 
         try:
             self._refresh()
-            # copies, because a layer may write to its buffers
+            # Copies, because a layer may write to its buffers.
             buffers = {
                 name: _cast(x, self.dtype, copy=True) for name, x in self._model.named_buffers()
             }
@@ -151,13 +152,12 @@ class MeanOverBatches:
     def _average(
         self, mean: Tensor, row: Sequence[Tensor | None], loss: float, share: float
     ) -> None:
-        """Let a batch's row, and its loss, be `share` of the mean so far; a share of 1 begins
-        it."""
+        """Fold one batch's row and loss into the running mean with weight `share`; 1 begins it."""
         with torch.no_grad():
             if share < 1:
                 mean[:-1] *= 1 - share
             elif len(self._trainable) < len(self._params) or any(part is None for part in row):
-                mean.zero_()  # what no gradient reaches
+                mean.zero_()  # for the entries that no gradient reaches
             views = self._pieces(mean[: self.size])
             found = [
                 (view, each.to(view.device))
@@ -173,12 +173,12 @@ class MeanOverBatches:
                 torch._foreach_copy_([*parts, mean[self.size]], [*each, mean.new_tensor(loss)])
 
     def _pieces(self, v: Tensor) -> list[Tensor]:
-        """Views of a flat vector, one per leaf (a trainable parameter)."""
+        """Return views of a flat vector, one per leaf (a trainable parameter)."""
         parts = self.split(v)
         return [part for name, part in parts.items() if name in self._trainable]
 
     def _graphs(self) -> Iterator[tuple[int, Graph, bool]]:
-        """Examples, graph, and whether it is retained, of every batch; builds what is not there."""
+        """Yield (examples, graph, is it retained) of every batch; build what is missing."""
         if self._kept and len(self._kept) == len(self._prints):
             yield from ((weight, graph, True) for weight, graph in self._kept.values())
             return
@@ -210,20 +210,18 @@ class MeanOverBatches:
         if isinstance(self._retain, bool):
             return self._retain
         if self._retain == "auto" and isinstance(self._batches, Sized) and len(self._batches) == 1:
-            return True  # a fresh graph would need as much at its peak
+            return True  # a fresh graph would need as much memory at its peak
         self._budget -= held_bytes(graph, self._leaves)
         return self._budget >= 0
 
     def _refresh(self) -> None:
-        """Drop the graphs if any weight or buffer has changed, or was written to, since they were
-        built."""
+        """Drop the graphs if a weight or buffer was replaced or written to since then."""
         stamp = _stamp(self._model)
         if stamp == self._stamp:
             return
         self.release()
-        if not all(
-            math.isfinite(norm) for norm in stamp[1]
-        ):  # of large numbers a norm may be infinite too
+        # The norm of large finite numbers may be infinite too, so look again.
+        if not all(math.isfinite(norm) for norm in stamp[1]):
             _check_finite(self._model)
         cast = {name: _cast(param, self.dtype) for name, param in self._model.named_parameters()}
         self._leaves = [
@@ -238,8 +236,8 @@ class MeanOverBatches:
 
 
 _CHANGED = (
-    "the batches differ from those of the product before; give the same in the same order every time "
-    "(shuffle=False, no random augmentation), or a list of them"
+    "the batches differ from those of the product before; give the same in the same order every "
+    "time (shuffle=False, no random augmentation), or a list of them"
 )
 
 
@@ -252,7 +250,8 @@ def _working_dtype(dtype: torch.dtype | None, params: Iterable[Tensor]) -> torch
         )
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(
-            f"dtype={dtype} is too coarse for second derivatives; pick torch.float32 or torch.float64"
+            f"dtype={dtype} is too coarse for second derivatives; pick torch.float32 or "
+            "torch.float64"
         )
     return dtype
 
@@ -268,7 +267,8 @@ def _checked_retain(retain: Retain) -> Retain:
 def _checked_distributed(distributed: bool) -> bool:
     if distributed and not dist.is_initialized():
         raise ValueError(
-            "distributed=True needs a process group; start with torchrun and init_process_group, or drop it"
+            "distributed=True needs a process group; start with torchrun and init_process_group, "
+            "or drop it"
         )
     return distributed
 
@@ -278,8 +278,9 @@ def _cast(x: Tensor, dtype: torch.dtype, *, copy: bool = False) -> Tensor:
 
 
 def _stamp(model: nn.Module) -> tuple[Any, ...]:
-    """Changes when a weight or buffer is written to. Norms tell of writes through `.data`, which
-    count no version."""
+    """Return a value that changes when a weight or buffer is written to.
+
+    It includes norms, because a write through `.data` does not count as a version."""
     tensors = [*model.parameters(), *model.buffers()]
     with torch.no_grad():
         norms = torch._foreach_norm([x.detach() for x in tensors if x.is_floating_point()])

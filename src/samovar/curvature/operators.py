@@ -1,9 +1,8 @@
-"""Curvature of a model's loss as a linear operator: the Hessian and the generalized Gauss-Newton
-matrix, by products.
+"""The Hessian and the generalized Gauss-Newton matrix of a model's loss as linear operators.
 
-`Hessian(model, loss, batches) @ v` is exact, works on any differentiable model, stock timm
-transformers included, and leaves the model as it was. Vectors are flat: the chosen parameters one
-after the other, in the model's order."""
+`Hessian(model, loss, batches) @ v` is exact, works on any differentiable model, including stock
+timm transformers, and leaves the model as it was. Vectors are flat: the chosen parameters one after
+the other, in the model's order."""
 
 from __future__ import annotations
 
@@ -21,54 +20,52 @@ LossFn = Callable[[nn.Module, Any], Tensor]
 
 
 class LinearOperator(Protocol):
-    """A symmetric matrix [P, P] known by its products."""
+    """A symmetric matrix [P, P] that is known by its products."""
 
     size: int
     device: torch.device
     dtype: torch.dtype
 
     def __matmul__(self, v: Tensor, /) -> Tensor:
-        """The product with a vector [P], or with each column of [P, k]."""
+        """Return the product with a vector [P], or with each column of [P, k]."""
 
 
 class Hessian(MeanOverBatches):
-    """The Hessian of the mean loss over the examples of all batches, over some or all parameters of
-    a model.
+    """The Hessian of the mean loss over all examples, for some or all parameters of a model.
 
-    A product costs 2.1 to 2.4 gradients per batch whose graph is retained, 3.4 per batch whose
-    graph is not. In between, the weights may change by any means: the graphs are then built again.
-    Batches must be the same in every pass.
+    A product costs 2.1 to 2.4 gradients for a batch whose graph is retained and 3.4 for any other.
+    The weights may change between products by any means; the graphs are then built again. The
+    batches must be the same in every pass.
 
-    Modules are in eval mode, attention runs as plain matrix products, autocast and TF32 are off;
-    all that, the weights, buffers, gradients and random streams are as before after each product,
-    also if it raises. DDP wrappers and
-    torch.compile are looked through: the loss gets the bare model.
+    Inside a product modules are in eval mode, attention runs as plain matrix products, and autocast
+    and TF32 are off. After each product, also if it raises, all of that is as before, and so are
+    weights, buffers, gradients and random states. DDP wrappers and torch.compile are looked
+    through: the loss gets the bare model.
 
     Args:
-        model: a module on one device or several; its dtype may be another than the operator's.
-        loss: maps (model, batch) to the mean loss [] over the batch. Random numbers of torch that
-            it draws are the same in every product.
-        batches: read anew by every product that needs them; a list, a DataLoader that does not
-            shuffle or augment. Each weighs as many examples as its `len()`, or as the first
-            dimension of the first tensor in it if it is a tensor, tuple, list or dict, or has no
-            length. Its tensors, in containers and dataclasses too, are moved to the model's device
-            and floating ones to `dtype`.
+        model: a module on one device or several; its dtype may differ from the operator's.
+        loss: maps (model, batch) to the mean loss [] over the batch. Torch's random numbers that it
+            draws are the same in every product.
+        batches: a list, or a DataLoader that does not shuffle or augment; every product that needs
+            them reads them again. A batch weighs as many examples as its `len()`, or, if it is a
+            tensor, tuple, list or dict or has no length, as the first dimension of the first tensor
+            in it. Tensors, also in containers and dataclasses, are moved to the model's device, and
+            floating point ones to `dtype`.
         params: names, patterns (see `match`) or parameters of the block to look at; None is all
-            that require gradients. Frozen ones that are named have zero rows, and so do those that
-            the loss does not use.
-        dtype: torch.float32 or torch.float64, on copies of the weights if theirs is another; None
-            is float64 for a float64 model, else float32.
-        retain: which gradient graphs to hold between products: True all, False none, a number as
-            many as fit into that many bytes, "auto" a single batch's or what fits into a quarter of
-            the memory that is free.
-        distributed: each process of the default group gives batches of its own; products are means
-            over all examples, by one all-reduce of P + 2 numbers. All must call together, with the
-            same v.
+            that require gradients. Named parameters that are frozen or unused have zero rows.
+        dtype: torch.float32 or torch.float64, on copies of the weights if theirs differs; None is
+            float64 for a float64 model, else float32.
+        retain: the gradient graphs to keep between products: True keeps all, False none, a number
+            as many as fit into that many bytes, "auto" that of a single batch or as many as fit
+            into a quarter of the free memory.
+        distributed: each process of the default group gives its own batches; products are means
+            over all examples, by one all-reduce of P + 2 numbers. All processes must call together,
+            with the same v.
         mode: "train" leaves dropout and stochastic depth on, with masks fixed per batch.
 
     Raises:
-        ValueError: BatchNorm that uses batch statistics; nothing to differentiate; an iterator for
-            batches; another dtype; distributed without a process group.
+        ValueError: a BatchNorm uses batch statistics; there is nothing to differentiate; batches is
+            an iterator; the dtype is another; distributed without a process group.
 
     Source: Pearlmutter (1994), by reverse mode twice."""
 
@@ -92,18 +89,17 @@ class Hessian(MeanOverBatches):
 
 
 class GaussNewton(MeanOverBatches):
-    """The generalized Gauss-Newton matrix J^T H_out J, J of the model's outputs and H_out of the
-    loss of outputs.
+    """The generalized Gauss-Newton matrix J^T H_out J of a model's loss.
 
-    Positive semi-definite where the loss is convex in the outputs, and then for softmax
-    cross-entropy also the Fisher information. A product costs some 1.4 gradients with a retained
-    graph.
+    J is the Jacobian of the model's outputs, H_out the Hessian of the loss over the outputs. The
+    matrix is positive semi-definite if the loss is convex in the outputs; for softmax cross-entropy
+    it is also the Fisher information. A product costs about 1.4 gradients with a retained graph.
 
     Args:
-        outputs: maps (model, batch) to outputs, as a rule logits [B, K].
-        loss: maps (outputs, batch) to the mean loss [] over the batch; it must not touch the model.
+        outputs: maps (model, batch) to outputs, usually logits [B, K].
+        loss: maps (outputs, batch) to the mean loss [] over the batch; it must not use the model.
 
-    The other arguments, and what is raised, are as for `Hessian`.
+    The other arguments and the errors are those of `Hessian`.
 
     Source: Schraudolph (2002)."""
 
@@ -129,6 +125,6 @@ class GaussNewton(MeanOverBatches):
 
 
 def dense(op: LinearOperator, *, columns: int = 32) -> Tensor:
-    """The matrix [P, P] itself, by P products, `columns` at a time; for P up to some thousands."""
+    """Return the matrix [P, P] itself, by P products, `columns` at a time; for small P only."""
     eye = torch.eye(op.size, device=op.device, dtype=op.dtype)
     return torch.cat([op @ part for part in torch.split(eye, columns, dim=1)], dim=1)

@@ -1,5 +1,4 @@
-"""What random probes tell of a symmetric operator: its trace and the density of its eigenvalues,
-with their errors.
+"""Trace and eigenvalue density of a symmetric operator from random probes, with their errors.
 
 Random vectors come from a generator on the CPU, so a seed means the same on every device and in
 every process."""
@@ -17,9 +16,8 @@ from torch import Generator, Tensor
 from samovar.curvature.lanczos import exact, lanczos
 from samovar.curvature.operators import LinearOperator
 
-# vectors per product with several: a batch's graph is built once for them, and they are held at
-# once
 COLUMNS = 8
+"""Vectors per product: a batch's graph is built once for all of them, and all are in memory."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +28,12 @@ class Estimate:
     stderr: float
     """Standard error of the mean over probes; 0 if nothing was random."""
     n: int
-    """Probes."""
+    """Number of probes."""
 
 
 @dataclass(frozen=True)
 class Density:
-    """The density of eigenvalues, as if each of them was a Gaussian of width sigma; it integrates
-    to 1."""
+    """A density of eigenvalues, each smoothed to a Gaussian of width sigma; it integrates to 1."""
 
     grid: Tensor
     """[G] float64."""
@@ -51,11 +48,12 @@ class Density:
     weights: Tensor
     """[n, m] their weights, which sum to 1; 0 where a run ended early."""
     num_products: int
-    """Products with single vectors that it took."""
+    """Number of products with single vectors that it took."""
 
     def moment(self, power: int) -> Estimate:
-        """The mean of eigenvalue^power, tr(A^power) / P; no error but the probes' for power < 2
-        num_steps."""
+        """Return the mean of eigenvalue^power, which is tr(A^power) / P.
+
+        For power < 2 num_steps its only error is that of the probes."""
         return _mean((self.weights * self.nodes**power).sum(dim=1))
 
 
@@ -67,18 +65,19 @@ def trace(
     num_probes: int = 32,
     generator: Generator | None = None,
 ) -> Estimate:
-    """The trace, by random probes of +-1 or exactly.
+    """Estimate the trace by random probes of +-1, or compute it exactly.
 
     Args:
-        method: "hutchinson" is the mean of z^T A z; "hutch++" spends two thirds of the products on
+        op: the operator.
+        method: "hutchinson" is the mean of z^T A z. "hutch++" spends two thirds of the products on
             the part of the trace in the largest eigenvalues, which it takes exactly, and the last
-            third on the rest, so that its error falls with 1 / n rather than 1 / sqrt(n) where the
-            spectrum decays; "exact" sums the diagonal.
-        num_probes: products, >= 2, of hutch++ >= 6; "exact" makes P of them whatever is given here.
+            third on the rest; its error falls with 1 / n instead of 1 / sqrt(n) if the spectrum
+            decays. "exact" sums the diagonal.
+        num_probes: number of products, >= 2, for hutch++ >= 6; "exact" always makes P.
         generator: on the CPU; None is a fresh one with seed 0.
 
     Raises:
-        ValueError: too few probes; an unknown method; what the operator raises.
+        ValueError: too few probes, an unknown method, or an error of the operator.
 
     Source: Hutchinson (1990); Hutch++: Meyer et al., arXiv:2010.09649."""
     methods = {"hutchinson": _hutchinson, "hutch++": _hutch_pp, "exact": _exact_trace}
@@ -136,18 +135,21 @@ def spectral_density(
     generator: Generator | None = None,
     basis_device: torch.device | str | None = None,
 ) -> Density:
-    """The density of eigenvalues by stochastic Lanczos quadrature; num_probes x num_steps products.
+    """Estimate the density of eigenvalues by stochastic Lanczos quadrature.
+
+    It takes num_probes x num_steps products.
 
     Args:
+        op: the operator.
         num_probes: random vectors of +-1, >= 2; the error falls with 1 / sqrt(num_probes).
-        num_steps: Lanczos steps from each, and so nodes of its quadrature.
+        num_steps: Lanczos steps from each vector, which are the nodes of its quadrature.
         sigma: width of the Gaussians; None is 1 % of the range of the nodes.
         grid: [G] where to evaluate; None is 1024 points over all nodes and 4 sigma on either side.
         generator: on the CPU; None is a fresh one with seed 0.
         basis_device: where the num_steps vectors of size P of one probe are kept.
 
     Raises:
-        ValueError: too few probes or steps; sigma not positive; what the operator raises.
+        ValueError: too few probes or steps, sigma is not positive, or an error of the operator.
 
     Source: Lin, Saad and Yang, arXiv:1308.5467; for networks Ghorbani et al., arXiv:1901.10159."""
     if num_probes < 2 or (sigma is not None and not sigma > 0):
@@ -199,7 +201,7 @@ def _mean(samples: Tensor) -> Estimate:
 
 
 def on_cpu(generator: Generator | None) -> Generator:
-    """The generator, None being a fresh one with seed 0.
+    """Return the generator, or a fresh one with seed 0 for None.
 
     Raises:
         ValueError: it is not on the CPU."""
@@ -207,19 +209,21 @@ def on_cpu(generator: Generator | None) -> Generator:
         return torch.Generator().manual_seed(0)
     if generator.device.type != "cpu":
         raise ValueError(
-            f"the generator is on {generator.device}; give torch.Generator(), so that seeds mean the same"
+            f"the generator is on {generator.device}; give torch.Generator(), so that seeds mean "
+            "the same"
         )
     return generator
 
 
 def gaussian(op: LinearOperator, generator: Generator) -> Tensor:
-    """[P]; drawn in float32, so that a float64 operator gets the same."""
+    """Draw a Gaussian vector [P], in float32 so that a float64 operator gets the same numbers."""
     return torch.randn(op.size, generator=generator).to(op.device, op.dtype)
 
 
 def signs(op: LinearOperator, num_probes: int, generator: Generator) -> Iterator[Tensor]:
-    """Probes of +-1, as matrices [P, up to COLUMNS]; drawn one by one, so the first do not depend
-    on their number."""
+    """Yield probes of +-1 as matrices [P, up to COLUMNS].
+
+    They are drawn one by one, so the first ones do not depend on their number."""
     for start in range(0, num_probes, COLUMNS):
         count = min(COLUMNS, num_probes - start)
         bits = [

@@ -1,5 +1,4 @@
-"""What is read from products alone: extreme eigenvalues here, trace and density in `probes`, each
-with its error."""
+"""Extreme eigenvalues of a symmetric operator, with their errors; see `probes` for the others."""
 
 from __future__ import annotations
 
@@ -26,24 +25,25 @@ __all__ = [
 
 Which = Literal["magnitude", "largest"]
 
-ROUNDING = 30  # of machine precision times the largest eigenvalue: residuals below it are noise
+ROUNDING = 30
+"""Residuals below this, times machine precision and the largest eigenvalue, are noise."""
 
 
 @dataclass(frozen=True)
 class Eigenpairs:
-    """k eigenpairs, the one asked for most first."""
+    """k eigenpairs, the most wanted first."""
 
     values: Tensor
     """[k] float64 on the host."""
     vectors: Tensor | None
-    """[P, k] of norm 1 on the operator's device (that of the basis, if it has one of its own)."""
+    """[P, k] of norm 1, on the operator's device (or that of the basis, if it has its own)."""
     residuals: Tensor
-    """[k], |A x - lambda x|: some eigenvalue is at most so far from the value, and much closer
-    where it is isolated: residual^2 / gap to the rest."""
+    """[k], |A x - lambda x|. Some eigenvalue is at most this far from the value, and much closer if
+    it is isolated: residual^2 / gap to the rest."""
     converged: bool
-    """Whether every residual is at most tol times its value, or nothing but rounding."""
+    """Whether every residual is at most tol times its value, or only rounding."""
     num_products: int
-    """Products with single vectors that they took."""
+    """Number of products with single vectors that they took."""
 
 
 @runtime_checkable
@@ -64,33 +64,34 @@ def top_eigenvalues(
     vectors: bool = True,
     basis_device: torch.device | str | None = None,
 ) -> Eigenpairs:
-    """The k eigenpairs of largest magnitude, or largest value, by Lanczos until all residuals are
-    small.
+    """Compute the k eigenpairs of largest magnitude or value by Lanczos, until residuals are small.
 
-    A neural network takes some 10 products to 1e-3. Of a repeated eigenvalue one copy is sure to be
-    found.
+    A neural network takes about 10 products to reach 1e-3. Of a repeated eigenvalue one copy is
+    sure to be found.
 
     Args:
-        k: how many, at most min(max_steps, P).
+        op: the operator.
+        k: number of eigenpairs, at most min(max_steps, P).
         which: "magnitude" for the largest |lambda|, signs kept; "largest" for the largest lambda.
         tol: largest residual, relative to the eigenvalue.
-        max_steps: products at most; what is found by then is returned with converged=False.
-        generator: on the CPU, for the start, a random vector; None is a fresh one with seed 0. An
-            operator that has `loss_and_gradient` adds the gradient, which leans towards the top and
-            saves two products or so.
+        max_steps: the most products; pairs found by then are returned with converged=False.
+        generator: on the CPU, for the random start; None is a fresh one with seed 0. If the
+            operator has `loss_and_gradient`, the gradient is added to the start; it leans towards
+            the top eigenvectors and saves about two products.
         start: [P] to start from instead, such as the eigenvector of nearby weights.
-        vectors: whether to make eigenvectors.
+        vectors: whether to compute eigenvectors.
         basis_device: where the up to max_steps vectors of size P are kept.
 
     Raises:
-        ValueError: k, max_steps or tol out of range; a start that is zero; what the operator
-            raises.
+        ValueError: k, max_steps or tol is out of range, the start is zero, or an error of the
+            operator.
 
     Source: Lanczos (1950); residuals after Parlett, The Symmetric Eigenvalue Problem."""
     steps = min(max_steps, op.size)
     if not 1 <= k <= steps:
         raise ValueError(
-            f"k={k} is not within the {steps} steps allowed; pick 1 <= k <= min(max_steps, P={op.size})"
+            f"k={k} is not within the {steps} steps allowed; "
+            f"pick 1 <= k <= min(max_steps, P={op.size})"
         )
     if not tol > 0 or which not in ("magnitude", "largest"):
         raise ValueError(f"tol={tol}, which={which!r}: pick tol > 0, and 'magnitude' or 'largest'")
@@ -121,8 +122,8 @@ def _start(op: LinearOperator, generator: Generator) -> Tensor:
         return v0
     gradient = op.loss_and_gradient()[1]
     size = math.sqrt(dot(gradient, gradient))
-    # the random part is as large: the gradient alone may have nothing of the eigenvector, at a
-    # minimum it is rounding
+    # The random part is as large as the gradient, which alone may have no component along the
+    # eigenvector; at a minimum it is only rounding.
     return v0 if size == 0 else gradient.mul_(math.sqrt(dot(v0, v0)) / size).add_(v0)
 
 
@@ -152,16 +153,18 @@ def power_iteration(
     tol: float | None = None,
     generator: Generator | None = None,
 ) -> Eigenpairs:
-    """The eigenpair of largest magnitude by power iteration, the paper's protocol; slower than
-    `top_eigenvalues`.
+    """Compute the eigenpair of largest magnitude by power iteration, the paper's protocol.
+
+    It is slower than `top_eigenvalues`.
 
     Args:
-        num_steps: products, >= 1.
-        tol: stop earlier, at this residual relative to the eigenvalue; None never does.
+        op: the operator.
+        num_steps: number of products, >= 1.
+        tol: stop earlier at this residual, relative to the eigenvalue; None does not.
         generator: as for `top_eigenvalues`.
 
     Raises:
-        ValueError: num_steps < 1; a product that is not finite.
+        ValueError: num_steps < 1, or a product is not finite.
 
     Source: appendix C of arXiv:2106.01548."""
     if num_steps < 1:
