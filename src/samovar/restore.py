@@ -1,8 +1,8 @@
 """Context managers that leave a model and the random state exactly as they found them; only torch.
 
 Each one restores by assignment to the object it read from, never by a call of the model's own
-`train()` or `eval()`: some models override these, with effects that no call undoes. A BatchNorm that
-was frozen in eval mode inside a model in train mode therefore stays frozen.
+`train()` or `eval()`: some models override these, with effects that no call undoes. So a BatchNorm
+that was frozen in eval mode inside a model in train mode stays frozen.
 """
 
 from __future__ import annotations
