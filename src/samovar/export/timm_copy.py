@@ -22,6 +22,7 @@ from timm.models.resnet import ResNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from samovar import restore
 from samovar.export.original import Original, compare
 from samovar.export.preprocessing import KEY, Interface, resize_side, to_dict
 from samovar.models.timm_folder import CONFIG, WEIGHTS
@@ -77,7 +78,7 @@ _REASONS: dict[type[nn.Module], str] = {
 
 def open_plainly(folder: Path, interface: Interface) -> Callable[[Tensor], Tensor]:
     """What timm makes of a folder: images [B, C, S, S] in [0, 1] to logits [B, K]."""
-    with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then overwritten
+    with restore.rng():  # the initial weights are overwritten
         model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
     told = _told(model)
     mean, std = (torch.tensor(told[name]).view(1, -1, 1, 1) for name in ("mean", "std"))

@@ -23,9 +23,10 @@ from timm.models.resnetv2 import ResNetV2
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from samovar import plugins
 from samovar.config import ModelConfig
 from samovar.models.networks import Sizes, build, check_patch, heads, zero_head
-from samovar.models.table import MODELS, Family, Variant, unknown
+from samovar.models.table import MODELS, Family, Variant, has_constructor, names, unknown
 
 __all__ = ["MODELS", "Classifier", "create", "describe", "family"]
 
@@ -117,8 +118,8 @@ def create(
     sizes = Sizes(num_classes, image_size, channels)
     if config.name in MODELS:
         body = build(MODELS[config.name], config, sizes)
-    elif ":" in config.name:
-        body = _user_model(config, sizes)
+    elif has_constructor(config.name):
+        body = _constructed(config, sizes)
     else:
         body = _timm_model(config, sizes)
     return body if isinstance(body, Classifier) else Classifier(body, config.mean, config.std)
@@ -146,7 +147,7 @@ def describe(name: str) -> Variant:
         ValueError: an unknown name."""
     if name in MODELS:
         return MODELS[name]
-    if ":" in name:
+    if has_constructor(name):
         return Variant("other", 0)
     _check_timm_name(name)
     with torch.device("meta"):
@@ -212,8 +213,15 @@ def _accepted(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         )
 
 
-def _user_model(config: ModelConfig, sizes: Sizes) -> nn.Module:
-    function = _import_function(config.name)
+def _constructed(config: ModelConfig, sizes: Sizes) -> nn.Module:
+    """Call the function of another package or of the user with those settings that it takes."""
+    added = config.name in plugins.names("models")
+    function = plugins.load("models", config.name) if added else _import_function(config.name)
+    if not callable(function):
+        raise ValueError(
+            f"--model.name {config.name} is added by a package as {type(function).__name__}; "
+            "its entry point has to name a function"
+        )
     settings = {
         "dropout": config.dropout,
         "drop_path": config.drop_path,
@@ -253,15 +261,15 @@ def _import_function(name: str) -> Callable[..., object]:
         ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
-        names = [
+        found = [
             n for n, value in vars(module).items() if callable(value) and not n.startswith("_")
         ]
         raise ValueError(
-            f"--model.name {name}: {module_name} has no function {function_name!r}; it has {names}"
+            f"--model.name {name}: {module_name} has no function {function_name!r}; it has {found}"
         )
     return cast(Callable[..., object], function)
 
 
 def _check_timm_name(name: str) -> None:
     if not timm.is_model(name):
-        raise unknown(name, [*MODELS, *timm.list_models()])
+        raise unknown(name, [*names(), *timm.list_models()])

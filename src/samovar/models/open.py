@@ -17,6 +17,7 @@ from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor, nn
 
 from samovar import config as configs
+from samovar import restore
 from samovar.config import DataConfig, ModelConfig
 from samovar.data.sources import open_source
 from samovar.models import flax, timm_folder
@@ -24,7 +25,7 @@ from samovar.models.factory import Classifier, create, describe
 from samovar.models.load import load_whole
 from samovar.models.read import Kind, Weights, kind, read
 from samovar.models.recognize import names_of, recognize, side_of
-from samovar.models.table import MODELS
+from samovar.models.table import MODELS, has_constructor
 from samovar.runs.records import RunDir
 
 _PROBE = 1013
@@ -83,7 +84,7 @@ def open_model(what: str, *, name: str = "", image_size: int = 0) -> Opened:
             or describe(config.name).image_size
         )
         channels, num_classes = _border(config, weights.tensors, side)
-        with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten
+        with restore.rng():  # the initial weights are overwritten
             model = create(
                 config, num_classes=num_classes or _PROBE, image_size=side, channels=channels
             ).eval()
@@ -126,7 +127,8 @@ def _network(weights: Weights, what: str, name: str) -> tuple[ModelConfig, tuple
 def _pixels(name: str) -> ModelConfig:
     """Normalization that goes with a name: timm's with a network of timm's, else Google's, to [-1,
     1]."""
-    known = None if name in MODELS or ":" in name else timm.get_pretrained_cfg(name)
+    ours = name in MODELS or has_constructor(name)
+    known = None if ours else timm.get_pretrained_cfg(name)
     return ModelConfig(mean=tuple(known.mean), std=tuple(known.std)) if known else ModelConfig()
 
 
@@ -221,7 +223,7 @@ def _open_folder(folder: Path, image_size: int) -> Opened:
         options["img_size"] = side
     config = ModelConfig(told.architecture, init="library", mean=told.mean, std=told.std)
     try:
-        with torch.random.fork_rng(devices=[]):
+        with restore.rng():
             body: nn.Module = timm.create_model(
                 told.architecture, num_classes=told.num_classes, **options
             )

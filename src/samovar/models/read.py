@@ -6,7 +6,6 @@ without them."""
 
 from __future__ import annotations
 
-import difflib
 import logging
 import pickle
 import re
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from samovar import config as configs
+from samovar import words
 from samovar.config import ModelConfig
 from samovar.models import timm_folder
 
@@ -151,10 +151,9 @@ def _pretrained(name: str) -> Any:
     import timm
 
     if not (timm.is_model(name) and timm.is_model_pretrained(name)):
-        near = difflib.get_close_matches(name, timm.list_pretrained(), n=3, cutoff=0.5)
-        hint = f"; nearest names: {', '.join(near)}" if near else ""
+        advice = words.suggest(name, timm.list_pretrained(), instead="give one of these", count=3)
         raise ValueError(
-            f"{name} is no run folder, no file and no timm model with pretrained weights of that name{hint}"
+            f"{name} is no run folder, no file and no timm model with pretrained weights; {advice}"
         )
     return timm.get_pretrained_cfg(name)
 

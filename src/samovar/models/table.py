@@ -7,10 +7,11 @@ is the paper's, with GroupNorm; timm's own is `resnet50.a1_in1k` (any tag will d
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from samovar import plugins, words
 
 Family = Literal["vit", "mixer", "resnet", "other"]
 
@@ -116,13 +117,28 @@ MODELS: dict[str, Variant] = {
 }
 
 
+def names() -> list[str]:
+    """Return the names of `MODELS` and, after them, those that installed packages add."""
+    return [*MODELS, *(name for name in plugins.names("models") if name not in MODELS)]
+
+
+def has_constructor(name: str) -> bool:
+    """Return whether a function outside this project builds the network of this name.
+
+    It is a `module:function`, or a name that an installed package adds. A row of `MODELS` goes
+    first: a package cannot change what a name of ours means."""
+    return name not in MODELS and (":" in name or name in plugins.names("models"))
+
+
 def line(name: str) -> str:
-    """One line about a row of `MODELS`, for a list.
+    """Return one line about a name of `names()`, for a list.
 
     Raises:
-        ValueError: no such row."""
+        ValueError: the name is none of them."""
     if name not in MODELS:
-        raise unknown(name, MODELS)
+        if name in plugins.names("models"):
+            return "added by an installed package"
+        raise unknown(name, names())
     row = MODELS[name]
     parts = [f"{row.params / 1e6:.1f}M parameters"]
     if row.patch:
@@ -134,11 +150,14 @@ def line(name: str) -> str:
 
 
 def summary(name: str) -> str:
-    """All that the table says of a row of `MODELS`.
+    """Return all that the table says about a name of `names()`.
 
     Raises:
-        ValueError: no such row."""
-    first, row = line(name), MODELS[name]
+        ValueError: the name is none of them."""
+    first = line(name)
+    if name not in MODELS:
+        return first
+    row = MODELS[name]
     facts = [
         f"{row.params:,} parameters with {row.channels} x {row.image_size} x {row.image_size} images"
     ]
@@ -155,7 +174,8 @@ def summary(name: str) -> str:
 
 
 def unknown(name: str, known: Iterable[str]) -> ValueError:
-    """The error for a name that is none of `known`: it names the nearest ones."""
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"nearest: {', '.join(near)}" if near else "`samovar list models` prints ours"
-    return ValueError(f"unknown model {name!r}; {hint}; any timm name or module:function works too")
+    """Return the error for a name that is none of `known`; it suggests the closest ones."""
+    hint = words.suggest(name, known, instead="`samovar list models` prints ours", count=3)
+    return ValueError(
+        f"unknown model {name!r}; {hint} (any timm name or module:function works too)"
+    )

@@ -15,6 +15,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from samovar import restore
 from samovar.models.factory import Classifier
 
 _ALL = slice(None)
@@ -123,11 +124,8 @@ def num_features(encoder: Classifier, image: Tensor) -> int:
 
     Raises:
         ValueError: a network that does not tell its features, or whose features are no vector."""
-    was_training = encoder.training
-    try:
-        found = encoder.eval().features(image)
-    finally:
-        encoder.train(was_training)
+    with restore.modes(encoder, training=False):
+        found = encoder.features(image)
     if found.ndim != 2:
         raise ValueError(
             f"{type(encoder.body).__name__} has features of shape {list(found.shape)} before its classifier; "
