@@ -94,6 +94,7 @@ def _prepared(original: Original) -> str:
 def _measured(original: Original, run: RunDir) -> list[str]:
     """Return lines on accuracy and sharpness of these weights, or that they were not measured."""
     source = configs.load(run.config_path).data.source
+    # records of other checkpoints or other data say nothing about these weights here
     at_step = (record for record in run.records() if record.where.get("step") == original.step)
     own = [record for record in at_step if record.settings.get("source", source) == source]
     eigenvalue = f"lambda_max, the largest Hessian eigenvalue: {_lambda_max(own)}"
@@ -101,6 +102,7 @@ def _measured(original: Original, run: RunDir) -> list[str]:
 
 
 def _accuracy(records: Sequence[Record]) -> str:
+    # the validation during training is the fallback, where `samovar measure` has not been run
     measured = [
         record
         for record in records

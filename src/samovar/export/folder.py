@@ -37,6 +37,7 @@ def write(original: Original, kind: str, output: Path) -> Path:
     _check_place(output, {CARD, *names})
     aside = place.with_name(f".partial-{place.name}")
     shutil.rmtree(aside, ignore_errors=True)
+    # written aside and renamed at the end: the place never holds half a copy
     try:
         aside.mkdir(parents=True)
         difference = writer(original, aside)

@@ -35,7 +35,7 @@ def write_onnx(original: Original, folder: Path) -> float:
                 program, dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False
             )
         found.model.metadata_props.update(_metadata(original.interface))
-        found.save(folder / MODEL, external_data=False)
+        found.save(folder / MODEL, external_data=False)  # weights inside, so that it is one file
     except (RuntimeError, ValueError, NotImplementedError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(
@@ -61,7 +61,7 @@ def open_session(path: Path, device: str = "cpu") -> Any:
     wanted = ["CUDAExecutionProvider"] if device.startswith("cuda") else []
     providers = [each for each in wanted if each in onnxruntime.get_available_providers()]
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 3  # errors only
     options.intra_op_num_threads = torch.get_num_threads()
     try:
         return onnxruntime.InferenceSession(

@@ -66,6 +66,7 @@ def open_original(
         return Original(title, opened, interface_of(opened), None, 0, Path(what).name)
     path = _choose(run, checkpoint)
     found = checkpoints.load(path)
+    # open_model has loaded the best checkpoint, which may not be the one asked for
     opened.model.body.load_state_dict(found.ema or found.model)
     weights = ("average of " if found.ema else "") + path.name
     return Original(title, opened, interface_of(opened), run, found.step, weights)
@@ -73,6 +74,7 @@ def open_original(
 
 def _choose(run: RunDir, which: str) -> Path:
     steps = checkpoints.steps_saved(run.checkpoints)
+    # `step-300`, `300` and the folder's own `step-00000300` name the same checkpoint
     asked = which.removeprefix("step-").lstrip("0") or "0"
     if not steps:
         raise ValueError(f"{run.path} has no checkpoint yet; train it")

@@ -147,6 +147,7 @@ def predict(
             for path, found in zip(files, read, strict=True):
                 if isinstance(found, str):
                     on_bad(path, found)
+            # one bad file must not cost its batch
             good = {
                 path: found
                 for path, found in zip(files, read, strict=True)
@@ -219,6 +220,7 @@ def show(
         elif csv_file:
             save_csv(found, Path(csv_file))
         else:
+            # a pipe has no width of its own; 120 columns keep most rows on one line
             Console(width=None if sys.stdout.isatty() else 120).print(
                 table_of(found, predictor.name, predictor.interface)
             )

@@ -73,6 +73,7 @@ def from_dict(values: Any) -> Interface:
 
     Raises:
         ValueError: a value that is missing or of another type."""
+    # a copy may come from anywhere, so nothing in it is trusted
     hints: dict[str, type] = {
         "classes": list,
         "image_size": int,

@@ -43,6 +43,7 @@ def write_timm(original: Original, folder: Path) -> float:
 
     Raises:
         ValueError: timm builds no such network from a `config.json`."""
+    # safetensors refuses views and tensors that share memory
     weights = {
         name: tensor.detach().contiguous().clone()
         for name, tensor in _body(original).state_dict().items()
@@ -147,6 +148,7 @@ def _body(original: Original) -> Any:
 def _candidates(original: Original) -> Iterator[Built]:
     """Yield ways to build the network, likely ones first."""
     body, opened = _body(original), original.opened
+    # the exact class: a subclass may compute something else
     own = next((describe for kind, describe in _FAMILIES.items() if type(body) is kind), None)
     if own:
         yield own(body)
@@ -171,6 +173,7 @@ def _vit(body: Any) -> Built:
         "mlp_ratio": block.mlp.fc1.out_features / body.embed_dim,
         "act_layer": _activation(block.mlp.act),
     }
+    # by default timm moves the last norm behind the mean; the paper's networks do not
     if body.cls_token is None:
         args |= {"class_token": False, "global_pool": body.global_pool}
         args["fc_norm"] = not isinstance(body.fc_norm, nn.Identity)
@@ -184,6 +187,7 @@ def _mixer(body: Any) -> Built:
     if isinstance(block, MixerBlock) and _activation(block.mlp_tokens.act) != "gelu":
         args["act_layer"] = _activation(block.mlp_tokens.act)
     sizes = (body.embed_dim, len(body.blocks), patch)
+    # no name of timm has these sizes, so they are arguments of another one
     if sizes not in _MIXERS:
         args |= {"patch_size": patch, "embed_dim": body.embed_dim, "num_blocks": len(body.blocks)}
     return Built(_MIXERS.get(sizes, "mixer_b16_224"), args)

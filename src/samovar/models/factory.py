@@ -120,6 +120,7 @@ def create(
                 f"give 1 or {channels}"
             )
     sizes = Sizes(num_classes, image_size, channels)
+    # names of ours hide those of other packages, which hide timm's
     if config.name in MODELS:
         body = build(MODELS[config.name], config, sizes)
     elif has_constructor(config.name):
@@ -187,6 +188,7 @@ def _timm_model(config: ModelConfig, sizes: Sizes) -> nn.Module:
             f"timm's {config.name} does not take {sizes.channels} x {sizes.image_size} x "
             f"{sizes.image_size} images ({reason}); pick another --data.image-size or model"
         ) from error
+    # a rate that the model drops silently would train another recipe than the config says
     for name, flag in (("drop_rate", "dropout"), ("drop_path_rate", "drop-path")):
         if rates[name] and name not in options:
             raise ValueError(f"timm's {config.name} has no {name}; leave --model.{flag} at 0")
@@ -228,6 +230,7 @@ def _constructed(config: ModelConfig, sizes: Sizes) -> nn.Module:
         "drop_path": config.drop_path,
         "head_bias": config.head_bias,
     }
+    # as for timm's models: a setting that the function cannot take must not be lost silently
     parameters = inspect.signature(function).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for name, value in settings.items():
@@ -248,6 +251,7 @@ def _constructed(config: ModelConfig, sizes: Sizes) -> nn.Module:
 
 
 def _import_function(name: str) -> Callable[..., object]:
+    # checked first, because importlib's own errors on such names say little
     module_name, _, function_name = name.partition(":")
     if not all(part.isidentifier() for part in [*module_name.split("."), function_name]):
         raise ValueError(

@@ -57,7 +57,7 @@ def num_heads(path: Path) -> int:
             ),
             "",
         )
-        return int(file[name].shape[-2]) if name else 0
+        return int(file[name].shape[-2]) if name else 0  # [..., H, D / H]
 
 
 def from_flax(arrays: Mapping[str, Array]) -> dict[str, Tensor]:
@@ -92,7 +92,7 @@ def _without_prefix(arrays: Mapping[str, Array]) -> dict[str, Array]:
             for name, value in arrays.items()
             if name.startswith(prefix)
         }
-        if inside:
+        if inside:  # prefixes may nest
             return _without_prefix(inside)
     # units of a ResNet count from 1, or 01, in Flax and from 0 in timm
     return {
@@ -193,6 +193,8 @@ def _norm(pattern: str, target: str) -> list[Rule]:
     ]
 
 
+# vision_transformer numbers all children of a block together (LayerNorm_0, attention _1,
+# LayerNorm_2, MlpBlock_3), big_vision each kind by itself (_0, _0, _1, _0).
 _ENCODER = r"Transformer/encoderblock_(\d+)"
 _ATTENTION = rf"{_ENCODER}/MultiHeadDotProductAttention_[01]"
 
@@ -219,6 +221,7 @@ def _mixing(axis: str, target: str) -> list[Rule]:
         rules += _layer(
             rf"{_BLOCK}/{axis}_mixing/{dense}", rf"blocks.\1.{target}.fc{first}", _dense
         )
+        # an older layout has both kernels of an MLP in one module
         older = rf"{_BLOCK}/{axis}_mixing_phase_0"
         rules.append((f"{older}/kernel{number}", rf"blocks.\1.{target}.fc{first}.weight", _dense))
         rules.append((f"{older}/bias{number}", rf"blocks.\1.{target}.fc{first}.bias", _vector))

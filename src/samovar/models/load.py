@@ -118,11 +118,12 @@ def _load(body: nn.Module, given: dict[str, Tensor], new: set[str]) -> tuple[lis
     Nothing is loaded if there are complaints."""
     wanted = {name: tensor for name, tensor in body.state_dict().items() if name not in new}
     notes: list[str] = []
-    given = dict(given)
+    given = dict(given)  # the caller keeps its tensors as they are
     for name in (name for name in wanted if name in given):
         given[name], changes = _fitted(name, given[name], wanted[name], body)
         notes += changes
     complaints = _complaints(given, wanted)
+    # all or nothing: a network that is loaded in part would train without a word
     if not complaints:
         body.load_state_dict(given, strict=False)
     return notes, complaints
@@ -217,6 +218,7 @@ def _fitted_stem(
     notes = []
     before, after = tensor.shape[1], wanted.shape[1]
     if before != after and 1 in (before, after):
+        # a gray image has the same value in all channels, so only the sum of the kernels counts
         tensor = tensor.sum(1, keepdim=True).expand(-1, after, -1, -1) / after
         notes.append(f"first kernels adapted from {before} to {after} channels")
     if tensor.shape[2:] != wanted.shape[2:] and isinstance(

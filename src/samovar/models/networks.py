@@ -115,7 +115,7 @@ def _resnet(row: Variant, config: ModelConfig, sizes: Sizes) -> nn.Module:
     )
     size, stride = (3, 1) if row.small_images else (7, 2)
     body.conv1 = nn.Conv2d(sizes.channels, row.width, size, stride, size // 2, bias=False)
-    if row.groups:
+    if row.groups:  # as in BiT: SAME padding in every convolution and in the pooling
         _standardize(body)
         body.maxpool = MaxPool2dSame(3, 2)
     if row.small_images:
@@ -215,6 +215,7 @@ def zero_head(body: nn.Module, config: ModelConfig, num_classes: int) -> None:
     layers = [
         m for head in heads(body) for m in head.modules() if isinstance(m, nn.Linear | nn.Conv2d)
     ]
+    # a head may hold further layers; only those that give logits are set
     layers = [
         m
         for m in layers

@@ -89,7 +89,7 @@ def open_model(what: str, *, name: str = "", image_size: int = 0) -> Opened:
                 config, num_classes=num_classes or _PROBE, image_size=side, channels=channels
             ).eval()
         notes += load_whole(model, weights.tensors, config.name)
-    num_classes = num_classes or _counted(model, channels, side)
+    num_classes = num_classes or _count_logits(model, channels, side)
     found = Opened(
         what, model, config, side, channels, num_classes, (), None, (weights.name, *notes)
     )
@@ -141,10 +141,13 @@ def _border(config: ModelConfig, tensors: dict[str, Tensor], image_size: int) ->
         ValueError: the classifier layer is not among the tensors."""
     # one mean and std fit any number of channels, so a probe with 3 is as good as any
     several = max(len(config.mean), len(config.std))
-    body = _probe(config, several if several > 1 else 3, image_size)
+    channels = several if several > 1 else 3
+    with torch.device("meta"):
+        body = create(config, num_classes=_PROBE, image_size=image_size, channels=channels).body
     stem = next((name for name, layer in body.named_modules() if isinstance(layer, nn.Conv2d)), "")
     kernel = tensors.get(f"{stem}.weight")
     channels = kernel.shape[1] if kernel is not None and kernel.ndim == 4 else 3
+    # tensors whose first axis is the probe's number of classes form the classifier layer
     wanted = {
         name: tensor for name, tensor in body.state_dict().items() if tensor.shape[:1] == (_PROBE,)
     }
@@ -160,13 +163,8 @@ def _border(config: ModelConfig, tensors: dict[str, Tensor], image_size: int) ->
     return channels, len(found[0]) if found else 0
 
 
-def _probe(config: ModelConfig, channels: int, image_size: int) -> nn.Module:
-    with torch.device("meta"):
-        return create(config, num_classes=_PROBE, image_size=image_size, channels=channels).body
-
-
 @torch.no_grad()
-def _counted(model: Classifier, channels: int, image_size: int) -> int:
+def _count_logits(model: Classifier, channels: int, image_size: int) -> int:
     logits: Tensor = model(torch.zeros(1, channels, image_size, image_size))
     return logits.shape[1]
 
@@ -216,6 +214,7 @@ def _open_folder(folder: Path, image_size: int) -> Opened:
     side = image_size or spec.image_size
     known = timm.get_pretrained_cfg(spec.architecture)
     options: dict[str, Any] = {"in_chans": spec.channels} | spec.args
+    # networks of convolutions take images of any size and have no argument for it
     if "img_size" in options or (known and known.fixed_input_size):
         options["img_size"] = side
     config = ModelConfig(spec.architecture, init="library", mean=spec.mean, std=spec.std)

@@ -84,6 +84,7 @@ def kind(what: str) -> Kind:
 
     Raises:
         ValueError: a folder that is neither a run nor in timm's layout."""
+    # timm's folders have a config.json as well, so they are recognized before runs
     path = Path(what)
     if timm_folder.is_one(path):
         return "folder"
@@ -170,6 +171,7 @@ def _read_timm(name: str) -> dict[str, Tensor]:
         with _quiet("huggingface_hub", "timm"):
             body: nn.Module = timm.create_model(name, pretrained=True)
     except Exception as error:  # libraries that download raise errors of many kinds
+        # the root cause says more than the wrappers around it
         root: BaseException = error
         while root.__cause__ or root.__context__:
             root = root.__cause__ or root.__context__ or root
@@ -235,6 +237,7 @@ def _named(found: Any, path: Path) -> dict[str, Tensor]:
     """Return the tensors by name in a file's content, without the wrappers around them."""
     from torch import Tensor
 
+    # training programs nest: weights may lie under several of these keys and prefixes
     while isinstance(found, dict) and (
         nest := next((key for key in _NESTS if isinstance(found.get(key), dict)), "")
     ):

@@ -29,11 +29,12 @@ def recognize(tensors: Mapping[str, Tensor], heads: int = 0) -> str:
 
     Raises:
         ValueError: no row has these sizes; says what was found."""
-    found = _signature(tensors)
+    found = _signature_of_tensors(tensors)
     if found is None:
         raise ValueError(f"{names_of(tensors)} fit no ViT, Mixer or ResNet under timm's names")
     for name, row in MODELS.items():
-        if _signature_of(row) == found and heads in (0, row.heads):
+        # files without a number of heads match every row of the other sizes; the first one wins
+        if _signature_of_row(row) == found and heads in (0, row.heads):
             return name
     raise ValueError(f"{_in_words(found, heads)} is not in the table of `samovar list models`")
 
@@ -60,19 +61,20 @@ def side_of(tensors: Mapping[str, Tensor]) -> int:
     return 0
 
 
-def _signature_of(row: Variant) -> Signature:
+def _signature_of_row(row: Variant) -> Signature:
     if row.family == "resnet":
         return (row.family, row.width, row.stages, row.bottleneck, row.groups > 0)
     return (row.family, row.width, row.depth, row.patch, row.pool)
 
 
-def _signature(tensors: Mapping[str, Tensor]) -> Signature | None:
+def _signature_of_tensors(tensors: Mapping[str, Tensor]) -> Signature | None:
     for family, kernel, block in _SIGNS:
         blocks = {found.groups() for name in tensors if (found := re.match(block, name))}
         if blocks and kernel in tensors and tensors[kernel].ndim == 4:
             width, _, patch, _ = tensors[kernel].shape
             if family == "resnet":
                 stages = tuple(sum(stage == str(i) for stage, _ in blocks) for i in (1, 2, 3, 4))
+                # timm calls GroupNorm bn1 too, but only BatchNorm has running statistics
                 group_norm = "bn1.running_mean" not in tensors
                 return (family, width, stages, "layer1.0.conv3.weight" in tensors, group_norm)
             pooled = family == "vit" and "cls_token" not in tensors

@@ -48,6 +48,7 @@ class Variant:
     @property
     def bottleneck(self) -> bool:
         """Return whether residual blocks are 1x1, 3x3, 1x1 convolutions rather than two 3x3."""
+        # stem and head add 2 layers; a basic block has 2 layers with weights, a bottleneck 3
         return self.depth > 3 * sum(self.stages)
 
     @property

@@ -107,4 +107,5 @@ def _contrastive(temperature: float, world_size: int) -> Objective:
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:
+    # the exponentials of a loss overflow or round badly in half precision
     return logits.float() if logits.itemsize < 4 else logits

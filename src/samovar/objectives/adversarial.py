@@ -70,6 +70,7 @@ def begin(images: Tensor, config: AdversarialConfig, *seeds: int) -> Attack | No
             kind of device."""
     if config.eps == 0 or _clean_before(len(images), config.clean_share) == len(images):
         return None
+    # a radius of 0 pins the clean images, so that the batch stays in one piece
     ball = Ball(images, config.eps)
     if config.clean_share:
         attacked = ~clean_places(len(images), config.clean_share, images.device)
@@ -102,5 +103,6 @@ def clean_places(count: int, share: float, device: torch.device | None = None) -
 
 def _clean_before(place: Any, share: float) -> Any:
     """Return how many places before this one (or before each of a tensor of places) stay clean."""
+    # a fraction, since floating point would round differently for scalars and tensors
     exact = Fraction(share).limit_denominator(10**6)
     return (2 * place * exact.numerator + exact.denominator) // (2 * exact.denominator)

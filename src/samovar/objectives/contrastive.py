@@ -40,6 +40,7 @@ def supcon_loss(
             of anchors in all rows.
 
     Source: L_out, equation 2 of arXiv:2004.11362."""
+    # cosines in half precision are too coarse to be divided by a small temperature
     with torch.autocast(embeddings.device.type, enabled=False):
         points = F.normalize(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)))
         rows = torch.arange(len(labels), device=labels.device)
@@ -50,6 +51,7 @@ def supcon_loss(
         logits = (points[anchors] @ points.T / temperature).masked_fill(itself, lowest)
         log_shares = torch.where(positive, logits.log_softmax(1), 0.0)
         mean_log_shares = log_shares.sum(1) / positive.sum(1).clamp(min=1)
+        # counted over all rows, not only these anchors, so that the mean of parts is the loss
         num_anchors = ((labels[:, None] == labels).sum(1) > 1).sum().clamp(min=1)
         return -mean_log_shares.sum() / num_anchors * (len(rows) / len(mean_log_shares))
 
@@ -83,6 +85,7 @@ class _Gathered(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        # all_reduce works in place, and autograd may pass a gradient that others share
         total = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total.chunk(dist.get_world_size())[dist.get_rank()]
