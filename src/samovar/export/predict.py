@@ -21,7 +21,7 @@ from samovar.data.folders import EXTENSIONS, images_in
 from samovar.data.pipeline import to_floats
 from samovar.export.onnx_file import MODEL, interface_in, open_session, run
 from samovar.export.original import open_original
-from samovar.export.predictions import (
+from samovar.export.prediction_output import (
     Prediction,
     path_text,
     save_csv,
