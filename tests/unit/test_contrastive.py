@@ -135,6 +135,14 @@ def test_the_number_of_features_is_found_without_a_trace(name, width):
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
+def test_a_batch_norm_frozen_in_eval_stays_frozen_when_features_are_counted():
+    model = encoder("test_resnet")
+    frozen = next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+    frozen.eval()
+    num_features(model, torch.rand(1, 1, 32, 32))
+    assert [module for module in model.modules() if not module.training] == [frozen]
+
+
 class Plain(nn.Module):
     def forward(self, images):
         return images.flatten(1)

@@ -242,7 +242,7 @@ def test_a_card_without_records_says_what_was_not_measured(digits, tmp_path):
         ("export RUN --format", "--format: expected one argument"),
         ("export RUN --format timm --checkpoint 4", "4 is not there; give best, last or one of step-3, step-5"),
         ("export RUN --format timm --checkpoint init", "--checkpoint init is not there; give best, last or one of"),
-        ("export RUN --format timm --output RUN", "holds arrays, which is of no earlier export; give another folder"),
+        ("export RUN --format timm --output RUN", "holds arrays, which no earlier export wrote; give another folder"),
         ("export RUN --format timm --output RUN/config.json", "config.json is a file; give a folder"),
         ("export RUN --format timm --output /proc/no/where", "cannot write to --output /proc/no/where"),
         ("export nowhere --format timm", "nowhere is no run folder, no file and no timm model"),

@@ -275,7 +275,7 @@ def test_a_file_is_read_without_the_optimizers_moments(tmp_path) -> None:
 def test_what_is_no_such_file_is_refused_in_one_line(tmp_path) -> None:
     np.savez(tmp_path / "other.npz", weight=np.zeros(3))
     with pytest.raises(
-        ValueError, match=r"other.npz: its 1 names \(weight\) are of no ViT, .+ which have Transformer/enc"
+        ValueError, match=r"other.npz: its 1 names \(weight\) fit no ViT, .+ which have Transformer/enc"
     ):
         read_npz(tmp_path / "other.npz")
     arrays = drawn(vit_shapes(OLD, "pos_embedding", cls=True)) | {"pre_logits/kernel": np.zeros((8, 8))}
@@ -336,13 +336,13 @@ def test_a_mixer_and_a_resnet_of_the_table_are_recognized(tmp_path, monkeypatch)
 def test_a_network_that_the_table_lacks_is_told_by_its_sizes(tmp_path) -> None:
     np.savez(tmp_path / "vit.npz", **drawn(vit_shapes(OLD, OLD_POS, cls=False)))
     assert num_heads(tmp_path / "vit.npz") == 2
-    line = r"vit.npz: a ViT of width 8, depth 2, patch 8, 2 heads, without a class token is none of ours"
+    line = r"vit.npz: a ViT of width 8, depth 2, patch 8, 2 heads, without a class token is not in the table"
     with pytest.raises(ValueError, match=line):
         open_model(str(tmp_path / "vit.npz"))
     arrays = in_flax_names(vit_shapes(OLD, OLD_POS, cls=True), 384, 12, 12)  # ViT-S has 6 heads
     arrays["embedding/kernel"] = np.zeros((16, 16, 3, 384), np.float32)
     np.savez(tmp_path / "vit.npz", **arrays)
     with pytest.raises(
-        ValueError, match=r"width 384, depth 12, patch 16, 12 heads, with a class token is none of ours"
+        ValueError, match=r"width 384, depth 12, patch 16, 12 heads, with a class token is not in the table"
     ):
         open_model(str(tmp_path / "vit.npz"))

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from importlib import metadata
 
 import pytest
 import timm
@@ -12,14 +13,18 @@ import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, StdConv2dSame
 from timm.models.resnetv2 import ResNetV2
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from samovar.config import ModelConfig
+from samovar import cli, plugins
+from samovar.config import Config, ModelConfig
 from samovar.curvature import blocks
 from samovar.measure.attention import attention_maps
-from samovar.models import networks
+from samovar.models import networks, table
 from samovar.models.factory import Classifier, create, describe, family
+from samovar.models.open import open_model
 from samovar.models.table import MODELS, Variant
+from tests.unit.made_run import made_run
 
 
 def digits(name, **settings):
@@ -305,7 +310,7 @@ def test_a_timm_model_that_cannot_take_the_images_says_why():
 
 def test_an_unknown_name_is_met_with_the_nearest_of_ours_and_of_timms():
     for name, near in (("vit-s61", "vit-s16"), ("convnext_atoo", "convnext_atto")):
-        with pytest.raises(ValueError, match=rf"unknown model '{name}'; nearest: .*{near}"):
+        with pytest.raises(ValueError, match=rf"unknown model '{name}'; did you mean .*{near}"):
             create(ModelConfig(name=name), num_classes=10, image_size=32)
         with pytest.raises(ValueError, match=near):
             describe(name)
@@ -447,6 +452,65 @@ def test_an_import_that_fails_inside_ones_own_module_is_shown_as_it_is():
         digits("brokennets:net")
 
 
+@pytest.fixture
+def added(user_module, monkeypatch):
+    """Networks that an installed package adds: `tiny-added`, and two whose entry points are no use."""
+    points = {"tiny-added": "mynets:greedy", "no-function": "mynets:number", "gone": "mynets:gone", "vit-digits": "x:y"}
+
+    def entry_points(group, name=None):
+        made = [metadata.EntryPoint(key, value, "samovar.models") for key, value in points.items()]
+        return [point for point in made if group == point.group and name in (None, point.name)]
+
+    monkeypatch.setattr(plugins, "entry_points", entry_points)
+    plugins.names.cache_clear()
+    yield
+    plugins.names.cache_clear()
+
+
+@pytest.mark.usefixtures("added")
+def test_a_model_of_another_package_is_built_by_its_name():
+    torch.manual_seed(0)
+    model = digits("tiny-added", dropout=0.1)
+    torch.manual_seed(0)
+    same = digits("mynets:greedy", dropout=0.1)
+    assert model.body.settings == same.body.settings
+    images = torch.rand(2, 1, 8, 8)
+    assert torch.equal(model(images), same(images))
+    assert family("tiny-added") == "other"
+
+
+@pytest.mark.usefixtures("added")
+def test_names_of_other_packages_are_listed_and_suggested_and_hide_none_of_ours(capsys):
+    cli.main(["list", "models"])
+    assert re.search(r"^ +tiny-added +added by an installed package$", capsys.readouterr().out, re.MULTILINE)
+    assert table.names().count("vit-digits") == 1
+    assert isinstance(digits("vit-digits").body, VisionTransformer)
+    with pytest.raises(ValueError, match=r"unknown model 'tinyadded'; did you mean tiny-added"):
+        digits("tinyadded")
+
+
+@pytest.mark.usefixtures("added")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no-function", "no-function is added by a package as int; its entry point has to name a function"),
+        ("gone", "'gone' of samovar.models does not import from mynets:gone"),
+    ],
+)
+def test_a_model_of_another_package_that_cannot_be_built_says_why(name, message):
+    with pytest.raises(ValueError, match=message):
+        digits(name)
+
+
+@pytest.mark.usefixtures("added")
+def test_a_run_of_a_model_of_another_package_is_opened_again(tmp_path):
+    config = Config(model=ModelConfig("tiny-added"))
+    run = made_run(tmp_path, config, classes=10, channels=3)
+    assert open_model(str(run.path)).num_classes == 10
+
+
 def test_the_table_needs_no_torch():
-    code = "import sys; from samovar import zoo; assert zoo.MODELS and not {'torch', 'timm'} & sys.modules.keys()"
+    code = (
+        "import sys; from samovar.models import table; table.names(); assert not {'torch', 'timm'} & sys.modules.keys()"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

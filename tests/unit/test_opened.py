@@ -84,7 +84,7 @@ def test_a_run_whose_data_is_gone_opens_without_names(run, tmp_path) -> None:
     ("kept", "classes", "note"),
     [
         ('["tulip \\ud83c\\udf37", "b", "c", "d", "e", "f", "g", "h", "i", "\\udcff"]', "tulip \U0001f337", ""),
-        ('["a", "b"]', None, "digits has 2 others"),
+        ('["a", "b"]', None, "digits has 2 classes"),
         ("[1, 2]", None, "classes.json holds no list of names"),
         ("[", None, "classes.json cannot be read"),
     ],
@@ -145,8 +145,8 @@ def test_a_folder_that_timm_cannot_build_is_one_line(timm_folder) -> None:
     folder, _ = timm_folder
     found = json.loads((folder / "config.json").read_text())
     for change, line in (
-        ({"architecture": "my_net"}, "timm does not build my_net of its config.json"),
-        ({"model_args": {"legs": 4}}, "timm does not build test_vit"),
+        ({"architecture": "my_net"}, "timm cannot build the my_net of its config.json"),
+        ({"model_args": {"legs": 4}}, "timm cannot build the test_vit"),
         ({"model_args": {"img_size": 32, "depth": 2}}, "blocks.2.attn.proj.bias is not known here"),
     ):
         (folder / "config.json").write_text(json.dumps(found | change))
@@ -200,23 +200,26 @@ def test_another_image_size_is_met_by_resizing(tmp_path) -> None:
 def test_a_bare_file_asks_for_its_network_and_says_what_its_shapes_fit(tmp_path) -> None:
     model = network("vit-digits", 8)
     save_file(model.body.state_dict(), tmp_path / "w.safetensors")
-    line = r"w.safetensors: it does not tell its network; give its name \(--model\); its shapes are those of vit-digits"
+    line = (
+        r"w.safetensors: cannot tell which network these weights belong to; give --model NAME "
+        r"\(its shapes are those of vit-digits"
+    )
     with pytest.raises(ValueError, match=line):
         open_model(str(tmp_path / "w.safetensors"))
     torch.save({"a": torch.ones(2), "b": torch.ones(2)}, tmp_path / "w.pth")
-    with pytest.raises(ValueError, match=r"its 2 names \(a, b\) are of no ViT, Mixer or ResNet under timm's names"):
+    with pytest.raises(ValueError, match=r"its 2 names \(a, b\) fit no ViT, Mixer or ResNet under timm's names"):
         open_model(str(tmp_path / "w.pth"))
 
 
 def test_weights_of_another_network_or_without_a_classifier_are_one_line(tmp_path) -> None:
     model = network("vit-digits", 8)
     save_file(model.body.state_dict(), tmp_path / "w.safetensors")
-    line = r"w.safetensors: \d+ of its weights and those of vit-cifar do not fit \(cls_token is 1 x 1 x 64, here "
+    line = r"w.safetensors: \d+ weights do not fit vit-cifar \(cls_token is 1 x 1 x 64, here "
     with pytest.raises(ValueError, match=line):
         open_model(str(tmp_path / "w.safetensors"), name="vit-cifar")
     save_file({k: v for k, v in model.body.state_dict().items() if "head" not in k}, tmp_path / "w.safetensors")
     with pytest.raises(
-        ValueError, match=r"its classifier layer \(head.weight, head.bias\) is not there, its 5\d names"
+        ValueError, match=r"its classifier layer \(head.weight, head.bias\) is missing among its 5\d names"
     ):
         open_model(str(tmp_path / "w.safetensors"), name="vit-digits")
 

@@ -365,7 +365,7 @@ def test_a_stage_takes_the_weights_and_nothing_else_of_the_one_before():
 
 def test_a_network_that_hides_its_classifier_cannot_learn_it_alone():
     config = replace(HEAD_ALONE, model=replace(HEAD_ALONE.model, name="tests.unit.test_stages:hidden", dropout=0.0))
-    with pytest.raises(ValueError, match=r"^Sequential does not tell its classifier layer by get_classifier"):
+    with pytest.raises(ValueError, match=r"^Sequential has no get_classifier, which returns the classifier layer"):
         prepare(config, CPU)
 
 

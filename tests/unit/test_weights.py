@@ -150,7 +150,7 @@ def test_a_mixer_at_another_resolution_is_refused_with_the_reason(saved):
 
 def test_weights_of_another_network_are_refused_by_number_and_first_names(saved):
     path = saved(network("vit-digits", 8, channels=1))
-    with pytest.raises(ValueError, match="the network do not fit") as caught:
+    with pytest.raises(ValueError, match="weights do not fit the network") as caught:
         started(network("vit-cifar-s8", 32), path)
     assert "cls_token is 1 x 1 x 64, here 1 x 1 x 128; pos_embed is 1 x 5 x 64, here 1 x 17 x 128;" in str(caught.value)
     assert "patch_embed.proj.weight is 64 x 1 x 4 x 4, here 128 x 3 x 8 x 8" in str(caught.value)
@@ -165,14 +165,14 @@ def test_weights_of_another_network_are_refused_by_number_and_first_names(saved)
 
 
 def test_weights_of_a_run_say_which_model_they_are_of(averaged):
-    with pytest.raises(ValueError, match="give --model.name vit-digits, which they are of"):
+    with pytest.raises(ValueError, match="give --model.name vit-digits, to which they belong"):
         started(network("mixer-digits", 8, channels=1), averaged.path, "mixer-digits")
 
 
 def test_a_network_that_does_not_tell_its_classifier_cannot_start_from_weights(saved):
     body = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     source = Classifier(body, (0.5,), (0.5,))
-    with pytest.raises(ValueError, match="does not tell its classifier layer by get_classifier"):
+    with pytest.raises(ValueError, match="has no get_classifier, which returns the classifier layer"):
         started(source, saved(source))
 
 
@@ -370,7 +370,7 @@ def test_a_timm_name_fills_in_a_model_that_hides_none_of_ours():
 def test_what_nobody_says_is_one_line(tmp_path):
     path = str(tmp_path / "w.pth")
     torch.save({"w": torch.ones(1)}, path)
-    for init, reason in (("", "there is no --init to take it from"), (path, f"--init {path} does not tell it")):
+    for init, reason in (("", "there is no --init to take it from"), (path, f"--init {path} does not say it")):
         with pytest.raises(ValueError, match=f"--model.name is not given, and {reason}; give it"):
             resolve(replace(OPEN, init=init))
         sized = replace(OPEN, init=init, model=ModelConfig("vit-digits"))

@@ -17,7 +17,7 @@ def list_names(args: list[str]) -> None:
     """Print the names that other commands take."""
     tables = {
         "recipes": {name: recipe.summary for name, recipe in recipes.RECIPES.items()},
-        "models": {name: table.line(name) for name in table.MODELS},
+        "models": {name: table.line(name) for name in table.names()},
         "sources": SOURCE_NAMES,
     }
     if args in (["-h"], ["--help"]):
@@ -46,7 +46,7 @@ def show(args: list[str]) -> None:
         recipe = recipes.get(name)
         print(f"{name}: {recipe.summary}\nexpect: {recipe.expect}\n")
         _print_settings(recipe.config())
-    elif name in table.MODELS:
+    elif name in table.names():
         print(f"{name}: {table.summary(name)}")
     elif (Path(name) / "config.json").is_file():
         config = configs.load(Path(name) / "config.json")
@@ -58,7 +58,7 @@ def show(args: list[str]) -> None:
             print("best: " + ", ".join(f"{k} {v:g}" for k, v in values.items()) + "\n")
         _print_settings(config)
     else:
-        words = [*recipes.RECIPES, *table.MODELS]
+        words = [*recipes.RECIPES, *table.names()]
         raise ValueError(
             f"{name!r} is no recipe, model or run folder; {nearest(name, words)[:120]}"
         )

@@ -1,8 +1,8 @@
-"""Copies of a trained network that work without this package: timm's folder, ONNX, a program of
-`torch.export`.
+"""Write copies of a trained network that work without this package.
 
-A copy is written aside, loaded as its reader would load it, compared with the original on random
-images, and kept only if its logits are the same."""
+The formats are timm's folder, ONNX, and a program of `torch.export`. A copy is written to a
+temporary folder, loaded as its reader would load it, and compared with the original on random
+images; it is kept only if the logits are the same."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ def export(
     name: str = "",
     title: str = "",
 ) -> Path:
-    """Write a copy of a model as a folder; returns its path.
+    """Write a copy of a model as a folder and return the folder's path.
 
     Args:
         what: a run, or any model that `samovar.models.open.open_model` opens.
         kind: one of `FORMATS`.
-        output: the folder, which may hold an earlier copy; None is `export-KIND` in the run, or
-            beside the caller.
-        checkpoint: of a run: `best`, `last` or a step.
+        output: the folder, which may hold an earlier copy; None: `export-KIND` in the run, or in
+            the working directory.
+        checkpoint: for a run: `best`, `last` or a step.
         name: the network of a bare file of weights.
-        title: of the model card; empty is the run's name.
+        title: title of the model card; empty: the run's name.
 
     Raises:
-        ValueError: an unknown format, a model or folder that does not fit it, logits that
+        ValueError: an unknown format, a model or folder that does not fit it, or logits that
             differ."""
     from samovar.export.folder import write
     from samovar.export.original import open_original

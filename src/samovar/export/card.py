@@ -1,5 +1,4 @@
-"""The model card of a copy: what it is, how good, how flat, how it was trained and how to load
-it."""
+"""Write the model card of a copy: network, accuracy, sharpness, training, how to load it."""
 
 from __future__ import annotations
 
@@ -19,12 +18,12 @@ from samovar.runs.records import Record, RunDir
 
 
 def card(original: Original, kind: str, difference: float) -> str:
-    """The text of `README.md`.
+    """Return the text of `README.md`.
 
     Args:
-        original: what was copied.
+        original: the network that was copied.
         kind: the format.
-        difference: the largest of a logit from the original's."""
+        difference: largest difference of a logit from the original's."""
     interface = original.interface
     head = ["---", "tags:", "- image-classification", "- samovar", *_HEADS.get(kind, ()), "---", ""]
     size = f"{interface.channels} x {interface.image_size} x {interface.image_size}"
@@ -33,7 +32,8 @@ def card(original: Original, kind: str, difference: float) -> str:
         f"- network: {original.opened.config.name}, {num_params:,} parameters",
         f"- weights: {original.weights}",
         f"- input: images of {size} in [0, 1]; {_prepared(original)}",
-        f"- output: logits of {len(interface.classes)} classes, trained by {interface.loss} cross-entropy",
+        f"- output: logits of {len(interface.classes)} classes, "
+        f"trained by {interface.loss} cross-entropy",
     ]
     if original.run:
         facts += [*_measured(original, original.run), *_trained(original.run)]
@@ -54,7 +54,8 @@ _LOADING: dict[str, tuple[str, ...]] = {
         "transform = timm.data.create_transform(**config, is_training=False)",
         "```",
         "",
-        "From a hub its name is `hf-hub:OWNER/NAME`. The network takes normalized images, as `transform` makes them.",
+        "From a hub its name is `hf-hub:OWNER/NAME`. "
+        "The network takes normalized images, as `transform` makes them.",
     ),
     "onnx": (
         "```python",
@@ -70,10 +71,10 @@ _LOADING: dict[str, tuple[str, ...]] = {
         "import torch",
         "",
         'model = torch.export.load("model.pt2").module()',
-        "logits = model(images)  # [B, C, H, W] float32 in [0, 1]; names of the classes are in model.json",
+        "logits = model(images)  # [B, C, H, W] float32 in [0, 1]; class names are in model.json",
         "```",
         "",
-        "`torch.export.load` can run code that is in a file: load programs only of people you trust.",
+        "`torch.export.load` can run code from the file: load programs only of people you trust.",
     ),
 }
 
@@ -81,41 +82,27 @@ _LOADING: dict[str, tuple[str, ...]] = {
 def _prepared(original: Original) -> str:
     if original.interface.whole:
         return "an image is scaled whole (bilinear, antialias)"
-    return "the shorter side is scaled to size * 256 / 224 (bilinear, antialias), the central square is cut out"
+    return (
+        "the shorter side is scaled to size * 256 / 224 (bilinear, antialias), "
+        "the central square is cut out"
+    )
 
 
-# --- from the run's records
-# ------------------------------------------------------------------------------------------
+# --- from the run's records -----------------------------------------------------------------------
 
 
 def _measured(original: Original, run: RunDir) -> list[str]:
-    """Lines on accuracy and sharpness of these weights; what was not measured is said to be so."""
+    """Return lines on accuracy and sharpness of these weights, or that they were not measured."""
     source = configs.load(run.config_path).data.source
+    # records of other checkpoints or other data say nothing about these weights here
     at_step = (record for record in run.records() if record.where.get("step") == original.step)
     own = [record for record in at_step if record.settings.get("source", source) == source]
-    lines = [f"- {_accuracy(own)}"]
-    sharp = [
-        record
-        for record in own
-        if record.name == "hessian/lambda_max" and "block" not in record.where
-    ]
-    if sharp:
-        last = sharp[-1]
-        error = f" (residual {last.residual:.2g})" if last.residual is not None else ""
-        s = last.settings
-        on = f"{s.get('loss', '')} loss on {s.get('images', '?')} {last.where.get('split', '')} images"
-        state = "" if last.converged else ", not converged"
-        lines.append(
-            f"- lambda_max, the largest Hessian eigenvalue: {last.value:.4g}{error}{state}; {on}"
-        )
-    else:
-        lines.append(
-            "- lambda_max, the largest Hessian eigenvalue: not measured (`samovar measure RUN hessian`)"
-        )
-    return lines
+    eigenvalue = f"lambda_max, the largest Hessian eigenvalue: {_lambda_max(own)}"
+    return [f"- {_accuracy(own)}", f"- {eigenvalue}"]
 
 
 def _accuracy(records: Sequence[Record]) -> str:
+    # the validation during training is the fallback, where `samovar measure` has not been run
     measured = [
         record
         for record in records
@@ -131,32 +118,45 @@ def _accuracy(records: Sequence[Record]) -> str:
     return f"accuracy: {last.value:.2%} (95 % interval {low:.2%} to {high:.2%}) on {of}"
 
 
+def _lambda_max(records: Sequence[Record]) -> str:
+    found = [
+        record
+        for record in records
+        if record.name == "hessian/lambda_max" and "block" not in record.where
+    ]
+    if not found:
+        return "not measured (`samovar measure RUN hessian`)"
+    last = found[-1]
+    error = f" (residual {last.residual:.2g})" if last.residual is not None else ""
+    state = "" if last.converged else ", not converged"
+    loss, images = last.settings.get("loss", ""), last.settings.get("images", "?")
+    on = f"{loss} loss on {images} {last.where.get('split', '')} images"
+    return f"{last.value:.4g}{error}{state}; {on}"
+
+
 def _trained(run: RunDir) -> list[str]:
     config = configs.load(run.config_path)
     found = read_provenance(run)
     versions = ", ".join(f"{name} {value}" for name, value in found.get("versions", {}).items())
-    words = "".join(f", {each}" for each in (configs.sam_words(config.sam),) if each)
-    sam = (
-        f"SAM with rho {config.sam.rho:g}, m {config.sam.m or 'all'}{words}"
-        if config.sam.rho
-        else "without SAM"
-    )
+    words = configs.sam_words(config.sam)
+    sam = f"SAM with rho {config.sam.rho:g}, m {config.sam.m or 'all'}{words and f', {words}'}"
     lines = [
         f"- data: {_last_part(config.data.source)}",
-        f"- training: {config.optim.name}, {sam}; `{replay(config)}`",
+        f"- training: {config.optim.name}, {sam if config.sam.rho else 'without SAM'}; "
+        f"`{replay(config)}`",
     ]
     return [*lines, f"- versions: {versions}"] if versions else lines
 
 
 def read_provenance(run: RunDir) -> dict[str, Any]:
-    """What produced the run; empty where it is not said."""
+    """Return the provenance of the run; empty where the run has none."""
     path = run.path / "provenance.json"
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return found if isinstance(found, dict) else {}
 
 
 def replay(config: Config) -> str:
-    """The command that trains this again, without paths of one machine."""
+    """Return the command that trains this again, without paths of one machine."""
     free = Config()
     data = replace(config.data, root=free.data.root, source=_last_part(config.data.source))
     public = replace(
@@ -168,6 +168,6 @@ def replay(config: Config) -> str:
 
 
 def _last_part(source: str) -> str:
-    """A source or path without the folders that lead to it, which are nobody else's business."""
+    """Return a source or path without its parent folders, which are private."""
     on_hub = source.startswith("hf:") and not source.startswith("hf:/")  # OWNER/NAME
     return source if on_hub else re.sub(r"[^:]*/", "", source.rstrip("/"))

@@ -1,4 +1,4 @@
-"""A copy as a folder that is there whole, checked, or not at all."""
+"""Write a copy as a folder that is complete and checked, or absent."""
 
 from __future__ import annotations
 
@@ -19,22 +19,25 @@ WRITERS: dict[str, tuple[Callable[[Original, Path], float], tuple[str, ...]]] = 
     "onnx": (write_onnx, ("model.onnx",)),
     "torch": (write_program, ("model.pt2", "model.json")),
 }
-"""What writes and checks a copy, giving the largest difference of a logit; the names of its
-files."""
+"""By format: the function that writes and checks a copy, and the names of its files.
+
+The function returns the largest difference of a logit."""
 
 
 def write(original: Original, kind: str, output: Path) -> Path:
-    """Write a copy with its model card; on any failure nothing is left, and what was there stays as
-    it was.
+    """Write a copy with its model card and return the folder.
+
+    After a failure nothing is left, and an earlier copy stays as it was.
 
     Raises:
-        ValueError: a folder that holds something else or cannot be written, a copy that cannot be
-            made."""
+        ValueError: a folder that holds something else or cannot be written, or a copy that
+            cannot be made."""
     writer, names = WRITERS[kind]
     place = output.resolve()
     _check_place(output, {CARD, *names})
     aside = place.with_name(f".partial-{place.name}")
     shutil.rmtree(aside, ignore_errors=True)
+    # written aside and renamed at the end: the place never holds half a copy
     try:
         aside.mkdir(parents=True)
         difference = writer(original, aside)
@@ -52,12 +55,13 @@ def write(original: Original, kind: str, output: Path) -> Path:
 
 
 def _check_place(output: Path, names: set[str]) -> None:
-    """Refuse to put a copy in the place of anything but an earlier one."""
+    """Refuse to overwrite anything but an earlier copy."""
     if output.is_dir():
         strange = sorted({path.name for path in output.iterdir()} - names)
         if strange:
             raise ValueError(
-                f"--output {output} holds {strange[0]}, which is of no earlier export; give another folder"
+                f"--output {output} holds {strange[0]}, which no earlier export wrote; "
+                "give another folder"
             )
     elif output.exists():
         raise ValueError(f"--output {output} is a file; give a folder")

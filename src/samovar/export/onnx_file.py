@@ -1,4 +1,4 @@
-"""One ONNX file, normalization included, compared under onnxruntime."""
+"""Write one ONNX file, normalization included, and compare it under onnxruntime."""
 
 from __future__ import annotations
 
@@ -22,22 +22,20 @@ _KEY = "samovar"
 
 
 def write_onnx(original: Original, folder: Path) -> float:
-    """Write the file with what it takes and gives as its metadata; returns how far its logits are
-    off.
+    """Write the ONNX file with its interface as metadata; return the largest difference of a logit.
 
     Raises:
-        ValueError: packages that are missing, a network that ONNX does not express, logits that
-            differ."""
+        ValueError: missing packages, a network that ONNX cannot express, or logits that differ."""
     _need("onnx", "onnxscript", "onnxruntime")
     program = traced(original)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")  # about its own internals
+            warnings.simplefilter("ignore")  # the exporter warns about its own internals
             found: Any = torch.onnx.export(
                 program, dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False
             )
         found.model.metadata_props.update(_metadata(original.interface))
-        found.save(folder / MODEL, external_data=False)
+        found.save(folder / MODEL, external_data=False)  # weights inside, so that it is one file
     except (RuntimeError, ValueError, NotImplementedError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(
@@ -47,52 +45,53 @@ def write_onnx(original: Original, folder: Path) -> float:
     try:
         return compare(original, lambda images: run(session, images))
     except ValueError as error:
-        raise ValueError(f"the ONNX file of {original.opened.name} is not kept: {error}") from error
+        raise ValueError(
+            f"the ONNX file of {original.opened.name} is discarded: {error}"
+        ) from error
 
 
 def open_session(path: Path, device: str = "cpu") -> Any:
-    """An inference session of onnxruntime.
+    """Open an ONNX file as an inference session of onnxruntime.
 
     Raises:
-        ValueError: onnxruntime is missing, or the file is no ONNX model it can run."""
+        ValueError: onnxruntime is missing, or cannot run the file."""
     _need("onnxruntime")
     import onnxruntime
 
     wanted = ["CUDAExecutionProvider"] if device.startswith("cuda") else []
     providers = [each for each in wanted if each in onnxruntime.get_available_providers()]
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 3  # errors only
     options.intra_op_num_threads = torch.get_num_threads()
     try:
         return onnxruntime.InferenceSession(
             str(path), options, providers=[*providers, "CPUExecutionProvider"]
         )
-    except Exception as error:  # onnxruntime's errors share no base but this
+    except Exception as error:  # onnxruntime's errors share no other base class
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"{path} cannot be run by onnxruntime ({reason})") from error
 
 
 def run(session: Any, images: Tensor) -> Tensor:
-    """Logits [B, K] of images [B, C, S, S] in [0, 1]."""
+    """Return logits [B, K] of images [B, C, S, S] in [0, 1]."""
     return torch.from_numpy(session.run([OUTPUT], {INPUT: images.cpu().numpy()})[0])
 
 
 def interface_in(session: Any, path: Path) -> Interface:
-    """What the file says of itself.
+    """Return the interface in the file's metadata.
 
     Raises:
-        ValueError: it is none of ours."""
+        ValueError: the file was not written by `samovar export`."""
     said = session.get_modelmeta().custom_metadata_map.get(_KEY)
     if said is None:
         raise ValueError(
-            f"{path} does not say how images are prepared; give one that `samovar export` wrote"
+            f"{path} does not say how images are prepared; give a file that `samovar export` wrote"
         )
     return from_dict(json.loads(said))
 
 
 def _metadata(interface: Interface) -> dict[str, str]:
-    """Values by name, all of them text as ONNX has it: for any reader first, then whole for
-    ours."""
+    """Return the interface as text values by name: some for any reader, all for ours."""
     size = interface.image_size
     return {
         "classes": json.dumps(interface.classes),

@@ -1,4 +1,4 @@
-"""The network that is copied, with what is known of where it came from."""
+"""Open the network to be copied, and compare copies with it."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from samovar.runs import checkpoint as checkpoints
 from samovar.runs.records import RunDir
 
 BATCH_SIZES = (1, 2, 7)
-"""Of the images on which a copy is compared; one is a case of its own to programs that are
-traced."""
+"""Batch sizes on which a copy is compared; traced programs may treat 1 as a special case."""
 TOLERANCE = 1e-4
-"""Largest difference of a logit, relative to the largest of them where that is above 1; other
-libraries add up in another order, which moves float32 logits by some 1e-6."""
+"""Largest difference of a logit, relative to the largest logit where that is above 1.
+
+Other libraries add up in another order, which changes float32 logits by some 1e-6."""
 
 
 @dataclass(frozen=True)
 class Original:
-    """What a copy has to agree with."""
+    """The network that a copy has to agree with, and its origin."""
 
     title: str
     opened: Opened
     interface: Interface
     run: RunDir | None
-    """Where its records are; None of a model that is of no run."""
+    """Run folder with its records; None for other models."""
     step: int
-    """Optimizer steps that made the weights; 0 where it is of no run."""
+    """Optimizer steps that made the weights; 0 for other models than runs."""
     weights: str
-    """Which weights of the run they are."""
+    """Name of the weights within the run."""
 
     @property
     def home(self) -> Path:
-        """Where copies go unless another place is given."""
+        """Return the default folder for copies."""
         return self.run.path if self.run else Path()
 
 
@@ -48,24 +48,25 @@ def open_original(
     """Open a model at one of its checkpoints.
 
     Args:
-        what: as `open_model` takes.
-        checkpoint: of a run: `best`, `last`, a step as `300` or `step-300`.
+        what: as in `open_model`.
+        checkpoint: for a run: `best`, `last`, or a step as `300` or `step-300`.
         name: the network of a bare file of weights.
-        title: what to call it; empty is the last part of `what`.
+        title: what to call it; empty: the last part of `what`.
 
     Raises:
-        ValueError: nothing of this name, a checkpoint that is not there."""
+        ValueError: an unknown name, or a checkpoint that does not exist."""
     opened = open_model(what, name=name)
     run = RunDir.open(Path(what)) if opened.data else None
     title = title or Path(what).resolve().name
     if run is None:
         if checkpoint != "best":
             raise ValueError(
-                f"--checkpoint {checkpoint} is of runs, and {what} is none; leave it out"
+                f"--checkpoint {checkpoint} needs a run, and {what} is none; leave it out"
             )
         return Original(title, opened, interface_of(opened), None, 0, Path(what).name)
     path = _choose(run, checkpoint)
     found = checkpoints.load(path)
+    # open_model has loaded the best checkpoint, which may not be the one asked for
     opened.model.body.load_state_dict(found.ema or found.model)
     weights = ("average of " if found.ema else "") + path.name
     return Original(title, opened, interface_of(opened), run, found.step, weights)
@@ -73,6 +74,7 @@ def open_original(
 
 def _choose(run: RunDir, which: str) -> Path:
     steps = checkpoints.steps_saved(run.checkpoints)
+    # `step-300`, `300` and the folder's own `step-00000300` name the same checkpoint
     asked = which.removeprefix("step-").lstrip("0") or "0"
     if not steps:
         raise ValueError(f"{run.path} has no checkpoint yet; train it")
@@ -85,11 +87,11 @@ def _choose(run: RunDir, which: str) -> Path:
 def compare(
     original: Original, copy: Callable[[Tensor], Tensor], tolerance: float = TOLERANCE
 ) -> float:
-    """The largest difference of a logit between the original and its copy, on random images.
+    """Return the largest difference of a logit between the original and its copy, on random images.
 
     Args:
-        original: gives logits of images in [0, 1].
-        copy: images [B, C, S, S] in [0, 1] to logits [B, K].
+        original: maps images in [0, 1] to logits.
+        copy: maps images [B, C, S, S] in [0, 1] to logits [B, K].
         tolerance: as `TOLERANCE`.
 
     Raises:
@@ -107,9 +109,8 @@ def compare(
                 f"its logits have shape {list(found.shape)}, not {list(expected.shape)}"
             )
         difference = float((found - expected).abs().max())
-        if not difference <= tolerance * max(
-            1.0, float(expected.abs().max())
-        ):  # nan is no match either
+        allowed = tolerance * max(1.0, float(expected.abs().max()))
+        if not difference <= allowed:  # written so that NaN is refused too
             raise ValueError(f"its logits differ by {difference:.2g} on {batch_size} images")
         largest = max(largest, difference)
     return largest

@@ -1,8 +1,7 @@
-"""What a classifier takes and gives, as a file beside it can say: how images are prepared, class
-names, probabilities.
+"""The input and output of a classifier: how images are prepared, class names, probabilities.
 
-Images are read and brought to the model's size by the functions that evaluation uses, so the same
-file gives the same logits here and there."""
+An export saves this beside the model. Images are read and resized by the functions of
+evaluation, so the same file gives the same logits in both."""
 
 from __future__ import annotations
 
@@ -21,7 +20,7 @@ from samovar.models import timm_folder
 from samovar.models.open import Opened
 
 KEY = "samovar"
-"""Under which an export says all this."""
+"""Key of the interface in an export's files."""
 ONE_SIZE = ("digits", "fashion-mnist", "cifar10", "cifar100")
 """Sources whose images have one size: evaluation scales those whole, and cuts others to a central
 square."""
@@ -29,25 +28,22 @@ square."""
 
 @dataclass(frozen=True)
 class Interface:
-    """What goes into a classifier and what comes out of it."""
+    """The input and output of a classifier."""
 
     classes: tuple[str, ...]
-    """Names by index, [K]; the index itself where nobody tells a name."""
+    """Class names by index, [K]; the index itself where no name is known."""
     image_size: int
     """Height and width in pixels."""
     channels: int
-    """Colours of a pixel: 1 is grey, 3 is RGB."""
+    """Color channels: 1 is gray, 3 is RGB."""
     whole: bool
-    """Whether an image is scaled whole to the square; else its shorter side, then a central
-    crop."""
+    """Whether an image is scaled whole; else by its shorter side, with a central crop."""
     loss: Loss
-    """What it was trained by: of `sigmoid` each class has a probability of its own, and they need
-    not add up to 1."""
+    """Training loss; under `sigmoid` the probabilities of the classes need not add up to 1."""
 
 
 def interface_of(opened: Opened) -> Interface:
-    """The interface of an opened model: as an export of ours says, as its run was evaluated, else
-    that of photos.
+    """Return the interface of an opened model: from our export, from its run, else one for photos.
 
     Raises:
         ValueError: an export that says too little."""
@@ -62,22 +58,22 @@ def interface_of(opened: Opened) -> Interface:
         opened.image_size,
         opened.channels,
         whole=opened.data is not None and opened.data.source in ONE_SIZE,
-        loss="sigmoid"
-        if loss == "sigmoid"
-        else "softmax",  # contrastive runs end in a softmax classifier
+        # contrastive runs end with a softmax classifier
+        loss="sigmoid" if loss == "sigmoid" else "softmax",
     )
 
 
 def to_dict(interface: Interface) -> dict[str, Any]:
-    """Plain values, ready for JSON."""
+    """Return the interface as plain values, ready for JSON."""
     return asdict(interface)
 
 
 def from_dict(values: Any) -> Interface:
-    """The interface of what `to_dict` made.
+    """Return the interface from the values of `to_dict`.
 
     Raises:
-        ValueError: a value that is missing or of another kind."""
+        ValueError: a value that is missing or of another type."""
+    # a copy may come from anywhere, so nothing in it is trusted
     hints: dict[str, type] = {
         "classes": list,
         "image_size": int,
@@ -87,35 +83,38 @@ def from_dict(values: Any) -> Interface:
     }
     for name, kind in hints.items():
         if not isinstance(values, dict) or not isinstance(values.get(name), kind):
-            raise ValueError(f"{name!r} is missing among what is said of the model; export it anew")
+            raise ValueError(
+                f"the export's interface has no valid {name!r}; export the model again"
+            )
     found = Interface(
         **{name: values[name] for name in hints} | {"classes": tuple(map(str, values["classes"]))}
     )
     if found.loss not in ("softmax", "sigmoid") or found.image_size < 1:
         raise ValueError(
-            f"a model of {found.image_size} pixels trained by {found.loss} is none of ours"
+            f"the export's interface has {found.image_size} pixels and loss {found.loss!r}; "
+            "export the model again"
         )
     return found
 
 
 def read_image(path: Path, interface: Interface) -> Tensor:
-    """An image file as evaluation shows it to the model: [C, S, S] uint8.
+    """Read an image file as evaluation shows it to the model: [C, S, S] uint8.
 
     Raises:
-        UnreadableImage: empty, truncated, damaged or no image.
-        OSError: no file that can be read."""
+        UnreadableImage: the file is empty, truncated, damaged or no image.
+        OSError: the file cannot be read."""
     pixels = decode(path.read_bytes(), interface.channels)
     return frame(pixels[None], interface.image_size, fixed=interface.whole)[0]
 
 
 def probabilities(logits: Tensor, interface: Interface) -> Tensor:
-    """Probabilities of logits [B, K]: softmax over the classes, or the sigmoid of each under the
-    sigmoid loss."""
+    """Return the probabilities of logits [B, K]: softmax, or sigmoids under the sigmoid loss."""
     return logits.softmax(1) if interface.loss == "softmax" else logits.sigmoid()
 
 
 def resize_side(interface: Interface) -> int:
-    """Pixels that the shorter side of an image is scaled to before the central crop; the crop
-    itself if whole."""
+    """Return the pixels that the shorter side is scaled to before the central crop.
+
+    It is the size of the crop itself if the image is scaled whole."""
     size = interface.image_size
     return size if interface.whole else max(size, round(size * 256 / 224))

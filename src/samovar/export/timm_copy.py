@@ -1,8 +1,7 @@
-"""A folder that plain timm opens: `config.json` names one of its architectures with arguments,
-weights lie beside it.
+"""Write a folder that plain timm opens: `config.json` with architecture and arguments, and weights.
 
-Whether timm builds the same network from what JSON can say is not argued but tried: it opens the
-folder, and its logits are compared."""
+Whether timm builds the same network from what JSON can express is tried out: timm opens the
+folder, and the logits are compared."""
 
 from __future__ import annotations
 
@@ -16,12 +15,14 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.data.config import resolve_model_data_config
 from timm.layers.activations import GELUTanh
 from timm.models.mlp_mixer import MixerBlock, MlpMixer
 from timm.models.resnet import ResNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from samovar import restore
 from samovar.export.original import Original, compare
 from samovar.export.preprocessing import KEY, Interface, resize_side, to_dict
 from samovar.models.timm_folder import CONFIG, WEIGHTS
@@ -29,19 +30,20 @@ from samovar.models.timm_folder import CONFIG, WEIGHTS
 
 @dataclass(frozen=True)
 class Built:
-    """How timm may build a network."""
+    """A call by which timm may build a network."""
 
     architecture: str
     """timm's name."""
     args: dict[str, Any]
-    """What differs from it, as JSON can say it."""
+    """Arguments that differ from the architecture's own, as JSON can express them."""
 
 
 def write_timm(original: Original, folder: Path) -> float:
-    """Write the folder; returns how far its logits are off.
+    """Write the folder; return the largest difference of a logit.
 
     Raises:
         ValueError: timm builds no such network from a `config.json`."""
+    # safetensors refuses views and tensors that share memory
     weights = {
         name: tensor.detach().contiguous().clone()
         for name, tensor in _body(original).state_dict().items()
@@ -53,19 +55,17 @@ def write_timm(original: Original, folder: Path) -> float:
         (folder / CONFIG).write_text(text, encoding="utf-8")
         try:
             return compare(original, open_plainly(folder, original.interface))
-        except (
-            Exception
-        ) as error:  # whatever timm stumbles over: then it does not build this network
-            reasons.append(
-                f"{built.architecture}: {(str(error).strip() or repr(error)).splitlines()[0]}"
-            )
+        except Exception as error:  # any error of timm means that it cannot build this network
+            line = (str(error).strip() or repr(error)).splitlines()[0]
+            reasons.append(f"{built.architecture}: {line}")
     reason = next(
         (why for kind, why in _REASONS.items() if isinstance(_body(original), kind)),
         "; ".join(reasons),
     )
     raise ValueError(
-        f"{original.opened.config.name} is no architecture of timm {timm.__version__} that a config.json can name"
-        f"{f' ({reason})' if reason else ''}; give --format torch or --format onnx"
+        f"{original.opened.config.name} is no architecture of timm {timm.__version__} that a "
+        f"config.json can name{f' ({reason})' if reason else ''}; "
+        "give --format torch or --format onnx"
     )
 
 
@@ -76,17 +76,15 @@ _REASONS: dict[type[nn.Module], str] = {
 
 
 def open_plainly(folder: Path, interface: Interface) -> Callable[[Tensor], Tensor]:
-    """What timm makes of a folder: images [B, C, S, S] in [0, 1] to logits [B, K]."""
-    with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then overwritten
+    """Return timm's own model of a folder: images [B, C, S, S] in [0, 1] to logits [B, K]."""
+    with restore.rng():  # the initial weights are overwritten
         model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
-    told = _told(model)
-    mean, std = (torch.tensor(told[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
-    if tuple(told["input_size"]) != (
-        interface.channels,
-        interface.image_size,
-        interface.image_size,
-    ):
-        raise ValueError(f"it takes images of {told['input_size']}")
+    resolve: Any = resolve_model_data_config  # timm gives it no types
+    pixels = resolve(model)
+    mean, std = (torch.tensor(pixels[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
+    size = interface.image_size
+    if tuple(pixels["input_size"]) != (interface.channels, size, size):
+        raise ValueError(f"it takes images of {pixels['input_size']}")
     model.eval()
 
     def run(images: Tensor) -> Tensor:
@@ -96,16 +94,8 @@ def open_plainly(folder: Path, interface: Interface) -> Callable[[Tensor], Tenso
     return run
 
 
-def _told(model: Any) -> dict[str, Any]:
-    from timm.data.config import resolve_model_data_config
-
-    resolve: Any = resolve_model_data_config  # without types
-    return dict(resolve(model))
-
-
 def config_of(original: Original, built: Built) -> dict[str, Any]:
-    """`config.json`: how timm builds the network, how images are prepared, the names of the
-    classes."""
+    """Return the content of `config.json`: arguments of the network, preprocessing, class names."""
     body, interface, size = _body(original), original.interface, original.interface.image_size
     known: Any = timm.get_pretrained_cfg(built.architecture)
     config: dict[str, Any] = {
@@ -135,10 +125,10 @@ def config_of(original: Original, built: Built) -> dict[str, Any]:
 
 
 def crop_pct(interface: Interface) -> float:
-    """timm's share of the resized side that is kept: it scales to floor(size / share).
+    """Return the share of the resized side that timm's crop keeps.
 
-    224 of 256 is 0.875; other sizes round to whole pixels, so that theirs is a share that floors to
-    the same side."""
+    timm resizes to floor(size / share). 224 of 256 is 0.875; other sizes round to whole pixels,
+    so their share is chosen to floor to the same side."""
     size, side = interface.image_size, resize_side(interface)
     common = 1.0 if interface.whole else 224 / 256
     return common if math.floor(size / common) == side else size / (side + 0.5)
@@ -152,13 +142,13 @@ def _body(original: Original) -> Any:
     return original.opened.model.body
 
 
-# --- what timm may call it
-# -------------------------------------------------------------------------------------------
+# --- timm's names and arguments for a network -----------------------------------------------------
 
 
 def _candidates(original: Original) -> Iterator[Built]:
-    """Ways to build the network, likely ones first."""
+    """Yield ways to build the network, likely ones first."""
     body, opened = _body(original), original.opened
+    # the exact class: a subclass may compute something else
     own = next((describe for kind, describe in _FAMILIES.items() if type(body) is kind), None)
     if own:
         yield own(body)
@@ -166,9 +156,8 @@ def _candidates(original: Original) -> Iterator[Built]:
     if timm.is_model(name):
         args = {"in_chans": opened.channels, "img_size": opened.image_size}
         yield Built(name, args)
-        yield Built(
-            name, {"in_chans": opened.channels}
-        )  # convolutions take any size, and no argument for it
+        # networks of convolutions take images of any size and have no argument for it
+        yield Built(name, {"in_chans": opened.channels})
 
 
 def _vit(body: Any) -> Built:
@@ -184,6 +173,7 @@ def _vit(body: Any) -> Built:
         "mlp_ratio": block.mlp.fc1.out_features / body.embed_dim,
         "act_layer": _activation(block.mlp.act),
     }
+    # by default timm moves the last norm behind the mean; the paper's networks do not
     if body.cls_token is None:
         args |= {"class_token": False, "global_pool": body.global_pool}
         args["fc_norm"] = not isinstance(body.fc_norm, nn.Identity)
@@ -197,6 +187,7 @@ def _mixer(body: Any) -> Built:
     if isinstance(block, MixerBlock) and _activation(block.mlp_tokens.act) != "gelu":
         args["act_layer"] = _activation(block.mlp_tokens.act)
     sizes = (body.embed_dim, len(body.blocks), patch)
+    # no name of timm has these sizes, so they are arguments of another one
     if sizes not in _MIXERS:
         args |= {"patch_size": patch, "embed_dim": body.embed_dim, "num_blocks": len(body.blocks)}
     return Built(_MIXERS.get(sizes, "mixer_b16_224"), args)
@@ -226,17 +217,17 @@ _VITS = {
     (1024, 24, 16, 16): "vit_large_patch16_224",
     (1024, 24, 16, 32): "vit_large_patch32_224",
 }
-"""timm's names by width, depth, heads and patch; any other sizes are arguments of one of them."""
+"""timm's names by width, depth, heads and patch; other sizes are arguments of one of them."""
 _MIXERS = {
     (512, 8, 16): "mixer_s16_224",
     (512, 8, 32): "mixer_s32_224",
     (768, 12, 16): "mixer_b16_224",
     (768, 12, 32): "mixer_b32_224",
 }
-"""By width, depth and patch."""
+"""timm's names by width, depth and patch."""
 _RESNETS: dict[tuple[int, ...], str] = {
     (3, 4, 6, 3): "resnet50",
     (3, 4, 23, 3): "resnet101",
     (3, 8, 36, 3): "resnet152",
 }
-"""By blocks of each stage."""
+"""timm's names by blocks of each stage."""

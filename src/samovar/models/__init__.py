@@ -1,2 +1,1 @@
-"""Networks: the table of names, the factory that builds them, and the files of weights that load
-into them."""
+"""Networks: the table of names, the factory that builds them, and the readers of weight files."""

@@ -1,10 +1,9 @@
-"""Networks by name: the paper's variants, any timm model, or a function of yours, behind one input
-layer.
+"""Build networks by name: the paper's variants, any timm model, or a function of another package.
 
-Images are [B, C, H, W] in [0, 1] at the border; normalization is the first layer. Below it,
-`Classifier.body` is timm's (or your) module with its own state-dict keys: `vit-b16` fits timm's
-`vit_base_patch16_224` (there pass `act_layer="gelu_tanh"`, the paper's GELU), `mixer-b16` fits
-`mixer_b16_224`, and `resnet50-bn` fits `resnet50`."""
+Images are [B, C, H, W] in [0, 1] at the border; the first layer normalizes them.
+`Classifier.body` below it is timm's (or your) module with its own state-dict keys: `vit-b16`
+fits timm's `vit_base_patch16_224` (pass `act_layer="gelu_tanh"` there, the paper's GELU),
+`mixer-b16` fits `mixer_b16_224`, and `resnet50-bn` fits `resnet50`."""
 
 from __future__ import annotations
 
@@ -23,18 +22,19 @@ from timm.models.resnetv2 import ResNetV2
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from samovar import plugins
 from samovar.config import ModelConfig
 from samovar.models.networks import Sizes, build, check_patch, heads, zero_head
-from samovar.models.table import MODELS, Family, Variant, unknown
+from samovar.models.table import MODELS, Family, Variant, has_constructor, names, unknown
 
 __all__ = ["MODELS", "Classifier", "create", "describe", "family"]
 
 
 class Classifier(nn.Module):
-    """A network whose first layer normalizes: images [B, C, H, W] in [0, 1] to logits [B, K].
+    """A network that normalizes first: images [B, C, H, W] in [0, 1] to logits [B, K].
 
-    `mean` and `std` are buffers that are not saved: they belong to the config, a state dict holds
-    the body alone."""
+    `mean` and `std` are buffers that are not saved: they belong to the config, and a state dict
+    holds the body only."""
 
     mean: Tensor
     std: Tensor
@@ -46,24 +46,26 @@ class Classifier(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [B, K] of images [B, C, H, W] in [0, 1].
+        """Return the logits [B, K] of images [B, C, H, W] in [0, 1].
 
         Raises:
             TypeError: integer images, which are on another scale."""
         return cast(Tensor, self.body(self._normalized(images)))
 
     def features(self, images: Tensor) -> Tensor:
-        """What the classifier layer sees of images [B, C, H, W] in [0, 1]: class token or pooled
-        features, [B, D].
+        """Return the input [B, D] of the classifier layer: the class token or the pooled features.
+
+        Args:
+            images: [B, C, H, W] in [0, 1].
 
         Raises:
             TypeError: integer images.
-            ValueError: the network does not part its head from the rest as timm's do."""
+            ValueError: the network has no `forward_features` and `forward_head`, as timm's have."""
         body: Any = self.body
         if not (hasattr(body, "forward_features") and hasattr(body, "forward_head")):
             raise ValueError(
-                f"{type(body).__name__} has no forward_features and forward_head, which timm's networks have; "
-                "features before the classifier are asked for"
+                f"{type(body).__name__} has no forward_features and forward_head, which timm's "
+                "networks have; both are needed for the features before the classifier"
             )
         return cast(
             Tensor,
@@ -71,14 +73,15 @@ class Classifier(nn.Module):
         )
 
     def head_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the classifier layer.
+        """Return the parameters of the classifier layer.
 
         Raises:
-            ValueError: the network does not tell its head by `get_classifier`."""
+            ValueError: the network has no `get_classifier`."""
         found = [p for layer in heads(self.body) for p in layer.parameters()]
         if not found:
             raise ValueError(
-                f"{type(self.body).__name__} does not tell its classifier layer by get_classifier, as timm's do"
+                f"{type(self.body).__name__} has no get_classifier, which returns the classifier "
+                "layer of timm's networks; add one"
             )
         return found
 
@@ -93,39 +96,42 @@ class Classifier(nn.Module):
 def create(
     config: ModelConfig, *, num_classes: int, image_size: int, channels: int = 3
 ) -> Classifier:
-    """The network a config names, with weights drawn from torch's global generator.
+    """Build the network that a config names, with weights drawn from torch's global generator.
 
-    Under `init="paper"` a timm model gets a zero head and is otherwise as timm made it.
-    `module:function` is imported and called with those of num_classes, image_size, channels,
-    dropout, drop_path and head_bias that its signature takes; the nn.Module it returns, from
-    normalized images to logits, is left as it is. A `Classifier` is not wrapped again.
+    Under `init="paper"` a timm model gets a zero head and is otherwise as timm made it. A
+    `module:function`, or a function that an installed package adds under a name (entry points of
+    `samovar.models`), is called with those of num_classes, image_size, channels, dropout, drop_path
+    and head_bias that its signature takes. It returns an nn.Module from normalized images to
+    logits, which is left as it is. A `Classifier` is not wrapped again.
 
     Args:
-        config: Name, initialisation, dropout, normalization.
-        num_classes: Logits K.
-        image_size: Height and width in pixels.
-        channels: Colours of a pixel, C.
+        config: name, initialization, dropout, normalization.
+        num_classes: number of logits K.
+        image_size: height and width in pixels.
+        channels: color channels C.
 
     Raises:
-        ValueError: an unknown name (with the nearest), a size or a setting that does not fit the
-            network."""
+        ValueError: an unknown name (suggests the closest), or a size or setting that does not
+            fit the network."""
     for flag, values in (("mean", config.mean), ("std", config.std)):
         if len(values) not in (1, channels):
             raise ValueError(
-                f"--model.{flag} has {len(values)} values and images have {channels} channels; give 1 or {channels}"
+                f"--model.{flag} has {len(values)} values and images have {channels} channels; "
+                f"give 1 or {channels}"
             )
     sizes = Sizes(num_classes, image_size, channels)
+    # names of ours hide those of other packages, which hide timm's
     if config.name in MODELS:
         body = build(MODELS[config.name], config, sizes)
-    elif ":" in config.name:
-        body = _user_model(config, sizes)
+    elif has_constructor(config.name):
+        body = _constructed(config, sizes)
     else:
         body = _timm_model(config, sizes)
     return body if isinstance(body, Classifier) else Classifier(body, config.mean, config.std)
 
 
 def family(model: nn.Module | str) -> Family:
-    """Which of the paper's three families a network, or the one of this name, belongs to."""
+    """Return the family of a network, or of the network of this name."""
     if isinstance(model, str):
         return describe(model).family
     body = model.body if isinstance(model, Classifier) else model
@@ -137,16 +143,16 @@ def family(model: nn.Module | str) -> Family:
 
 
 def describe(name: str) -> Variant:
-    """What is known of the network of this name, without its weights; 0 stands for unknown.
+    """Return what is known of the network of this name without its weights; 0 stands for unknown.
 
-    A timm model is built on the meta device; of `module:function` nothing is known before it is
-    called.
+    A timm model is built on the meta device. Nothing is known of a network that a function of
+    another package builds, before that function is called.
 
     Raises:
         ValueError: an unknown name."""
     if name in MODELS:
         return MODELS[name]
-    if ":" in name:
+    if has_constructor(name):
         return Variant("other", 0)
     _check_timm_name(name)
     with torch.device("meta"):
@@ -172,33 +178,31 @@ def _timm_model(config: ModelConfig, sizes: Sizes) -> nn.Module:
     options |= {"img_size": sizes.image_size} | {name: rate for name, rate in rates.items() if rate}
     try:
         options = _accepted(config.name, options)
-        with torch.device(
-            "meta"
-        ):  # one image through no memory: does the model take this size at all?
-            timm.create_model(config.name, **options).eval()(
-                torch.zeros(1, sizes.channels, *[sizes.image_size] * 2)
-            )
+        # one image on the meta device costs no memory and shows whether the model takes this size
+        with torch.device("meta"):
+            image = torch.zeros(1, sizes.channels, sizes.image_size, sizes.image_size)
+            timm.create_model(config.name, **options).eval()(image)
     except Exception as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(
-            f"timm's {config.name} does not take {sizes.channels} x {sizes.image_size} x {sizes.image_size} images "
-            f"({reason}); pick another --data.image-size or model"
+            f"timm's {config.name} does not take {sizes.channels} x {sizes.image_size} x "
+            f"{sizes.image_size} images ({reason}); pick another --data.image-size or model"
         ) from error
+    # a rate that the model drops silently would train another recipe than the config says
     for name, flag in (("drop_rate", "dropout"), ("drop_path_rate", "drop-path")):
         if rates[name] and name not in options:
             raise ValueError(f"timm's {config.name} has no {name}; leave --model.{flag} at 0")
     body: nn.Module = timm.create_model(config.name, **options)
     for embed in (m for m in body.modules() if isinstance(m, PatchEmbed) and not m.dynamic_img_pad):
-        check_patch(
-            embed.patch_size[0], sizes.image_size
-        )  # timm would cut the rest of the image off
+        # timm would cut off the part of the image that no patch covers
+        check_patch(embed.patch_size[0], sizes.image_size)
     if config.init == "paper":
         zero_head(body, config, sizes.num_classes)
     return body
 
 
 def _accepted(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the options that a timm model takes, which shows only when it refuses one."""
+    """Return those options that a timm model takes; the only way to find out is to try."""
     try:
         with torch.device("meta"):
             timm.create_model(name, **options)
@@ -212,13 +216,21 @@ def _accepted(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         )
 
 
-def _user_model(config: ModelConfig, sizes: Sizes) -> nn.Module:
-    function = _import_function(config.name)
+def _constructed(config: ModelConfig, sizes: Sizes) -> nn.Module:
+    """Call the function of another package with those settings that its signature takes."""
+    added = config.name in plugins.names("models")
+    function = plugins.load("models", config.name) if added else _import_function(config.name)
+    if not callable(function):
+        raise ValueError(
+            f"--model.name {config.name} is added by a package as {type(function).__name__}; "
+            "its entry point has to name a function"
+        )
     settings = {
         "dropout": config.dropout,
         "drop_path": config.drop_path,
         "head_bias": config.head_bias,
     }
+    # as for timm's models: a setting that the function cannot take must not be lost silently
     parameters = inspect.signature(function).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for name, value in settings.items():
@@ -232,12 +244,14 @@ def _user_model(config: ModelConfig, sizes: Sizes) -> nn.Module:
     )
     if not isinstance(body, nn.Module):
         raise ValueError(
-            f"{config.name} returned {type(body).__name__}; return an nn.Module from images to logits"
+            f"{config.name} returned {type(body).__name__}; "
+            "return an nn.Module from images to logits"
         )
     return body
 
 
 def _import_function(name: str) -> Callable[..., object]:
+    # checked first, because importlib's own errors on such names say little
     module_name, _, function_name = name.partition(":")
     if not all(part.isidentifier() for part in [*module_name.split("."), function_name]):
         raise ValueError(
@@ -247,21 +261,22 @@ def _import_function(name: str) -> Callable[..., object]:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module is there, something that it imports is not
+            raise  # the user's module exists, something that it imports does not
         raise ValueError(
-            f"--model.name {name}: no module {error.name!r} on the Python path; install it or set PYTHONPATH"
+            f"--model.name {name}: no module {error.name!r} on the Python path; "
+            "install it or set PYTHONPATH"
         ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
-        names = [
+        found = [
             n for n, value in vars(module).items() if callable(value) and not n.startswith("_")
         ]
         raise ValueError(
-            f"--model.name {name}: {module_name} has no function {function_name!r}; it has {names}"
+            f"--model.name {name}: {module_name} has no function {function_name!r}; it has {found}"
         )
     return cast(Callable[..., object], function)
 
 
 def _check_timm_name(name: str) -> None:
     if not timm.is_model(name):
-        raise unknown(name, [*MODELS, *timm.list_models()])
+        raise unknown(name, [*names(), *timm.list_models()])

@@ -1,9 +1,9 @@
-"""Weights of Google's Flax code, as `.npz` files hold them, under timm's names.
+"""Read weights of Google's Flax code from `.npz` files, under timm's names.
 
-ViT, MLP-Mixer and BiT ResNets of google-research/vision_transformer and big_vision, the SAM and
-GSAM ones among them: with a class token or pooled, with the optimizer's prefix or without, and
-    under the child names of either generation.
-Dense kernels are [in, out] there, convolutions [H, W, in, out], attention has an axis of heads."""
+Known are ViT, MLP-Mixer and BiT ResNets of google-research/vision_transformer and big_vision,
+the SAM and GSAM checkpoints among them: with a class token or pooled, with the optimizer's
+prefix or without, and under the child names of either generation. In these files dense kernels
+are [in, out], convolutions [H, W, in, out], and attention has an axis of heads."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from torch import Tensor
 Array = npt.NDArray[Any]
 
 PREFIXES = ("opt/target/", "target/", "params/")
-"""Of checkpoints that hold an optimizer, or of the newer code."""
+"""Prefixes of parameters in checkpoints that hold an optimizer, or of the newer code."""
 
 
 def read_npz(path: Path) -> dict[str, Tensor]:
-    """The weights in a Flax `.npz` file, under timm's names.
+    """Return the weights in a Flax `.npz` file, under timm's names.
 
     Raises:
-        ValueError: no such file, or not one of the layouts known here; says what was found."""
+        ValueError: no such file, or none of the known layouts; says what was found."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -45,8 +45,9 @@ def read_npz(path: Path) -> dict[str, Tensor]:
 
 
 def num_heads(path: Path) -> int:
-    """Attention heads in a Flax `.npz` file that `read_npz` reads, which timm's names do not tell;
-    0 without any."""
+    """Return the attention heads in a Flax `.npz` file; 0 if it has none.
+
+    The tensors under timm's names do not show this number."""
     with np.load(path, allow_pickle=False) as file:
         name = next(
             (
@@ -56,14 +57,14 @@ def num_heads(path: Path) -> int:
             ),
             "",
         )
-        return int(file[name].shape[-2]) if name else 0
+        return int(file[name].shape[-2]) if name else 0  # [..., H, D / H]
 
 
 def from_flax(arrays: Mapping[str, Array]) -> dict[str, Tensor]:
-    """Flax parameters by path, as timm's state dict.
+    """Convert Flax parameters by path to timm's state dict.
 
     Raises:
-        ValueError: they are of no layout known here, or one of them has no place in it."""
+        ValueError: the parameters have no known layout, or one of them has no place in it."""
     found = _unstacked(_without_prefix(arrays))
     family = next(
         (name for name, (sign, *_) in LAYOUTS.items() if any(re.match(sign, key) for key in found)),
@@ -72,8 +73,9 @@ def from_flax(arrays: Mapping[str, Array]) -> dict[str, Tensor]:
     if family is None:
         names = f"{', '.join(sorted(found)[:3]) or 'none'}{', ...' if len(found) > 3 else ''}"
         raise ValueError(
-            f"its {len(found)} names ({names}) are of no ViT, Mixer or BiT ResNet of vision_transformer or big_vision, "
-            f"which have {', '.join(example for _, _, example in LAYOUTS.values())}"
+            f"its {len(found)} names ({names}) fit no ViT, Mixer or BiT ResNet of "
+            "vision_transformer or big_vision, which have "
+            f"{', '.join(example for _, _, example in LAYOUTS.values())}"
         )
     state: dict[str, Tensor] = {}
     for name, value in found.items():
@@ -83,25 +85,24 @@ def from_flax(arrays: Mapping[str, Array]) -> dict[str, Tensor]:
 
 
 def _without_prefix(arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """The parameters alone: moments of an optimizer and step counters lie beside them."""
+    """Return the parameters only, without an optimizer's moments and step counters."""
     for prefix in PREFIXES:
         inside = {
             name.removeprefix(prefix): value
             for name, value in arrays.items()
             if name.startswith(prefix)
         }
-        if inside:
+        if inside:  # prefixes may nest
             return _without_prefix(inside)
-    return {_from_zero(name): value for name, value in arrays.items()}
-
-
-def _from_zero(name: str) -> str:
-    """Units of a ResNet count from 1, or 01, there."""
-    return re.sub(r"/unit(\d+)/", lambda match: f"/unit{int(match[1]) - 1}/", name)
+    # units of a ResNet count from 1, or 01, in Flax and from 0 in timm
+    return {
+        re.sub(r"/unit(\d+)/", lambda match: f"/unit{int(match[1]) - 1}/", name): value
+        for name, value in arrays.items()
+    }
 
 
 def _unstacked(arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """Blocks that were scanned over lie in one array with a first axis of depth."""
+    """Split the arrays of scanned blocks, [depth, ...], into one array a block."""
     one_by_one: dict[str, Array] = {}
     for name, value in arrays.items():
         block, stacked, layer = name.partition("Transformer/encoderblock/")
@@ -115,22 +116,24 @@ def _unstacked(arrays: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def _placed(name: str, value: Array, rules: Iterable[Rule], family: str) -> tuple[str, Array]:
+    """Return timm's name of a Flax parameter, and its array in torch's layout."""
     for pattern, target, change in rules:
         match = re.fullmatch(pattern, name)
         if match:
             return match.expand(target), change(value)
     if name.startswith("pre_logits/"):
         raise ValueError(
-            "it has pre_logits, a layer between encoder and head that ImageNet-21k checkpoints have and networks here "
-            "have not; give one that was fine-tuned or trained without"
+            "it has pre_logits, a layer between encoder and head of ImageNet-21k checkpoints that "
+            "networks here lack; give weights that were fine-tuned or trained without it"
         )
     raise ValueError(
-        f"{name} {list(value.shape)} has no place in timm's {family}; such weights are not supported"
+        f"{name} {list(value.shape)} has no place in timm's {family}; "
+        "such weights are not supported"
     )
 
 
 def _with_joined_attention(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Query, key and value as timm's one layer, [3 D, D] and [3 D]."""
+    """Join query, key and value into timm's one layer, [3 D, D] and [3 D]."""
     joined = {
         name: value
         for name, value in state.items()
@@ -145,8 +148,7 @@ def _with_joined_attention(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return joined
 
 
-# --- how an array of Flax becomes one of torch
-# -----------------------------------------------------------------------
+# --- conversions of arrays from Flax to torch -----------------------------------------------------
 
 
 def _same(value: Array) -> Array:
@@ -154,9 +156,8 @@ def _same(value: Array) -> Array:
 
 
 def _vector(value: Array) -> Array:
-    return value.reshape(
-        -1
-    )  # of GroupNorms in older files with axes of 1, of attention's biases with heads
+    # scales of GroupNorm in older files have axes of length 1, biases of attention an axis of heads
+    return value.reshape(-1)
 
 
 def _dense(value: Array) -> Array:
@@ -192,6 +193,8 @@ def _norm(pattern: str, target: str) -> list[Rule]:
     ]
 
 
+# vision_transformer numbers all children of a block together (LayerNorm_0, attention _1,
+# LayerNorm_2, MlpBlock_3), big_vision each kind by itself (_0, _0, _1, _0).
 _ENCODER = r"Transformer/encoderblock_(\d+)"
 _ATTENTION = rf"{_ENCODER}/MultiHeadDotProductAttention_[01]"
 
@@ -218,6 +221,7 @@ def _mixing(axis: str, target: str) -> list[Rule]:
         rules += _layer(
             rf"{_BLOCK}/{axis}_mixing/{dense}", rf"blocks.\1.{target}.fc{first}", _dense
         )
+        # an older layout has both kernels of an MLP in one module
         older = rf"{_BLOCK}/{axis}_mixing_phase_0"
         rules.append((f"{older}/kernel{number}", rf"blocks.\1.{target}.fc{first}.weight", _dense))
         rules.append((f"{older}/bias{number}", rf"blocks.\1.{target}.fc{first}.bias", _vector))
@@ -251,6 +255,6 @@ LAYOUTS: dict[str, tuple[str, list[Rule], str]] = {
     "Mixer": (_BLOCK, _MIXER, "MixerBlock_0/..."),
     "BiT ResNet": (r"conv_root/", _BIT, "conv_root/kernel"),
 }
-"""A pattern that tells a layout, where its parameters go, and an example of a name.
+"""By family: a pattern that identifies the layout, its rules, and an example of a name.
 
-Where they go is (pattern of a path, timm's name, change of the array)."""
+A rule is (pattern of a path, timm's name, change of the array)."""

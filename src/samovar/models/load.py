@@ -1,8 +1,8 @@
-"""Weights to start from, fitted to the network at hand; `pretrained` tells where they come from.
+"""Load weights into a network that already exists, resized where that is possible.
 
-The classifier layer is never among them: it stays as `create` made it, zero under
-    `--model.init paper`. `resolve` needs
-no torch for a run or a file, so what brings it is imported where tensors are resized."""
+`load_init` leaves out the classifier layer, which stays as `create` made it: zero under
+`--model.init paper`. `resolve` needs no torch for a run or a file, so torch and timm are
+imported where tensors are resized."""
 
 from __future__ import annotations
 
@@ -21,20 +21,19 @@ if TYPE_CHECKING:
 __all__ = ["Weights", "load_init", "load_whole", "read_init", "resolve"]
 
 _COUNTER = "num_batches_tracked"
-"""A buffer that older programs do not save; nothing here depends on it."""
+"""A buffer of BatchNorm that older programs do not save; nothing here depends on it."""
 _SHOWN = 3
 
 
 def resolve(config: Config) -> Config:
-    """The config with what it leaves to the weights of `init`: the model with its normalization,
-    and the image size.
+    """Fill in the settings that a config leaves to the weights of `init`.
 
-    The model is theirs where its name is empty, and so are mean and std unless they are set; the
-    image size is where it is 0. Dropout, stochastic depth and initialisation stay the config's own.
-    Needs no torch for a run or a file.
+    These are the model's name where it is empty, mean and std unless they are set, and the image
+    size where it is 0. Dropout, stochastic depth and initialization stay the config's own. Needs no
+    torch for a run or a file.
 
     Raises:
-        ValueError: weights that do not say, or no weights."""
+        ValueError: no weights are given, or they do not say."""
     model, image_size = facts(config.init) if config.init else (None, 0)
     if not config.model.name and model is None:
         raise ValueError(f"--model.name is not given, {_silent(config.init)}; give it")
@@ -51,7 +50,7 @@ def resolve(config: Config) -> Config:
 
 def _silent(what: str) -> str:
     return (
-        f"and --init {what} does not tell it" if what else "and there is no --init to take it from"
+        f"and --init {what} does not say it" if what else "and there is no --init to take it from"
     )
 
 
@@ -66,20 +65,18 @@ def _taken(own: ModelConfig, theirs: ModelConfig) -> ModelConfig:
 
 
 def load_init(model: Classifier, config: Config) -> tuple[str, ...]:
-    """Load the weights that `config.init` names into the body of `model`, all but its classifier
-    layer.
+    """Load the weights of `config.init` into the body of `model`, except its classifier layer.
 
     Position embeddings are resized to another number of patches (bicubic, with antialias; class
-    tokens are kept), kernels of patches to another patch, and the first kernels between one colour
-    and several, so that grey images give what they gave (standardized kernels of several colours
-    forget their scale). The same resizing as timm's.
+    tokens are kept), kernels of patches to another patch, and the first kernels between one color
+    and several, so that gray images give the same outputs (standardized kernels of several colors
+    lose their scale). timm resizes in the same way.
 
     Returns:
         Notes for the reader: whose weights, and what was resized.
 
     Raises:
-        ValueError: as `read_init`; weights that do not fit; a network that does not tell its
-            classifier layer."""
+        ValueError: as `read_init`; weights that do not fit; a network without `get_classifier`."""
     weights = read_init(config.init)
     own = {id(parameter) for parameter in model.head_parameters()}
     new = {name for name, parameter in model.body.named_parameters() if id(parameter) in own}
@@ -87,20 +84,19 @@ def load_init(model: Classifier, config: Config) -> tuple[str, ...]:
     notes, complaints = _load(model.body, given, new)
     if complaints:
         raise ValueError(
-            f"--init {config.init}: {len(complaints)} of its weights and those of {config.model.name} do not fit "
+            f"--init {config.init}: {len(complaints)} weights do not fit {config.model.name} "
             f"({_shown(complaints)}); {_advice(weights, config, complaints)}"
         )
     return (f"starts from {weights.name}; the classifier is new", *notes)
 
 
 def load_whole(model: Classifier, tensors: dict[str, Tensor], title: str) -> tuple[str, ...]:
-    """Load weights into the body of `model`, classifier layer included; what can be is resized as
-    in `load_init`.
+    """Load weights into the body of `model`, classifier layer included, resized as in `load_init`.
 
     Args:
         model: the network.
         tensors: a state dict of its body.
-        title: what to call the network in a message.
+        title: the name of the network in messages.
 
     Returns:
         Notes on what was resized.
@@ -110,22 +106,24 @@ def load_whole(model: Classifier, tensors: dict[str, Tensor], title: str) -> tup
     notes, complaints = _load(model.body, tensors, set())
     if complaints:
         raise ValueError(
-            f"{len(complaints)} of its weights and those of {title} do not fit ({_shown(complaints)}); it has "
-            f"{len(tensors)}, {title} has {len(model.body.state_dict())}"
+            f"{len(complaints)} weights do not fit {title} ({_shown(complaints)}); "
+            f"it has {len(tensors)}, {title} has {len(model.body.state_dict())}"
         )
     return tuple(notes)
 
 
 def _load(body: nn.Module, given: dict[str, Tensor], new: set[str]) -> tuple[list[str], list[str]]:
-    """Load what is given into all but `new`, or nothing where there are complaints; returns notes,
-    and those."""
+    """Load `given` into everything but `new`; return notes and complaints.
+
+    Nothing is loaded if there are complaints."""
     wanted = {name: tensor for name, tensor in body.state_dict().items() if name not in new}
     notes: list[str] = []
-    given = dict(given)
+    given = dict(given)  # the caller keeps its tensors as they are
     for name in (name for name in wanted if name in given):
         given[name], changes = _fitted(name, given[name], wanted[name], body)
         notes += changes
     complaints = _complaints(given, wanted)
+    # all or nothing: a network that is loaded in part would train without a word
     if not complaints:
         body.load_state_dict(given, strict=False)
     return notes, complaints
@@ -136,8 +134,7 @@ def _shown(complaints: list[str]) -> str:
 
 
 def _complaints(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:
-    """What keeps tensors from being loaded: other shapes first, then names that only one side
-    has."""
+    """Return why tensors do not fit: other shapes first, then names that only one side has."""
     shapes = [
         f"{name} is {_size(given[name])}, here {_size(wanted[name])}"
         for name in wanted
@@ -146,12 +143,12 @@ def _complaints(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str
     missing = [
         f"{name} is missing" for name in wanted if name not in given and not name.endswith(_COUNTER)
     ]
-    strange = [
+    unknown = [
         f"{name} is not known here"
         for name in given
         if name not in wanted and not name.endswith(_COUNTER)
     ]
-    return shapes + missing + strange
+    return shapes + missing + unknown
 
 
 def _size(tensor: Tensor) -> str:
@@ -159,26 +156,28 @@ def _size(tensor: Tensor) -> str:
 
 
 def _advice(weights: Weights, config: Config, complaints: list[str]) -> str:
-    """What to do about weights that do not fit."""
+    """Return what to do about weights that do not fit."""
     known = weights.model
     if known and known.name != config.model.name:
-        return f"give --model.name {known.name}, which they are of"
+        return f"give --model.name {known.name}, to which they belong"
     size = (
         f"--data.image-size {weights.image_size}"
         if weights.image_size
         else "the --data.image-size of these weights"
     )
     if all("_tokens." in each for each in complaints):
-        return f"token-mixing layers depend on the number of patches and cannot be resized; give {size}"
+        return (
+            "token-mixing layers depend on the number of patches and cannot be resized; "
+            f"give {size}"
+        )
     return f"give another --model.name or {size}"
 
 
-# --- what can be resized
-# ---------------------------------------------------------------------------------------------
+# --- resizing -------------------------------------------------------------------------------------
 
 
 def _fitted(name: str, tensor: Tensor, wanted: Tensor, body: nn.Module) -> tuple[Tensor, list[str]]:
-    """The tensor in the shape that is wanted, if it can be resized, and what was done."""
+    """Return the tensor in the wanted shape, if it can be resized, and notes on what was done."""
     if tensor.shape == wanted.shape:
         return tensor, []
     if name == "pos_embed":
@@ -194,9 +193,8 @@ def _fitted_positions(tensor: Tensor, wanted: Tensor, body: nn.Module) -> tuple[
     grid = getattr(getattr(body, "patch_embed", None), "grid_size", None)
     if grid is None or tensor.ndim != 3 or tensor.shape[-1] != wanted.shape[-1]:
         return tensor, []
-    num_prefix = (
-        wanted.shape[1] - grid[0] * grid[1]
-    )  # class token and the like, which stand at no place
+    # class tokens and the like have no place in the grid and are not resized
+    num_prefix = wanted.shape[1] - grid[0] * grid[1]
     num_patches = tensor.shape[1] - num_prefix
     side = math.isqrt(max(0, num_patches))
     if not side or side * side != num_patches:
@@ -208,8 +206,9 @@ def _fitted_positions(tensor: Tensor, wanted: Tensor, body: nn.Module) -> tuple[
 def _fitted_stem(
     name: str, tensor: Tensor, wanted: Tensor, body: nn.Module
 ) -> tuple[Tensor, list[str]]:
-    """Kernels of the first convolution; only those of patches are resized, others have a stride of
-    their own."""
+    """Adapt the first convolution to other channels, and kernels of patches to other sizes.
+
+    Other kernels keep their size, since their stride belongs to it."""
     from timm.layers.patch_embed import PatchEmbed, resample_patch_embed
     from torch import nn
 
@@ -219,6 +218,7 @@ def _fitted_stem(
     notes = []
     before, after = tensor.shape[1], wanted.shape[1]
     if before != after and 1 in (before, after):
+        # a gray image has the same value in all channels, so only the sum of the kernels counts
         tensor = tensor.sum(1, keepdim=True).expand(-1, after, -1, -1) / after
         notes.append(f"first kernels adapted from {before} to {after} channels")
     if tensor.shape[2:] != wanted.shape[2:] and isinstance(

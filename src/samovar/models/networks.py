@@ -1,9 +1,9 @@
-"""The paper's networks as timm modules, with the paper's initialisation.
+"""Build the paper's networks as timm modules, with the paper's initialization.
 
-ViT and Mixer are Google's: tanh GELU, LayerNorm eps 1e-6, dropout where the Flax code has it, no
-dropout of attention probabilities. ResNets are BiT-style v1: post-activation, GroupNorm (eps 1e-6,
-as Flax) and standardized kernels, SAME padding, the last scale of a block at 0; or plain ones with
-BatchNorm, the stride in the 3x3 convolution in both."""
+ViT and Mixer follow Google's code: tanh GELU, LayerNorm eps 1e-6, dropout where the Flax code
+has it, no dropout of attention probabilities. ResNets are BiT-style v1: post-activation,
+GroupNorm (eps 1e-6, as in Flax), standardized kernels, SAME padding, and the last scale of a
+block at 0; or plain ones with BatchNorm. Both have the stride in the 3x3 convolution."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ from samovar.models.table import Family, Variant
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the data asks of a network."""
+    """The sizes that a network takes from the data."""
 
     num_classes: int
-    """Logits K."""
+    """Number of logits K."""
     image_size: int
     """Height and width in pixels."""
     channels: int
-    """Colours of a pixel, C."""
+    """Color channels C."""
 
 
 def build(row: Variant, config: ModelConfig, sizes: Sizes) -> nn.Module:
-    """The timm module of a row of the table, from normalized images [B, C, H, W] to logits [B, K].
+    """Build the timm module of a row, from normalized images [B, C, H, W] to logits [B, K].
 
     Raises:
         ValueError: the patch does not divide the image."""
@@ -71,7 +71,7 @@ def _vit(row: Variant, config: ModelConfig, sizes: Sizes) -> nn.Module:
         fc_norm=False,  # timm would move the encoder's last norm behind the mean
         pos_drop_rate=config.dropout,
         proj_drop_rate=config.dropout,
-        # timm's ramp, rescaled by 1 / (1 - p); Google's ViT code has none to follow
+        # timm's linear growth over the blocks; Google's ViT code has no stochastic depth to follow
         drop_path_rate=config.drop_path,
         act_layer=GELUTanh,
     )
@@ -90,8 +90,8 @@ def _mixer(row: Variant, config: ModelConfig, sizes: Sizes) -> nn.Module:
     )
     for i, block in enumerate(body.blocks):
         rate = config.drop_path * i / max(1, row.depth - 1)
-        # as big_vision: a ramp over blocks and no 1 / (1 - p); timm has one rate for all blocks and
-        # rescales
+        # as in big_vision: the rate grows over the blocks and nothing is rescaled by 1 / (1 - p);
+        # timm has one rate for all blocks and rescales
         block.drop_path = DropPath(rate, scale_by_keep=False) if rate else nn.Identity()
     return body
 
@@ -102,7 +102,8 @@ def _resnet(row: Variant, config: ModelConfig, sizes: Sizes) -> nn.Module:
         row.stages,
         num_classes=sizes.num_classes,
         in_chans=sizes.channels,
-        # timm's plain stem is 64 wide whatever the stages are; conv1 is replaced below
+        # timm's plain stem is always 64 wide; the deep one follows stem_width, and its conv1 is
+        # replaced below
         stem_type="deep",
         stem_width=row.width // 2,
         channels=tuple(row.width * 2**i for i in range(4)),
@@ -114,7 +115,7 @@ def _resnet(row: Variant, config: ModelConfig, sizes: Sizes) -> nn.Module:
     )
     size, stride = (3, 1) if row.small_images else (7, 2)
     body.conv1 = nn.Conv2d(sizes.channels, row.width, size, stride, size // 2, bias=False)
-    if row.groups:
+    if row.groups:  # as in BiT: SAME padding in every convolution and in the pooling
         _standardize(body)
         body.maxpool = MaxPool2dSame(3, 2)
     if row.small_images:
@@ -138,14 +139,13 @@ def _standardize(module: nn.Module) -> None:
 
 @register_notrace_module
 class StandardizedConv2d(StdConv2dSame):
-    """A convolution with SAME padding whose kernels have mean 0 and deviation s / (s + 1e-5), s
-    their own.
+    """A convolution with SAME padding whose kernels have mean 0 and deviation s / (s + 1e-5).
 
-    Google adds eps to the deviation, timm's layer to the variance; the names of the weights are
-    timm's."""
+    s is the deviation of the kernel as stored. Google adds eps to the deviation, timm's layer to
+    the variance; the names of the weights are timm's."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Feature maps [B, C', h', w'] of [B, C, h, w]."""
+        """Return feature maps [B, C', h', w'] of [B, C, h, w]."""
         if self.same_pad:
             x = pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation))
         kernels = _standardized(self.weight)
@@ -155,25 +155,25 @@ class StandardizedConv2d(StdConv2dSame):
 
 
 def _standardized(weight: Tensor, eps: float = 1e-5) -> Tensor:
-    """Kernels (w - mean(w)) / (std(w) + eps) of w [C', C, h, w], over all axes but the first."""
+    """Return (w - mean(w)) / (std(w) + eps) of w [C', C, h, w], over all axes but the first."""
     flat = weight.flatten(1)
-    # a norm and a sum cost a tenth of `std`; rounding in s hardly moves s / (s + eps), and the
-    # layer has its own s
+    # a norm and a mean cost a tenth of `std`; rounding errors in s hardly change s / (s + eps),
+    # and group_norm below computes its own s
     square = torch.linalg.vector_norm(flat, dim=1).square() / flat.shape[1] - flat.mean(1).square()
-    s = square.clamp_min(1e-20).sqrt()  # a constant kernel has 0, where a root has no derivative
+    # a constant kernel has variance 0, where the root has no finite derivative
+    s = square.clamp_min(1e-20).sqrt()
     return F.group_norm(flat[None], len(flat), s / (s + eps), eps=1e-20).reshape_as(weight)
 
 
-# --- the paper's initialisation, as in vision_transformer and big_vision
-# ---------------------------------------------
+# --- the paper's initialization, as in vision_transformer and big_vision -------------------------
 
 
 @torch.no_grad()
 def _init_vit(body: Any) -> None:
     for name, layer in body.blocks.named_modules():
         if isinstance(layer, nn.Linear):
-            # query, key and value are three kernels [D, D] in Flax: the bound is that of each, not
-            # of [3 D, D]
+            # query, key and value are three kernels [D, D] in Flax, so the Xavier bound is the one
+            # of [D, D], not of timm's joined [3 D, D]
             for kernel in layer.weight.chunk(3) if name.endswith("qkv") else (layer.weight,):
                 nn.init.xavier_uniform_(kernel)
             nn.init.normal_(layer.bias, std=1e-6) if ".mlp." in name else nn.init.zeros_(layer.bias)
@@ -184,13 +184,13 @@ def _init_vit(body: Any) -> None:
 
 
 def _init_default(body: nn.Module) -> None:
-    """Flax's defaults: kernels lecun_normal, biases 0. Both codebases leave the Mixer and
-    convolutions at them."""
+    """Set Flax's defaults: kernels lecun_normal, biases 0.
+
+    Both codebases keep them for the Mixer and for convolutions."""
     for layer in body.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
-            std = (
-                layer.weight[0].numel() ** -0.5 / 0.87962566103423978
-            )  # of a normal cut at two deviations
+            # 0.8796 is the deviation of a standard normal that is cut at two deviations
+            std = layer.weight[0].numel() ** -0.5 / 0.87962566103423978
             nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
@@ -198,12 +198,11 @@ def _init_default(body: nn.Module) -> None:
 
 def _init_resnet(body: nn.Module) -> None:
     if any(isinstance(layer, GroupNorm) for layer in body.modules()):
-        _init_default(body)  # beside BatchNorm, timm's He initialisation stays
+        _init_default(body)  # with BatchNorm, timm's He initialization stays
 
 
 def heads(body: nn.Module) -> tuple[nn.Module, ...]:
-    """The classifier layers of a network: several of a distilled one, none of one that does not
-    tell."""
+    """Return the classifier layers of a network: several of a distilled one, else one or none."""
     found = cast(Any, body).get_classifier() if hasattr(body, "get_classifier") else ()
     return tuple(found) if isinstance(found, tuple | list) else (found,)
 
@@ -212,10 +211,11 @@ def zero_head(body: nn.Module, config: ModelConfig, num_classes: int) -> None:
     """Set the head of a timm model to 0 and its bias to `config.head_bias`.
 
     Raises:
-        ValueError: the model does not tell its head, or it has no bias to set."""
+        ValueError: the model does not name its head, or the head has no bias to set."""
     layers = [
         m for head in heads(body) for m in head.modules() if isinstance(m, nn.Linear | nn.Conv2d)
     ]
+    # a head may hold further layers; only those that give logits are set
     layers = [
         m
         for m in layers
@@ -240,10 +240,10 @@ _FAMILIES: dict[Family, tuple[Callable[..., nn.Module], Callable[..., None]]] = 
 
 
 def check_patch(patch: int, image_size: int) -> None:
-    """Refuse an image size that patches do not fill; patch 0 is none.
+    """Refuse an image size that is no multiple of the patch; patch 0 means no patches.
 
     Raises:
-        ValueError: names both and the nearest sizes that fit."""
+        ValueError: names both sizes and the nearest image sizes that fit."""
     if patch and image_size % patch:
         fits = sorted({max(1, image_size // patch) * patch, math.ceil(image_size / patch) * patch})
         sizes = " or ".join(map(str, fits))

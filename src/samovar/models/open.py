@@ -1,7 +1,7 @@
-"""A network with the weights it was trained to, classifier included, from wherever they are.
+"""Open a trained network, classifier included, from any place that weights come from.
 
-A run folder, a timm name with pretrained weights, a folder in timm's layout, or a file: what
-`--init` takes too, but used as it is rather than trained on."""
+The places are those of `--init`: a run folder, a timm name with pretrained weights, a folder in
+timm's layout, or a file. The network is used as it is rather than trained on."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor, nn
 
 from samovar import config as configs
+from samovar import restore
 from samovar.config import DataConfig, ModelConfig
 from samovar.data.sources import open_source
 from samovar.models import flax, timm_folder
@@ -24,36 +25,37 @@ from samovar.models.factory import Classifier, create, describe
 from samovar.models.load import load_whole
 from samovar.models.read import Kind, Weights, kind, read
 from samovar.models.recognize import names_of, recognize, side_of
-from samovar.models.table import MODELS
+from samovar.models.table import MODELS, has_constructor
 from samovar.runs.records import RunDir
 
 _PROBE = 1013
-"""Classes of a network that is built to see which of its tensors depend on them; no layer has this
-width."""
+"""Number of classes that no layer has as its width.
+
+A network built with it shows which tensors depend on the number of classes."""
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A network as it was trained, and what is known of it."""
+    """A trained network and what is known of it."""
 
     name: str
-    """What was opened."""
+    """The name it was opened by."""
     model: Classifier
-    """In eval mode, on the CPU."""
+    """The network in eval mode, on the CPU."""
     config: ModelConfig
     """Name and normalization."""
     image_size: int
     """Height and width in pixels."""
     channels: int
-    """Colours of a pixel, C."""
+    """Color channels C."""
     num_classes: int
-    """Logits K."""
+    """Number of logits K."""
     classes: tuple[str, ...]
-    """Names of the classes; empty where nobody tells."""
+    """Class names; empty if unknown."""
     data: DataConfig | None
-    """What a run was trained on; None of others."""
+    """Training data of a run; None for other models."""
     notes: tuple[str, ...]
-    """For the reader: whose weights, how the network was told, what was resized."""
+    """Notes for the reader: whose weights, how the network was identified, what was resized."""
 
 
 def open_model(what: str, *, name: str = "", image_size: int = 0) -> Opened:
@@ -61,16 +63,15 @@ def open_model(what: str, *, name: str = "", image_size: int = 0) -> Opened:
 
     Args:
         what: a run folder (its best checkpoint, averaged where it keeps an average), a timm name
-            with pretrained weights, a folder in timm's layout, or a file; of a Flax `.npz` the
-            network is recognized.
-        name: the network that the weights are of, needed for a bare file; else it takes the place
-            of the one known.
-        image_size: height and width in pixels; 0 is what it was trained at. Others are met by
-            resizing.
+            with pretrained weights, a folder in timm's layout, or a file. The network of a Flax
+            `.npz` is recognized.
+        name: the network that the weights belong to, needed for a bare file; otherwise it
+            replaces the known one.
+        image_size: height and width in pixels; 0: as trained. Weights are resized to other
+            sizes.
 
     Raises:
-        ValueError: nothing of this name, a network that nobody tells, weights that do not fit
-            it."""
+        ValueError: an unknown name, an unknown network, or weights that do not fit it."""
     if kind(what) == "folder" and not name:
         return _open_folder(Path(what), image_size)
     with _naming(what):
@@ -83,12 +84,12 @@ def open_model(what: str, *, name: str = "", image_size: int = 0) -> Opened:
             or describe(config.name).image_size
         )
         channels, num_classes = _border(config, weights.tensors, side)
-        with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten
+        with restore.rng():  # the initial weights are overwritten
             model = create(
                 config, num_classes=num_classes or _PROBE, image_size=side, channels=channels
             ).eval()
         notes += load_whole(model, weights.tensors, config.name)
-    num_classes = num_classes or _counted(model, channels, side)
+    num_classes = num_classes or _count_logits(model, channels, side)
     found = Opened(
         what, model, config, side, channels, num_classes, (), None, (weights.name, *notes)
     )
@@ -97,7 +98,7 @@ def open_model(what: str, *, name: str = "", image_size: int = 0) -> Opened:
 
 @contextmanager
 def _naming(what: str) -> Iterator[None]:
-    """Errors that begin with what was asked for."""
+    """Prefix errors with the name that was asked for."""
     try:
         yield
     except ValueError as error:
@@ -108,7 +109,7 @@ def _naming(what: str) -> Iterator[None]:
 
 
 def _network(weights: Weights, what: str, name: str) -> tuple[ModelConfig, tuple[str, ...]]:
-    """Which network weights are of, and how that is known."""
+    """Return the network that weights belong to, and a note on how it was identified."""
     if name:
         return replace(weights.model or _pixels(name), name=name, init="library"), ()
     if weights.model:
@@ -117,30 +118,36 @@ def _network(weights: Weights, what: str, name: str) -> tuple[ModelConfig, tuple
         found = recognize(weights.tensors, flax.num_heads(Path(what)))
         return ModelConfig(found, init="library"), (f"{found} by its names and shapes",)
     try:
-        hint = f"its shapes are those of {recognize(weights.tensors)}, which timm may compute otherwise"
+        known = recognize(weights.tensors)
+        hint = f"its shapes are those of {known}, but timm's network may compute something else"
     except ValueError as error:
         hint = str(error)
-    raise ValueError(f"it does not tell its network; give its name (--model); {hint}")
+    raise ValueError(
+        f"cannot tell which network these weights belong to; give --model NAME ({hint})"
+    )
 
 
 def _pixels(name: str) -> ModelConfig:
-    """Normalization that goes with a name: timm's with a network of timm's, else Google's, to [-1,
-    1]."""
-    known = None if name in MODELS or ":" in name else timm.get_pretrained_cfg(name)
+    """Return the normalization of a network: timm's if it has one, else Google's, to [-1, 1]."""
+    ours = name in MODELS or has_constructor(name)
+    known = None if ours else timm.get_pretrained_cfg(name)
     return ModelConfig(mean=tuple(known.mean), std=tuple(known.std)) if known else ModelConfig()
 
 
 def _border(config: ModelConfig, tensors: dict[str, Tensor], image_size: int) -> tuple[int, int]:
-    """Channels of the images and number of classes, as the tensors of a network tell; 0 classes is
-    not told.
+    """Return channels and number of classes as the tensors show them; 0 classes: unknown.
 
     Raises:
-        ValueError: the classifier layer is not among them."""
+        ValueError: the classifier layer is not among the tensors."""
+    # one mean and std fit any number of channels, so a probe with 3 is as good as any
     several = max(len(config.mean), len(config.std))
-    body = _probe(config, several if several > 1 else 3, image_size)
+    channels = several if several > 1 else 3
+    with torch.device("meta"):
+        body = create(config, num_classes=_PROBE, image_size=image_size, channels=channels).body
     stem = next((name for name, layer in body.named_modules() if isinstance(layer, nn.Conv2d)), "")
     kernel = tensors.get(f"{stem}.weight")
     channels = kernel.shape[1] if kernel is not None and kernel.ndim == 4 else 3
+    # tensors whose first axis is the probe's number of classes form the classifier layer
     wanted = {
         name: tensor for name, tensor in body.state_dict().items() if tensor.shape[:1] == (_PROBE,)
     }
@@ -151,47 +158,37 @@ def _border(config: ModelConfig, tensors: dict[str, Tensor], image_size: int) ->
     ]
     if wanted and not found:
         raise ValueError(
-            f"its classifier layer ({', '.join(wanted)}) is not there, {names_of(tensors)} are"
+            f"its classifier layer ({', '.join(wanted)}) is missing among {names_of(tensors)}"
         )
     return channels, len(found[0]) if found else 0
 
 
-def _probe(config: ModelConfig, channels: int, image_size: int) -> nn.Module:
-    with torch.device("meta"):
-        return create(config, num_classes=_PROBE, image_size=image_size, channels=channels).body
-
-
 @torch.no_grad()
-def _counted(model: Classifier, channels: int, image_size: int) -> int:
+def _count_logits(model: Classifier, channels: int, image_size: int) -> int:
     logits: Tensor = model(torch.zeros(1, channels, image_size, image_size))
     return logits.shape[1]
 
 
 def _with_classes_of_run(found: Opened) -> Opened:
-    """Class names that a run has kept, else from its data, where that is still there; a note where
-    it is not."""
+    """Add the class names that a run has kept, else those of its data, else a note."""
     run = RunDir.open(Path(found.name))
     data = configs.load(run.config_path).data
     try:
         classes = run.classes() or tuple(
             open_source(replace(data, fraction=1.0, tune_share=0.0)).classes
         )
-        reason = (
-            "" if len(classes) == found.num_classes else f"{data.source} has {len(classes)} others"
-        )
+        fits = len(classes) == found.num_classes
+        reason = "" if fits else f"{data.source} has {len(classes)} classes"
     except (ValueError, OSError) as error:
         classes, reason = (), str(error)
     if reason:
-        return replace(
-            found,
-            data=data,
-            notes=(*found.notes, f"the names of its classes are not known: {reason}"),
-        )
+        note = f"the names of its classes are not known: {reason}"
+        return replace(found, data=data, notes=(*found.notes, note))
     return replace(found, data=data, classes=classes)
 
 
 def _with_classes_of_imagenet(found: Opened) -> Opened:
-    """ImageNet's words for the classes of a timm model, if as many."""
+    """Add ImageNet's class names to a timm model with as many classes."""
     subset = infer_imagenet_subset({"num_classes": found.num_classes})
     return (
         replace(found, classes=tuple(ImageNetInfo(subset).label_descriptions()))
@@ -209,38 +206,39 @@ _WITH_CLASSES: dict[Kind, Callable[[Opened], Opened]] = {
 
 
 def _open_folder(folder: Path, image_size: int) -> Opened:
-    """A folder in timm's layout, built as its description says.
+    """Open a folder in timm's layout, built as its description says.
 
     Raises:
-        ValueError: timm does not know the architecture, or weights that do not fit it."""
-    told = timm_folder.describe(folder)
-    side = image_size or told.image_size
-    known = timm.get_pretrained_cfg(told.architecture)
-    options: dict[str, Any] = {"in_chans": told.channels} | told.args
+        ValueError: timm does not know the architecture, or weights do not fit it."""
+    spec = timm_folder.describe(folder)
+    side = image_size or spec.image_size
+    known = timm.get_pretrained_cfg(spec.architecture)
+    options: dict[str, Any] = {"in_chans": spec.channels} | spec.args
+    # networks of convolutions take images of any size and have no argument for it
     if "img_size" in options or (known and known.fixed_input_size):
         options["img_size"] = side
-    config = ModelConfig(told.architecture, init="library", mean=told.mean, std=told.std)
+    config = ModelConfig(spec.architecture, init="library", mean=spec.mean, std=spec.std)
     try:
-        with torch.random.fork_rng(devices=[]):
+        with restore.rng():
             body: nn.Module = timm.create_model(
-                told.architecture, num_classes=told.num_classes, **options
+                spec.architecture, num_classes=spec.num_classes, **options
             )
     except (RuntimeError, TypeError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(
-            f"{folder}: timm does not build {told.architecture} of its config.json ({reason})"
+            f"{folder}: timm cannot build the {spec.architecture} of its config.json ({reason})"
         ) from error
-    model = Classifier(body, told.mean, told.std).eval()
+    model = Classifier(body, spec.mean, spec.std).eval()
     with _naming(str(folder)):
-        notes = load_whole(model, read(str(folder)).tensors, told.architecture)
+        notes = load_whole(model, read(str(folder)).tensors, spec.architecture)
     return Opened(
         str(folder),
         model,
         config,
         side,
-        told.channels,
-        told.num_classes,
-        told.classes,
+        spec.channels,
+        spec.num_classes,
+        spec.classes,
         None,
         (str(folder), *notes),
     )

@@ -1,12 +1,10 @@
-"""Weights by name: of a run, a timm model with pretrained weights, a folder in timm's layout, or a
-file of tensors.
+"""Read weights by name: of a run, of timm, of a folder in timm's layout, or of a file of tensors.
 
-torch and timm are imported where tensors are read, so that what a run's settings say is known
+torch and timm are imported where tensors are read, so that the settings of a run are known
 without them."""
 
 from __future__ import annotations
 
-import difflib
 import logging
 import pickle
 import re
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from samovar import config as configs
+from samovar import words
 from samovar.config import ModelConfig
 from samovar.models import timm_folder
 
@@ -27,13 +26,13 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".npz")
-"""Of files of weights; `.npz` is of Google's Flax code."""
+"""Suffixes of files of weights; `.npz` is the format of Google's Flax code."""
 _NESTS = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Keys under which training programs save weights, averaged ones first."""
 _DAMAGED = (EOFError, LookupError, TypeError, AttributeError, UnicodeDecodeError, struct.error)
-"""What torch's reader of pickles raises, besides errors of its own, where bytes are no pickle."""
+"""Errors that torch's reader of pickles raises for bytes that are no pickle, besides its own."""
 _PREFIXES = ("module.", "_orig_mod.", "body.")
-"""Put before every name by DDP, `torch.compile` and our `Classifier`."""
+"""Prefixes that DDP, `torch.compile` and `Classifier` put before every name."""
 
 
 Kind = Literal["run", "folder", "file", "timm"]
@@ -41,20 +40,19 @@ Kind = Literal["run", "folder", "file", "timm"]
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors by name, and what is known of the network they are of."""
+    """Tensors by name, and what is known of the network they belong to."""
 
     name: str
     """What to call them in a message."""
     tensors: dict[str, Tensor]
     model: ModelConfig | None
-    """Name and normalization; None of a bare file."""
+    """Name and normalization; None for a bare file."""
     image_size: int
-    """Side in pixels of the images they were trained on; 0 of a bare file."""
+    """Side in pixels of the training images; 0 for a bare file."""
 
 
 def read_init(what: str) -> Weights:
-    """The weights that `--init` names, on the CPU: of a run its best checkpoint, averaged where it
-    keeps an average.
+    """Read the weights that `--init` names, as `read` does, with errors that name the flag.
 
     Raises:
         ValueError: as `read`."""
@@ -63,12 +61,13 @@ def read_init(what: str) -> Weights:
 
 
 def read(what: str) -> Weights:
-    """The weights of this name, on the CPU: of a run its best checkpoint, averaged where it keeps
-    an average.
+    """Read the weights of this name onto the CPU.
+
+    A run gives its best checkpoint, averaged where it keeps an average.
 
     Raises:
-        ValueError: an unknown name (with the nearest), weights that cannot be downloaded, a file
-            that is damaged or holds more than tensors."""
+        ValueError: an unknown name (suggests the closest), weights that cannot be downloaded, or
+            a file that is damaged or holds more than tensors."""
     found = kind(what)
     model, image_size = _facts(what)
     if found == "run":
@@ -81,10 +80,11 @@ def read(what: str) -> Weights:
 
 
 def kind(what: str) -> Kind:
-    """What a name is of: a `run`, a `folder` in timm's layout, a `file`, else a `timm` model.
+    """Return what a name stands for: a run, a folder in timm's layout, a file, else a timm model.
 
     Raises:
-        ValueError: a folder that is neither of the two."""
+        ValueError: a folder that is neither a run nor in timm's layout."""
+    # timm's folders have a config.json as well, so they are recognized before runs
     path = Path(what)
     if timm_folder.is_one(path):
         return "folder"
@@ -92,19 +92,19 @@ def kind(what: str) -> Kind:
         return "run"
     if path.is_dir():
         raise ValueError(
-            f"{what} is no run: it has no config.json; give a run folder, a timm name or a file of weights"
+            f"{what} is no run: it has no config.json; "
+            "give a run folder, a timm name or a file of weights"
         )
     return "file" if path.is_file() or path.suffix in SUFFIXES else "timm"
 
 
 def facts(what: str) -> tuple[ModelConfig | None, int]:
-    """Name and normalization of the network that the weights of `--init` are of, and its image
-    size.
+    """Return name and normalization of the network of `--init`, and its image size.
 
-    None and 0 of a bare file. Needs no torch for a run or a file.
+    They are None and 0 for a bare file. Needs no torch for a run or a file.
 
     Raises:
-        ValueError: an unknown name (with the nearest)."""
+        ValueError: an unknown name (suggests the closest)."""
     with _in_words_of("--init"):
         return _facts(what)
 
@@ -122,12 +122,10 @@ def _facts(what: str) -> tuple[ModelConfig | None, int]:
         pixels = ModelConfig(mean=described.mean, std=described.std)
         return replace(pixels, name=_tagged(name)), described.image_size
     known = _pretrained(what)
-    name = what.partition(".")[0] + (
-        f".{known.tag}" if known.tag else ""
-    )  # with its tag no name hides timm's
-    return ModelConfig(name=name, mean=tuple(known.mean), std=tuple(known.std)), known.input_size[
-        -1
-    ]
+    # a name of ours hides the same name of timm's, but never one with a tag
+    name = what.partition(".")[0] + (f".{known.tag}" if known.tag else "")
+    model = ModelConfig(name=name, mean=tuple(known.mean), std=tuple(known.std))
+    return model, known.input_size[-1]
 
 
 @contextmanager
@@ -147,21 +145,19 @@ def _read_run(folder: Path) -> tuple[str, dict[str, Tensor]]:
 
 
 def _pretrained(name: str) -> Any:
-    """timm's facts of pretrained weights."""
+    """Return timm's configuration of pretrained weights."""
     import timm
 
     if not (timm.is_model(name) and timm.is_model_pretrained(name)):
-        near = difflib.get_close_matches(name, timm.list_pretrained(), n=3, cutoff=0.5)
-        hint = f"; nearest names: {', '.join(near)}" if near else ""
+        advice = words.suggest(name, timm.list_pretrained(), instead="give one of these", count=3)
         raise ValueError(
-            f"{name} is no run folder, no file and no timm model with pretrained weights of that name{hint}"
+            f"{name} is no run folder, no file and no timm model with pretrained weights; {advice}"
         )
     return timm.get_pretrained_cfg(name)
 
 
 def _tagged(name: str) -> str:
-    """timm's name of a network with a tag it knows, if there is one: with it no name of ours hides
-    it."""
+    """Add timm's tag to its name of a network, so that no name of ours hides it."""
     import timm
 
     known = timm.get_pretrained_cfg(name)
@@ -174,23 +170,22 @@ def _read_timm(name: str) -> dict[str, Tensor]:
     try:
         with _quiet("huggingface_hub", "timm"):
             body: nn.Module = timm.create_model(name, pretrained=True)
-    except (
-        Exception
-    ) as error:  # what downloads has errors of its own, and not all of them are OSErrors
+    except Exception as error:  # libraries that download raise errors of many kinds
+        # the root cause says more than the wrappers around it
         root: BaseException = error
         while root.__cause__ or root.__context__:
             root = root.__cause__ or root.__context__ or root
         reason = (str(root).strip() or type(root).__name__).splitlines()[0]
         raise ValueError(
-            f"{name}: its weights are not in the cache and cannot be downloaded ({reason}); connect once, or "
-            "give a file"
+            f"{name}: its weights are not in the cache and cannot be downloaded ({reason}); "
+            "connect once, or give a file"
         ) from error
     return body.state_dict()
 
 
 @contextmanager
 def _quiet(*names: str) -> Iterator[None]:
-    """Without the warnings of these loggers, such as a line on each attempt at a download."""
+    """Silence the warnings of these loggers, such as a line on each attempt at a download."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     try:
@@ -216,12 +211,10 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return _named(load_file(path), path)
-        # timm's training program saves its arguments beside the weights: plain values, nothing that
-        # runs
+        # timm's training program saves its arguments as well: a Namespace of plain values
         with torch.serialization.safe_globals([Namespace]), warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", UserWarning
-            )  # on the pickle's version, before what it is refused for
+            # a warning about the pickle's version would precede the error that matters
+            warnings.simplefilter("ignore", UserWarning)
             return _named(torch.load(path, map_location="cpu", weights_only=True), path)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
@@ -231,7 +224,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
             else "it is no file of tensors"
         )
         raise ValueError(
-            f"{path} is not read: {reason}; give a state_dict() saved by itself"
+            f"{path} is not read: {reason}; give a saved state_dict() and nothing else"
         ) from error
     except (OSError, RuntimeError, SafetensorError, *_DAMAGED) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -241,9 +234,10 @@ def _read_file(path: Path) -> dict[str, Tensor]:
 
 
 def _named(found: Any, path: Path) -> dict[str, Tensor]:
-    """The tensors by name in what a file holds, without what wrappers put around them."""
+    """Return the tensors by name in a file's content, without the wrappers around them."""
     from torch import Tensor
 
+    # training programs nest: weights may lie under several of these keys and prefixes
     while isinstance(found, dict) and (
         nest := next((key for key in _NESTS if isinstance(found.get(key), dict)), "")
     ):
@@ -253,11 +247,9 @@ def _named(found: Any, path: Path) -> dict[str, Tensor]:
         if isinstance(found, dict)
         else {}
     )
-    tensors.pop(
-        "n_averaged", None
-    )  # the one name that torch's AveragedModel leaves without its prefix
+    tensors.pop("n_averaged", None)  # the counter of torch's AveragedModel has no prefix
     if not tensors:
-        raise ValueError(f"{path} holds no tensors by name; give a state_dict() saved by itself")
+        raise ValueError(f"{path} holds no tensors by name; give a saved state_dict()")
     while prefix := next(
         (prefix for prefix in _PREFIXES if all(key.startswith(prefix) for key in tensors)), ""
     ):

@@ -1,8 +1,8 @@
-"""Which row of the table tensors under timm's names are of, told by their names and shapes.
+"""Find the row of the table that a state dict under timm's names belongs to.
 
-Shapes do not tell everything: the number of heads is checked where a file has it; GELU, eps and
-    standardized kernels
-are those of Google's code, so this is for its files."""
+Names and shapes do not identify a network fully. The number of heads is checked where a file has
+it; GELU, eps and standardized kernels are assumed to be those of Google's code, so use this for
+Google's files only."""
 
 from __future__ import annotations
 
@@ -21,32 +21,34 @@ _SHOWN = 3
 
 
 def recognize(tensors: Mapping[str, Tensor], heads: int = 0) -> str:
-    """The name of the row whose network these tensors are of.
+    """Return the name of the row whose network has these tensors.
 
     Args:
         tensors: a state dict under timm's names.
-        heads: of attention; 0 is not known.
+        heads: attention heads; 0: unknown.
 
     Raises:
         ValueError: no row has these sizes; says what was found."""
-    found = _signature(tensors)
+    found = _signature_of_tensors(tensors)
     if found is None:
-        raise ValueError(f"{names_of(tensors)} are of no ViT, Mixer or ResNet under timm's names")
+        raise ValueError(f"{names_of(tensors)} fit no ViT, Mixer or ResNet under timm's names")
     for name, row in MODELS.items():
-        if _signature_of(row) == found and heads in (0, row.heads):
+        # files without a number of heads match every row of the other sizes; the first one wins
+        if _signature_of_row(row) == found and heads in (0, row.heads):
             return name
-    raise ValueError(f"{_said(found, heads)} is none of ours (`samovar list models`)")
+    raise ValueError(f"{_in_words(found, heads)} is not in the table of `samovar list models`")
 
 
 def names_of(tensors: Collection[str]) -> str:
-    """The first few names and how many there are."""
+    """Return how many names there are, and the first few."""
     first = ", ".join(sorted(tensors)[:_SHOWN]) or "none"
     return f"its {len(tensors)} names ({first}{', ...' if len(tensors) > _SHOWN else ''})"
 
 
 def side_of(tensors: Mapping[str, Tensor]) -> int:
-    """Side in pixels of the images that a ViT or Mixer was trained on; 0 where tensors do not tell
-    it."""
+    """Return the side in pixels of a ViT's or Mixer's training images.
+
+    It is 0 where the tensors do not show it."""
     for kernel, per_patch, axis in (
         ("patch_embed.proj", "pos_embed", 1),
         ("stem.proj", "blocks.0.mlp_tokens.fc1", 1),
@@ -54,25 +56,25 @@ def side_of(tensors: Mapping[str, Tensor]) -> int:
         places = tensors.get(per_patch, tensors.get(f"{per_patch}.weight"))
         weight = tensors.get(f"{kernel}.weight")
         if places is not None and weight is not None and places.ndim >= 2:
-            return (
-                math.isqrt(places.shape[axis]) * weight.shape[-1]
-            )  # class tokens are fewer than a further row
+            # isqrt drops the class token, which adds less than one more row of patches
+            return math.isqrt(places.shape[axis]) * weight.shape[-1]
     return 0
 
 
-def _signature_of(row: Variant) -> Signature:
+def _signature_of_row(row: Variant) -> Signature:
     if row.family == "resnet":
         return (row.family, row.width, row.stages, row.bottleneck, row.groups > 0)
     return (row.family, row.width, row.depth, row.patch, row.pool)
 
 
-def _signature(tensors: Mapping[str, Tensor]) -> Signature | None:
+def _signature_of_tensors(tensors: Mapping[str, Tensor]) -> Signature | None:
     for family, kernel, block in _SIGNS:
         blocks = {found.groups() for name in tensors if (found := re.match(block, name))}
         if blocks and kernel in tensors and tensors[kernel].ndim == 4:
             width, _, patch, _ = tensors[kernel].shape
             if family == "resnet":
                 stages = tuple(sum(stage == str(i) for stage, _ in blocks) for i in (1, 2, 3, 4))
+                # timm calls GroupNorm bn1 too, but only BatchNorm has running statistics
                 group_norm = "bn1.running_mean" not in tensors
                 return (family, width, stages, "layer1.0.conv3.weight" in tensors, group_norm)
             pooled = family == "vit" and "cls_token" not in tensors
@@ -80,17 +82,18 @@ def _signature(tensors: Mapping[str, Tensor]) -> Signature | None:
     return None
 
 
-def _said(found: Signature, heads: int) -> str:
+def _in_words(found: Signature, heads: int) -> str:
     if found[0] == "resnet":
-        blocks = "bottleneck" if found[3] else "basic"
-        return f"a ResNet of width {found[1]} with {found[2]} {blocks} blocks and {'Group' if found[4] else 'Batch'}Norm"
-    pool = {"token": "with a class token", "mean": "without a class token"}[str(found[4])]
-    title = f"a Mixer of width {found[1]}, depth {found[2]}, patch {found[3]}"
-    return (
-        title
-        if found[0] == "mixer"
-        else f"{title.replace('Mixer', 'ViT')}, {heads or 'some'} heads, {pool}"
-    )
+        _, width, stages, bottleneck, group_norm = found
+        blocks = "bottleneck" if bottleneck else "basic"
+        norm = "GroupNorm" if group_norm else "BatchNorm"
+        return f"a ResNet of width {width} with {stages} {blocks} blocks and {norm}"
+    family, width, depth, patch, pool = found
+    sizes = f"of width {width}, depth {depth}, patch {patch}"
+    if family == "mixer":
+        return f"a Mixer {sizes}"
+    token = "with a class token" if pool == "token" else "without a class token"
+    return f"a ViT {sizes}, {heads or 'some'} heads, {token}"
 
 
 _SIGNS: list[tuple[Family, str, str]] = [

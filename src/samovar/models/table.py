@@ -1,59 +1,61 @@
 """The networks by name, as a table that can be listed without importing torch.
 
-`models.create` turns a row into a timm module. `params` is exact, counted with the image size,
-channels and classes of the row; any others that fit can be asked for. Names hide timm's: `resnet50`
-is the paper's, with GroupNorm; timm's own is `resnet50.a1_in1k` (any tag will do), or
+`models.factory.create` turns a row into a timm module. `params` is exact for the image size,
+channels and classes of the row; other sizes that fit are allowed. A name here hides timm's:
+`resnet50` is the paper's, with GroupNorm; timm's own is `resnet50.a1_in1k` (any tag will do), or
 `resnet50-bn`, the same network with a zero head."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from samovar import plugins, words
 
 Family = Literal["vit", "mixer", "resnet", "other"]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A network: what distinguishes it within its family, and how large it is."""
+    """A network: its family, its sizes within that family, and its number of parameters."""
 
     family: Family
-    """`other` is any network that is none of the paper's three."""
+    """`other` is any network outside the paper's three families."""
     params: int
     """Trainable parameters at the image size, channels and classes below."""
     width: int = 0
-    """Hidden size D; of a ResNet, the channels after the stem. 0 is not known."""
+    """Hidden size D; for a ResNet, the channels after the stem. 0: unknown."""
     depth: int = 0
-    """Blocks; of a ResNet, layers with weights, as in its name. 0 is not known."""
+    """Number of blocks; for a ResNet, layers with weights, as in its name. 0: unknown."""
     patch: int = 0
-    """Side of a patch in pixels; 0 is no patches."""
+    """Side of a patch in pixels; 0: no patches."""
     heads: int = 0
     """Attention heads H."""
     stages: tuple[int, ...] = ()
     """Residual blocks in each stage of a ResNet."""
     pool: Literal["token", "mean"] = "token"
-    """What the head of a ViT sees: the class token, or the mean of the patches in a network without
-    one."""
+    """Input of a ViT's head: the class token, or the mean of the patches (no class token then)."""
     groups: int = 0
-    """Groups of a ResNet's GroupNorm, which come with standardized kernels; 0 is BatchNorm."""
+    """Groups of a ResNet's GroupNorm, which comes with standardized kernels; 0: BatchNorm."""
     image_size: int = 224
     """Height and width in pixels."""
     channels: int = 3
-    """Colours of a pixel."""
+    """Color channels C."""
     classes: int = 1000
-    """Logits K."""
+    """Number of logits K."""
 
     @property
     def bottleneck(self) -> bool:
-        """Whether residual blocks are 1x1, 3x3, 1x1 convolutions rather than two 3x3."""
+        """Return whether residual blocks are 1x1, 3x3, 1x1 convolutions rather than two 3x3."""
+        # stem and head add 2 layers; a basic block has 2 layers with weights, a bottleneck 3
         return self.depth > 3 * sum(self.stages)
 
     @property
     def small_images(self) -> bool:
-        """Whether a ResNet starts with a 3x3 convolution at full resolution rather than 7x7 and max
-        pooling."""
+        """Return whether a ResNet's stem is one 3x3 convolution at full resolution.
+
+        Otherwise it is a 7x7 convolution with stride 2 and max pooling."""
         return self.image_size < 64
 
 
@@ -62,8 +64,8 @@ _R50, _R101, _R152 = (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3)
 _CIFAR: dict[str, Any] = {"image_size": 32, "classes": 10}
 _DIGITS: dict[str, Any] = {"image_size": 8, "channels": 1, "classes": 10}
 
-# Table 7 of arXiv:2106.01548; ResNets as GroupNorm with weight standardization, post-activation
-# (BiT-style v1).
+# Table 7 of arXiv:2106.01548; ResNets have GroupNorm with weight standardization and are
+# post-activation (BiT-style v1).
 MODELS: dict[str, Variant] = {
     "vit-s32": Variant("vit", 22_878_952, 384, 12, patch=32, heads=6),
     "vit-s16": Variant("vit", 22_050_664, 384, 12, patch=16, heads=6),
@@ -73,7 +75,7 @@ MODELS: dict[str, Variant] = {
     "vit-b16": Variant("vit", 86_567_656, 768, 12, patch=16, heads=12),
     "vit-l32": Variant("vit", 306_535_400, 1024, 24, patch=32, heads=16),
     "vit-l16": Variant("vit", 304_326_632, 1024, 24, patch=16, heads=16),
-    # Without a class token, as the GSAM checkpoints of vision_transformer.
+    # Without a class token, as in the GSAM checkpoints of vision_transformer.
     "vit-s32-gap": Variant("vit", 22_878_184, 384, 12, patch=32, heads=6, pool="mean"),
     "vit-s16-gap": Variant("vit", 22_049_896, 384, 12, patch=16, heads=6, pool="mean"),
     "vit-b32-gap": Variant("vit", 88_222_696, 768, 12, patch=32, heads=12, pool="mean"),
@@ -116,13 +118,28 @@ MODELS: dict[str, Variant] = {
 }
 
 
+def names() -> list[str]:
+    """Return the names of `MODELS`, then those that installed packages add."""
+    return [*MODELS, *(name for name in plugins.names("models") if name not in MODELS)]
+
+
+def has_constructor(name: str) -> bool:
+    """Return whether a function outside this project builds the network of this name.
+
+    Such a name is a `module:function`, or one that an installed package adds. Rows of `MODELS`
+    take precedence, so that no package changes what their names mean."""
+    return name not in MODELS and (":" in name or name in plugins.names("models"))
+
+
 def line(name: str) -> str:
-    """One line about a row of `MODELS`, for a list.
+    """Return one line about a name of `names()`, for a list.
 
     Raises:
-        ValueError: no such row."""
+        ValueError: the name is not among them."""
     if name not in MODELS:
-        raise unknown(name, MODELS)
+        if name in plugins.names("models"):
+            return "added by an installed package"
+        raise unknown(name, names())
     row = MODELS[name]
     parts = [f"{row.params / 1e6:.1f}M parameters"]
     if row.patch:
@@ -134,15 +151,16 @@ def line(name: str) -> str:
 
 
 def summary(name: str) -> str:
-    """All that the table says of a row of `MODELS`.
+    """Return all that the table says about a name of `names()`.
 
     Raises:
-        ValueError: no such row."""
-    first, row = line(name), MODELS[name]
-    facts = [
-        f"{row.params:,} parameters with {row.channels} x {row.image_size} x {row.image_size} images"
-    ]
-    facts.append(f"{row.classes} classes")
+        ValueError: the name is not among them."""
+    first = line(name)
+    if name not in MODELS:
+        return first
+    row = MODELS[name]
+    size = f"{row.channels} x {row.image_size} x {row.image_size}"
+    facts = [f"{row.params:,} parameters with {size} images", f"{row.classes} classes"]
     if row.patch:
         facts.append(f"{(row.image_size // row.patch) ** 2} patches")
     if row.heads:
@@ -151,11 +169,12 @@ def summary(name: str) -> str:
         facts.append("mean of the patches, no class token")
     if row.stages:
         facts.append(f"blocks {'-'.join(map(str, row.stages))}")
-    return f"{first}\n{', '.join(facts)}; other sizes can be asked for"
+    return f"{first}\n{', '.join(facts)}; other sizes are allowed"
 
 
 def unknown(name: str, known: Iterable[str]) -> ValueError:
-    """The error for a name that is none of `known`: it names the nearest ones."""
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"nearest: {', '.join(near)}" if near else "`samovar list models` prints ours"
-    return ValueError(f"unknown model {name!r}; {hint}; any timm name or module:function works too")
+    """Return the error for a name that is not in `known`; it suggests the closest ones."""
+    hint = words.suggest(name, known, instead="`samovar list models` prints ours", count=3)
+    return ValueError(
+        f"unknown model {name!r}; {hint} (any timm name or module:function works too)"
+    )

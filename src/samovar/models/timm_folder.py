@@ -1,8 +1,7 @@
-"""A folder in the layout of timm's models on a hub: `config.json` that names the architecture, and
-its weights.
+"""Read a folder in timm's hub layout: `config.json` with the architecture, and weights beside it.
 
-`timm.create_model("local-dir:PATH", pretrained=True)` opens the same. Reading the description needs
-no torch."""
+`timm.create_model("local-dir:PATH", pretrained=True)` opens the same folder. Reading the
+description needs no torch."""
 
 from __future__ import annotations
 
@@ -17,42 +16,42 @@ _GREY = (0.5,)
 
 @dataclass(frozen=True)
 class Described:
-    """What `config.json` says of the weights beside it."""
+    """The content of `config.json`: the network and how images are prepared for it."""
 
     architecture: str
     """timm's name of the network."""
     num_classes: int
-    """Logits K."""
+    """Number of logits K."""
     args: dict[str, Any]
     """Further arguments of `timm.create_model`."""
     mean: tuple[float, ...]
-    """Subtracted from images in [0, 1]."""
+    """Value per channel that is subtracted from images in [0, 1]."""
     std: tuple[float, ...]
-    """Divides them after that."""
+    """Value per channel by which images are divided after that."""
     channels: int
-    """Colours of a pixel, C."""
+    """Color channels C."""
     image_size: int
     """Height and width in pixels."""
     classes: tuple[str, ...]
-    """Names of the classes; empty where it has none."""
+    """Class names; empty if the file has none."""
 
 
 def is_one(folder: Path) -> bool:
-    """Whether a folder's `config.json` names an architecture, as timm's do and a run's does not."""
+    """Return whether a folder's `config.json` names an architecture; that of a run does not."""
     try:
         found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False  # none there, or one that the reader of runs will say more about
+        return False  # if the file is damaged, the reader of runs says so
     return isinstance(found, dict) and "architecture" in found
 
 
 def describe(folder: Path) -> Described:
-    """What `config.json` says.
+    """Read `config.json`.
 
     Raises:
         ValueError: it says too little to build the network."""
     found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    pixels = found.get("pretrained_cfg", found)  # before 2023 timm wrote all of it side by side
+    pixels = found.get("pretrained_cfg", found)  # before 2023 timm wrote one flat dict
     args = dict(found.get("model_args") or {})
     classes = found.get("label_names") or pixels.get("label_names") or ()
     num_classes = (
@@ -60,10 +59,10 @@ def describe(folder: Path) -> Described:
     )
     if not num_classes:
         raise ValueError(
-            f"{folder / CONFIG} names the architecture but no num_classes; export the model anew"
+            f"{folder / CONFIG} names the architecture but no num_classes; export the model again"
         )
     channels, *sides = pixels.get("input_size") or (args.get("in_chans", 3), 224)
-    given = args.get("img_size", sides[-1])  # what the network was built with, where it says
+    given = args.get("img_size", sides[-1])  # the size the network was built with wins
     return Described(
         found["architecture"],
         int(num_classes),

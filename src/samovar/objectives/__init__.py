@@ -1,4 +1,4 @@
-"""What is minimized: functions of a model and a batch to a loss."""
+"""Training objectives: functions of a model and a batch that return a loss."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from samovar.objectives.contrastive import shared_supcon_loss, supcon_loss
 
 
 class Loss(NamedTuple):
-    """A loss, with what it was computed from."""
+    """A loss and the model outputs it was computed from."""
 
     value: Tensor
     """Scalar, the mean over examples; float32 under autocast."""
     logits: Tensor
-    """[B, K], as the model gave them; of a contrastive loss embeddings [B, P]."""
+    """[B, K], as the model returned them; embeddings [B, P] for a contrastive loss."""
 
 
 Objective = Callable[[nn.Module, Batch], Loss]
@@ -28,26 +28,27 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 
 
 def softmax_cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Mean over examples of -sum_k t_k log softmax_k, in nats, with targets t smoothed to (1 - s) t
-    + s / K.
+    """Return the mean over examples of -sum_k t_k log softmax_k, in nats.
+
+    The targets t are smoothed to (1 - s) t + s / K.
 
     Args:
         logits: [B, K].
         targets: [B] class indices, or [B, K] shares.
-        label_smoothing: s, the share of each target spread evenly over the classes."""
+        label_smoothing: s, the share of each target that is spread evenly over the classes."""
     return F.cross_entropy(_at_least_float32(logits), targets, label_smoothing=label_smoothing)
 
 
 def sigmoid_cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Mean over examples of the sum over classes of binary cross-entropies, in nats, with smoothing
-    as for softmax.
+    """Return the mean over examples of binary cross-entropies summed over classes, in nats.
 
-    Some 10 where a zero head with bias -10 meets 1000 classes.
+    The targets t are smoothed to (1 - s) t + s / K, so that a row of targets keeps its sum. The
+    loss starts near 10 for a zero head with bias -10 and 1000 classes.
 
     Args:
         logits: [B, K].
         targets: [B] class indices, or [B, K] shares.
-        label_smoothing: s in (1 - s) t + s / K, so that a row of targets keeps its sum.
+        label_smoothing: s.
 
     Source: the loss of ViT and Mixer in appendix B.1 of arXiv:2106.01548."""
     logits = _at_least_float32(logits)
@@ -55,11 +56,9 @@ def sigmoid_cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: floa
     if targets.ndim == 1:
         targets = F.one_hot(targets, num_classes)
     targets = targets.to(logits.dtype) * (1 - label_smoothing) + label_smoothing / num_classes
-    # as optax; torch's own cancels 4e-5 of the loss away at the paper's head bias of -10
-    return (
-        -(targets * F.logsigmoid(logits) + (1 - targets) * F.logsigmoid(-logits)).sum()
-        / num_examples
-    )
+    # as in optax; torch's own function loses 4e-5 of the loss to cancellation at a head bias of -10
+    log_shares = targets * F.logsigmoid(logits) + (1 - targets) * F.logsigmoid(-logits)
+    return -log_shares.sum() / num_examples
 
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
@@ -69,17 +68,17 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 
 
 def make_objective(config: Config, num_classes: int, world_size: int = 1) -> Objective:
-    """The objective a config names, by its `loss` and `label_smoothing`.
+    """Return the objective that a config names by its `loss` and `label_smoothing`.
 
-    It takes a batch's shares of classes where there are any, else its labels. It raises ValueError
-    when the model's logits are not [B, num_classes]. That of `supcon` takes labels alone, and is of
-    a model that gives embeddings.
+    It uses a batch's class shares where there are any, else its labels, and raises ValueError if
+    the model's logits are not [B, num_classes]. The objective of `supcon` uses labels only and
+    needs a model that returns embeddings.
 
     Args:
-        config: which loss.
+        config: the settings.
         num_classes: K.
-        world_size: ranks that call it at the same time; a contrastive loss compares the images of
-            all of them."""
+        world_size: ranks that call it at the same time; a contrastive loss compares the images
+            of all of them."""
     if config.loss == "supcon":
         return _contrastive(config.contrastive.temperature, world_size)
     criterion: Criterion = partial(LOSSES[config.loss], label_smoothing=config.label_smoothing)
@@ -88,12 +87,11 @@ def make_objective(config: Config, num_classes: int, world_size: int = 1) -> Obj
         logits = model(batch.images)
         if logits.ndim != 2 or logits.shape[1] != num_classes:
             raise ValueError(
-                f"the model gives logits of shape {list(logits.shape)} and the data has {num_classes} classes; "
-                f"give a model with an output of [batch, {num_classes}]"
+                f"the model gives logits of shape {list(logits.shape)} and the data has "
+                f"{num_classes} classes; give a model with an output of [batch, {num_classes}]"
             )
-        return Loss(
-            criterion(logits, batch.labels if batch.targets is None else batch.targets), logits
-        )
+        targets = batch.labels if batch.targets is None else batch.targets
+        return Loss(criterion(logits, targets), logits)
 
     return objective
 
@@ -109,4 +107,5 @@ def _contrastive(temperature: float, world_size: int) -> Objective:
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:
+    # the exponentials of a loss overflow or round badly in half precision
     return logits.float() if logits.itemsize < 4 else logits
