@@ -12,10 +12,9 @@ import pytest
 
 from samovar import cli, report
 from samovar.report.page import embed, render
-from samovar.report.sections import SECTIONS
 from samovar.runs.records import Record, RunDir
 from tests.conftest import assert_refused
-from tests.unit.report_runs import HOSTILE, MEASUREMENTS, NOTHING, load, make_run
+from tests.unit.report_runs import HOSTILE, MEASUREMENTS, NOTHING, SECTIONS, load, make_run
 
 
 class Page(HTMLParser):
@@ -118,7 +117,7 @@ def test_a_missing_measurement_leaves_the_command_that_adds_it(tmp_path, missing
 def test_a_run_without_records_and_one_of_another_task_are_said_at_the_top(tmp_path, twins) -> None:
     other = make_run(tmp_path / "c", without=NOTHING, config={"data": {"source": "cifar10"}})
     page = Page(render(load(twins[0], other)))
-    assert "These runs are of different tasks" in page.text
+    assert "These runs solve different tasks" in page.text
     assert "(digits: vit-digits, source digits; cifar10: vit-digits, source cifar10)" in page.text
     assert "has no records yet" in page.text
     assert [i for i in page.ids if i in SECTIONS] == list(SECTIONS)
@@ -132,7 +131,7 @@ def test_a_diverged_run_and_unreadable_lines_are_said_at_the_top(tmp_path) -> No
     (folder / "provenance.json").write_text("{")
     text = Page(render(load(folder))).text
     assert "vit-digits diverged: its training loss is not finite at step 999." in text
-    assert "left out 1 line of records.jsonl" in text
+    assert "skipped 1 unreadable line of records.jsonl" in text
     assert "provenance.json is missing or damaged" in text
 
 

@@ -10,10 +10,10 @@ import pytest
 
 from samovar import report
 from samovar.report.chapters.comparison import comparison, front, points
+from samovar.report.contents import chapters, title
 from samovar.report.drawing.labels import HEIGHT, LETTER, LINE, WIDTH, Box, beside, places
 from samovar.report.page import render
 from samovar.report.paper.comparison import pareto
-from samovar.report.sections import chapters, title
 from samovar.runs.records import RunDir
 from tests.unit.made_comparison import ACCURACY, COSTS, SPREAD, make_comparison
 from tests.unit.report_runs import HOSTILE, load, make_run
@@ -87,7 +87,7 @@ def test_the_table_has_the_answer_above_it_and_the_share_beside_its_verdict(tmp_
     row = next(row for row in table.rows if row.head == "quarter")
     assert row.detail == "SAM whose climb sees a quarter of the images"
     cost, top1, _, _, share, verdict = row.cells
-    assert (cost.text, cost.details) == ("1.25", ["1.15 to 1.35", "2 counted", "1\u202f000 steps"])
+    assert (cost.text, cost.details) == ("1.25", ["1.15 to 1.35", "2 gradients per image", "1\u202f000 steps"])
     assert (top1.text, top1.error) == ("73.93", "± 0.61")
     assert (share.text, verdict.text) == ("98 %", "held")
     assert [cell.text for cell in table.rows[0].cells[-2:]] == ["–", "–"]
