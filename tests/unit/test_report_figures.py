@@ -305,7 +305,7 @@ def test_the_worst_mistakes_come_first(twins) -> None:
     assert len(examples.pictures) == 5
     assert worst.pictures[0].detail == "85 %, < 1 % for the true class"
     assert [row["loss"] for row in table(gallery.data)[:3]] == ["5.0", "4.0", "3.0"]
-    assert gallery.caption == "Accuracy 90.0 % of 500 images"
+    assert gallery.caption == "Accuracy 90.0 % on 500 images"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from samovar import cli, report
+from samovar.report.contents import CHAPTERS, Entry
 from samovar.report.page import embed, render
+from samovar.report.parts import Chapter
 from samovar.runs.records import Record, RunDir
 from tests.conftest import assert_refused
 from tests.unit.report_runs import HOSTILE, MEASUREMENTS, NOTHING, SECTIONS, load, make_run
@@ -74,6 +76,29 @@ def test_every_section_is_there_and_every_part_has_its_data(html) -> None:
     assert all(page.payload[name]["plot"]["data"] for name in plots)
     assert set(buttons) >= set(plots)
     assert "samovar measure" not in page.text, "nothing is missing"
+
+
+def test_a_new_chapter_is_one_line_in_the_table_of_contents(monkeypatch, twins) -> None:
+    def throwaway(runs) -> Chapter:
+        return Chapter("throwaway", "Thrown away", f"It saw {len(runs)} runs.")
+
+    monkeypatch.setitem(CHAPTERS, "throwaway", Entry(throwaway))
+    html = render(load(*twins))
+    page = Page(html)
+    assert [i for i in page.ids if i in CHAPTERS] == [*SECTIONS, "throwaway"]
+    assert "#throwaway" in page.links
+    assert "It saw 2 runs." in page.text
+    assert '<h2 id="throwaway-title">Thrown away</h2>' in html
+
+
+def test_a_chapter_about_no_folder_is_left_out(monkeypatch, twins) -> None:
+    monkeypatch.setitem(CHAPTERS, "throwaway", Entry(lambda runs: Chapter("throwaway", ""), lambda runs: []))
+    assert "throwaway" not in Page(render(load(*twins))).ids
+
+
+def test_folders_without_training_say_why_there_are_no_curves(tmp_path) -> None:
+    page = Page(render(load(make_run(tmp_path / "a", without=NOTHING))))
+    assert "No run here was trained, so there are no curves." in page.text
 
 
 def test_numbers_in_the_page_are_the_records(html, twins) -> None:

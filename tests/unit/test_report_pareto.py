@@ -12,6 +12,7 @@ from samovar import report
 from samovar.report.chapters.comparison import comparison, front, points
 from samovar.report.contents import chapters, title
 from samovar.report.drawing.labels import HEIGHT, LETTER, LINE, WIDTH, Box, beside, places
+from samovar.report.drawing.plots import layout
 from samovar.report.page import render
 from samovar.report.paper.comparison import pareto
 from samovar.runs.records import RunDir
@@ -79,6 +80,14 @@ def test_the_log_axis_has_its_range_and_labels_in_logarithms(tmp_path) -> None:
     low, high = layout["yaxis"]["range"]
     assert low < math.log10(1000 / 74) < math.log10(1000 / 69) < high
     assert all(low < note["y"] < high for note in layout["annotations"])
+
+
+def test_a_log_axis_of_less_than_a_factor_of_two_has_numbers() -> None:
+    for low, high in ((13.5, 14.3), (1.0, 1.9), (0.031, 0.032), (7e5, 7.1e5), (5.0, 5.0)):
+        step = layout(log_y=[low, high])["yaxis"]["dtick"]
+        assert step[0] == "L"
+        assert 4 <= ((high - low) or 2.0) / float(step[1:]) <= 11
+    assert layout(log_y=[1.0, 1e6])["yaxis"]["dtick"] == 1
 
 
 def test_the_table_has_the_answer_above_it_and_the_share_beside_its_verdict(tmp_path) -> None:

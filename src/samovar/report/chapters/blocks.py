@@ -47,12 +47,13 @@ def block_of(record: Record) -> str:
     return clean(record.where.get("block", "?"), 40)
 
 
-def _names(found: Sequence[Blocks]) -> list[str]:
+def block_names(found: Sequence[Blocks]) -> list[str]:
+    """Return the blocks of all runs, in order of appearance."""
     return list(dict.fromkeys(name for _, by_block in found for name in by_block))
 
 
 def _figure(found: Sequence[Blocks]) -> Figure:
-    names = _names(found)
+    names = block_names(found)
     records = [(run, name, by_block[name]) for run, by_block in found for name in names
                if name in by_block]  # fmt: skip
     stopped = any(not record.converged for _, _, record in records)
@@ -98,7 +99,7 @@ def _bars(run: RunData, by_block: Mapping[str, Record], names: Sequence[str]) ->
 
 
 def _table(found: Sequence[Blocks]) -> Table:
-    names = _names(found)
+    names = block_names(found)
     rows = [Row(run.label, [_cell(of.get(name)) for name in names], run) for run, of in found]
     columns = [Column(name) for name in names]
     return Table("blocks-table", "λ_max by block, ± residual", "run", columns, rows)

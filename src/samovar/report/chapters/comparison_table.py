@@ -104,7 +104,9 @@ def _cost(record: Record) -> Cell:
         number(record.settings.get(key)) for key in ("lowest", "highest", "passes", "steps")
     )
     details = [] if low is None or high is None else [f"{low:.2f} to {high:.2f}"]
-    details += [] if passes is None else [f"{passes:.3g} gradients per image"]
+    details += (
+        [] if passes is None else [f"{passes:.3g} gradient{'' if passes == 1 else 's'} per image"]
+    )
     details += [] if steps is None else [count(int(steps), "step")]
     return Cell(f"{record.value:.2f}", details=details)
 

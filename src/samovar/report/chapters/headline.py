@@ -60,7 +60,7 @@ def headline(runs: Sequence[RunData]) -> Chapter:
     # Readers of many runs look at the means first.
     tables = [*means, numbers] if len(runs) > MANY else [numbers, *means]
     missing = [note for name in ("hessian", "flatness") for note in _missing(runs, metrics, name)]
-    return Chapter("headline", "Headline", "", [*tables, *record_table(runs)], missing)
+    return Chapter("headline", "Main numbers", "", [*tables, *record_table(runs)], missing)
 
 
 def _records(metric: Metric, runs: Sequence[RunData]) -> Measured:
@@ -93,7 +93,7 @@ def _shared_protocol(columns: Sequence[MetricColumn]) -> dict[str, str]:
 def _column(column: MetricColumn, shared: dict[str, str]) -> Column:
     """Return the column with a note on what it is and the rest of its protocol."""
     own = {name: value for name, value in column.agreed.items() if name not in shared}
-    note = f"{column.metric.about}. {sentence(own)}".rstrip(" .")
+    note = "; ".join(filter(None, (column.metric.about, sentence(own))))
     return Column(column.metric.title, note, tuple(column.flags))
 
 

@@ -133,7 +133,7 @@ METRICS = (
     Metric(
         "Training time",
         training_time,
-        "of the training loop without evaluation, from images per second",
+        "training loop without evaluation, computed from images per second",
         show=lambda r: (duration(r.value), ""),
     ),
     Metric("Images/s", _speed, "median over log lines", show=lambda r: (shown(r.value, 3), "")),

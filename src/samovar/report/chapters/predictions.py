@@ -86,7 +86,7 @@ def gallery(run: RunData, record: Record, arrays: Mapping[str, Array], most: int
         (p.index, p.truth, p.guess, *(_for_csv(p.values[name]) for name in _COLUMNS))
         for p in (*wrong, *other)
     ]
-    images = f" of {record.n} images" if record.n else ""
+    images = f" on {record.n} images" if record.n else ""
     return Gallery(
         f"predictions-{run.index}",
         run,

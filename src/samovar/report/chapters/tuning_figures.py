@@ -22,21 +22,29 @@ def figures(run: RunData, found: Sequence[Tried]) -> list[Figure]:
 
     A search of several axes has a figure for each length of run, with a line for each value of the
     axes but the first. A search of one axis has a figure of its longest runs, and one of all."""
-    axes = [name for name in TITLES if len({each.values.get(name) for each in found}) > 1]
+    axes = _axes(found)
     complete = [each for each in found if all(name in each.values for name in axes)]
     if not axes or not complete:
         return []
     by_length = _grouped(complete, lambda each: count(int(each.steps), "step"))
-    drawn = _by_line(by_length, axes[1:]) if len(axes) > 1 else _by_length(by_length)
+    if len(axes) > 1:
+        drawn = _by_line(by_length, axes[1:])
+        labels = sorted({label for _, lines in drawn for label in lines})
+    else:
+        drawn, labels = _by_length(by_length), list(by_length)
     # A label has the same colour in all figures of the search.
-    labels = sorted({label for _, lines in drawn for label in lines})
-    colors = {label: k for k, label in enumerate(labels if len(axes) > 1 else by_length)}
+    colors = {label: k for k, label in enumerate(labels)}
     return balanced(
         [
             _figure(f"tuning-{run.index}-{k}", axes[0], length, lines, colors, complete[0])
             for k, (length, lines) in enumerate(drawn)
         ]
     )
+
+
+def _axes(found: Sequence[Tried]) -> list[str]:
+    """Return the axes on which several values were tried."""
+    return [name for name in TITLES if len({each.values.get(name) for each in found}) > 1]
 
 
 def _by_line(by_length: Lines, axes: Sequence[str]) -> list[tuple[str, Lines]]:

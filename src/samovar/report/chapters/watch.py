@@ -13,7 +13,7 @@ from samovar.report.text import clean
 
 _WATCHED = {
     "watch/lambda_max": "λ_max of the training loss",
-    "watch/sam_sharpness": "Loss increase at SAM’s perturbed weights, nats",
+    "watch/sam_sharpness": "SAM sharpness (loss increase), nats",
     "watch/grad_norm": "Gradient norm on the watched batch",
 }
 
@@ -22,6 +22,7 @@ _LEAD = (
     "gradient descent on a quadratic diverges (2 / learning rate; lower with SAM). For Adam-like "
     "optimizers it is only a landmark."
 )
+_UNTRAINED = "No run here was trained, so there are no curves."
 
 
 def watch(runs: Sequence[RunData]) -> Chapter:
@@ -37,7 +38,7 @@ def watch(runs: Sequence[RunData]) -> Chapter:
         )
         for name in present
     ]
-    lead = _LEAD if figures else ""
+    lead = _LEAD if figures else "" if any(run.trained for run in runs) else _UNTRAINED
     return Chapter("watch", "Geometry while training", lead, balanced(figures), _missing(runs))
 
 

@@ -78,20 +78,27 @@ def layout(
 
 
 def _log_axis(values: Sequence[float]) -> dict[str, Any]:
-    """Return an axis with ticks at powers of ten, or at 1, 2, 5 where it spans few decades."""
+    """Return a logarithmic axis whose ticks are as dense as its range needs."""
     decades = math.log10(max(values) / min(values))
-    ticks = (
-        {"dtick": max(1, round(decades / 6))}
-        if decades > 2
-        else {"dtick": "D2" if decades > 0.6 else "D1"}
-    )
     wide = decades > 5 or max(values) >= 1e5 or min(values) < 1e-4
     return {
         "type": "log",
-        **ticks,
+        "dtick": _log_step(values, decades),
         "exponentformat": "power",
         **({} if wide else {"tickformat": "~g"}),
     }
+
+
+def _log_step(values: Sequence[float], decades: float) -> int | str:
+    """Return Plotly's step between ticks: in powers of ten, at some digits, or linear (`L`)."""
+    if decades > 2:
+        return max(1, round(decades / 6))
+    if decades > 0.3:
+        return "D2" if decades > 0.6 else "D1"
+    # Below a factor of two, an axis may hold no round digit at all and be left without a number.
+    rough = (max(values) - min(values)) / 4 or max(values) / 10
+    power = 10.0 ** math.floor(math.log10(rough))
+    return f"L{power * max(digit for digit in (1, 2, 5) if digit * power <= rough * 1.001):g}"
 
 
 def record_trace(run: RunData, marks: Sequence[tuple[Any, Record]]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from samovar.report.chapters.activations import by_layer
 from samovar.report.chapters.attention_maps import AttentionMaps, attention_maps
-from samovar.report.chapters.blocks import records_by_block
+from samovar.report.chapters.blocks import block_names, records_by_block
 from samovar.report.chapters.curves import Curve, curves
 from samovar.report.chapters.spectrum import densities, density_range
 from samovar.report.drawing import pictures
@@ -30,6 +30,7 @@ from samovar.report.paper.panels import (
 )
 from samovar.report.read import RunData
 from samovar.report.run_names import MANY, recipes
+from samovar.runs.records import Record
 
 
 def _curves(runs: Sequence[RunData], names: Mapping[str, str]) -> Figure | None:
@@ -141,24 +142,28 @@ def _blocks(runs: Sequence[RunData]) -> Figure | None:
     found = [(run, by_block) for run in runs if (by_block := records_by_block(run))]
     if not found:
         return None
-    names = list(dict.fromkeys(name for _, by_block in found for name in by_block))
+    names = block_names(found)
     figure, (ax,) = panels(ONE if len(found) <= 3 else TWO, 2.2, 1)
-    width = 0.8 / len(found)
     for k, (run, by_block) in enumerate(found):
-        shift = (k - (len(found) - 1) / 2) * width
-        ax.bar(
-            [names.index(name) + shift for name in by_block],
-            [record.value for record in by_block.values()],
-            0.92 * width,
-            # Bars that did not converge are outlines.
-            color=[ink(run.color) if r.converged else "none" for r in by_block.values()],
-            edgecolor=ink(run.color),
-            linewidth=0.8,
-        )
+        middle = (k + 0.5) / len(found) - 0.5
+        places = {names.index(name) + 0.8 * middle: r for name, r in by_block.items()}
+        _bars(ax, ink(run.color), 0.8 / len(found), places)
     ax.set_xticks(range(len(names)), [escaped(name) for name in names], rotation=30, ha="right")
     ax.set(ylabel=r"$\lambda_{\max}$")
     name_runs(figure, [run for run, _ in found])
     return figure
+
+
+def _bars(ax: Axes, color: str, width: float, records: Mapping[float, Record]) -> None:
+    """Draw bars at some places; those that did not converge are outlines."""
+    ax.bar(
+        list(records),
+        [record.value for record in records.values()],
+        0.92 * width,
+        color=[color if record.converged else "none" for record in records.values()],
+        edgecolor=color,
+        linewidth=0.8,
+    )
 
 
 def _activations(runs: Sequence[RunData]) -> Figure | None:
