@@ -19,6 +19,7 @@ def write(runs: Sequence[Path], output: Path) -> Path:
 
     Raises:
         ValueError: a folder is not a run, a run is given twice, or `output` cannot be written."""
+    # Imported when called: `samovar report --help` must answer without numpy and Plotly.
     from samovar.report.page import render
     from samovar.report.read import read_runs
     from samovar.report.run_names import named

@@ -70,9 +70,11 @@ class Entry:
 
 
 CHAPTERS: dict[str, Entry] = {
+    # Summaries come first: they hold the answer for which their runs were made.
     "reproduction": Entry(reproduction, studies),
     "comparison": Entry(comparison, comparisons),
     "tuning": Entry(tuning, searches),
+    # Then the networks, from numbers to pictures.
     "headline": Entry(headline),
     "training": Entry(training),
     "watch": Entry(watch),
@@ -83,6 +85,7 @@ CHAPTERS: dict[str, Entry] = {
     "attention": Entry(attention),
     "predictions": Entry(predictions),
     "robustness": Entry(robustness),
+    # Last come the facts that one looks up.
     "settings": Entry(settings, folders),
     "provenance": Entry(provenance, folders),
 }
@@ -113,12 +116,17 @@ def notices(runs: Runs) -> list[str]:
     return [
         *_tasks(runs),
         *(f"{run.label} has no records yet: {run.path}" for run in runs if not run.records),
-        *(_bad_lines(run) for run in runs if run.bad_lines),
+        *(
+            f"{run.label}: skipped {count(run.bad_lines, 'unreadable line')} of records.jsonl."
+            for run in runs
+            if run.bad_lines
+        ),
         *(text for run in runs if (text := _diverged(run))),
     ]
 
 
 def _tasks(runs: Runs) -> list[str]:
+    """Return a warning if the runs have different data."""
     tasks: dict[str, list[str]] = {}
     for run in runs:
         tasks.setdefault(run.task or "unknown", []).append(run.label)
@@ -129,10 +137,6 @@ def _tasks(runs: Runs) -> list[str]:
         "These runs solve different tasks, so their accuracies and losses cannot be compared "
         f"({groups})."
     ]
-
-
-def _bad_lines(run: RunData) -> str:
-    return f"{run.label}: skipped {count(run.bad_lines, 'unreadable line')} of records.jsonl."
 
 
 def _diverged(run: RunData) -> str:

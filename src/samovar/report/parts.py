@@ -22,6 +22,7 @@ class Data:
     @property
     def csv(self) -> str:
         """Return the table as CSV with a header: numbers in full, missing ones empty."""
+        # The same bytes on every system: line feeds alone, and no rounding.
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(self.columns)
@@ -212,6 +213,7 @@ def columns_of(count: int) -> int:
 
 def unfolded(id: str, title: str, galleries: Sequence[Gallery], most: int = 6) -> list[Group]:
     """Group the first `most` galleries, and fold the rest away in a second group."""
+    # Folded pictures need no layout, so that a page of many runs opens fast.
     rest = galleries[most:]
     groups = [Group(id, title, galleries[:most])] if galleries else []
     if rest:

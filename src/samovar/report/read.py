@@ -106,6 +106,7 @@ class RunData:
         """Return the newest record of a name and the others of its command, such as all blocks.
 
         Of several records of one place, the newest counts."""
+        # Records of one command are written one by one: its settings tell which belong together.
         found = self.records.get(name, [])
         if not found:
             return []
@@ -127,6 +128,7 @@ class RunData:
 
         Raises:
             UnreadableArrays: they are missing, damaged, too large, or outside the run folder."""
+        # A record of somebody else must not make the report read files outside the run.
         path = (self.path / record.arrays).resolve()
         if not record.arrays or not path.is_relative_to(self.path.resolve()):
             raise UnreadableArrays("the record names no array file of this run")
@@ -156,12 +158,14 @@ def _command(record: Record) -> tuple[str, ...]:
 
 
 def _step(record: Record) -> float:
+    # A record without a step sorts last and counts as not finite.
     step = number(record.where.get("step"))
     return math.inf if step is None or math.isnan(step) else step
 
 
 def number(value: Any) -> float | None:
     """Convert a number as records write it, non-finite ones as strings; else return None."""
+    # In Python a bool is an int.
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
@@ -183,6 +187,7 @@ def read_runs(paths: Sequence[Path]) -> list[RunData]:
         ValueError: a folder is not a run or is given twice, or its config cannot be read."""
     if not paths:
         raise ValueError("no run is given; give one or more run folders, such as runs/NAME")
+    # The same run under two names would be compared with itself.
     seen: set[Path] = set()
     for path in paths:
         if path.resolve() in seen:

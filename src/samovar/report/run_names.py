@@ -45,6 +45,7 @@ def named(runs: Sequence[RunData]) -> list[RunData]:
     runs = [replace(run, label=labels[i], index=i, color=i) for i, run in enumerate(runs)]
     if len(runs) <= MANY:
         return runs
+    # People tell about eight colours apart: more runs share the colour of their recipe.
     colors: dict[Any, int] = {}
     groups = {run.index: recipe.label for recipe in recipes(runs) for run in recipe.runs}
     return [
@@ -84,6 +85,7 @@ def differing(runs: Sequence[RunData]) -> list[str]:
 
 def _same_but_seed(run: RunData) -> tuple[bool, str]:
     """Return a key that runs of one recipe share, whatever their seeds."""
+    # A value may be a list, which cannot be a key of a dict: take its text.
     kept = {key: value for key, value in run.config.items() if not key.startswith(_ASIDE)}
     return run.trained, repr(sorted(kept.items()))
 
@@ -93,6 +95,7 @@ def _labels(runs: Sequence[RunData]) -> list[str]:
     labels = [_first_name(run) for run in runs]
     for refine in (_with_settings, _with_folder):
         labels = _refined(labels, runs, refine)
+    # Cutting long labels can make them equal again: then their number tells them apart.
     short = [clean(label, LABEL_LENGTH) for label in labels]
     return [
         f"{i + 1}: {label}" if short.count(label) > 1 else label for i, label in enumerate(short)

@@ -41,6 +41,7 @@ def activations(runs: Sequence[RunData]) -> Chapter:
 
 def by_layer(runs: Sequence[RunData], name: str) -> dict[str, list[tuple[RunData, list[Record]]]]:
     """Return the records of each kind of layer by run, in the order of the forward pass."""
+    # Records may be written in any order; `index` is the place in the forward pass.
     found: dict[str, dict[int, tuple[RunData, list[Record]]]] = {}
     for run in runs:
         for record in sorted(run.batch(name), key=lambda r: place(r, "index")):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from samovar.report.chapters.attention_maps import AttentionMaps, attention_maps
-from samovar.report.chapters.class_names import class_name
+from samovar.report.chapters.image_arrays import class_name
 from samovar.report.drawing.pictures import COARSE, heat_uri, image_uri, signed_uri
 from samovar.report.drawing.plots import layout, legend, record_trace, style
 from samovar.report.parts import (
@@ -45,6 +45,7 @@ def attention(runs: Sequence[RunData]) -> Chapter:
     most = MOST_IMAGES if len(runs) <= MANY else 4
     galleries = [_GALLERIES[maps.kind](maps, most) for maps in found]
     by_run = {maps.run.label: maps for maps in found}
+    # Distances are plain records: they are there even where the arrays with the maps are not.
     parts: list[Part] = [*unfolded("maps", "Maps over images", galleries)]
     distances = [(run, records) for run in runs if (records := run.batch("attention/distance"))]
     if distances:
@@ -84,6 +85,7 @@ def _of_residual(maps: AttentionMaps, most: int) -> Gallery:
     """Return the channel mean of each stage."""
     shown = range(min(len(maps.images), most))
     arrays = maps.arrays
+    # Each stage halves the map, so the stages are arrays of their own, `maps0` and on.
     stages = sorted(n for n in arrays if n.startswith("maps") and arrays[n].ndim == 3)
     strips, rows = [_images(maps, shown)], []
     for k, name in enumerate(stages, 1):
@@ -96,6 +98,7 @@ def _of_residual(maps: AttentionMaps, most: int) -> Gallery:
 
 def _of_mixer(maps: AttentionMaps, most: int) -> Gallery:
     """Return the weights of the first units of token mixing."""
+    # A mixer mixes the same patches in every image, so its weights are shown without images.
     units = list(enumerate(maps.arrays["maps"][0, : 4 * most]))
     label = maps.run.label
     pictures = [
@@ -172,6 +175,7 @@ def _cells(values: Array) -> list[Any]:
 
 
 def _map_data(rows: Sequence[Sequence[Any]], first: str = "image") -> Data:
+    # Maps of stages have different sizes: the columns are those of the largest.
     cells = max((len(row) - 4 for row in rows), default=0)
     return Data((first, "map", "height", "width", *(f"cell{k}" for k in range(cells))), rows)
 

@@ -32,6 +32,7 @@ def blocks(runs: Sequence[RunData]) -> Chapter:
     )
     if not found:
         return Chapter("blocks", "Curvature by block", "", [], missing)
+    # All blocks of a run are measured by one command, so one record states the protocol.
     first = {run.label: (next(iter(by_block.values())), run) for run, by_block in found}
     parts: list[Part] = [_figure(found), _table(found)]
     return Chapter("blocks", "Curvature by block", _LEAD, parts, missing, mismatch("Blocks", first))

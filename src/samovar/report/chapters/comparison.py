@@ -76,6 +76,7 @@ def points(run: RunData, key: str) -> list[RelativePoint]:
     for record in run.records[NUMBER]:
         point = _point(record)
         if point and record.where.get("key") == key:
+            # SAM's steps are its budget of time, so both budgets hold the same run.
             once = "" if point.relative == "sam" else point.budget
             found.setdefault((point.relative, once), point)
     return sorted(found.values(), key=lambda point: (point.worth, point.relative))
@@ -94,6 +95,7 @@ def _point(record: Record) -> RelativePoint | None:
 
 def front(found: Sequence[RelativePoint], *, upward: bool) -> list[RelativePoint]:
     """Return the points that no other point beats in the same time or less, cheap ones first."""
+    # From cheap to expensive, only a better result than all before belongs to the front.
     best: list[RelativePoint] = []
     for point in sorted(found, key=lambda p: (p.worth, -p.value if upward else p.value)):
         if not best or (point.value > best[-1].value if upward else point.value < best[-1].value):
@@ -151,6 +153,7 @@ def _range(values: Sequence[float], *, log: bool, pad: float) -> list[float]:
 def _box(
     point: RelativePoint, x_range: Sequence[float], y_range: Sequence[float], log: bool
 ) -> Box:
+    # Plotly places annotations by logarithms on a logarithmic axis.
     y = math.log10(point.value) if log else point.value
     across, up = (
         (v - low) / (high - low) for v, (low, high) in ((point.worth, x_range), (y, y_range))

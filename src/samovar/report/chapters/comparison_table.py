@@ -18,7 +18,7 @@ NUMBER, COST, SHARE, CLAIM, ANSWER = (
 
 
 class Budget(NamedTuple):
-    """What all relatives of a table may spend."""
+    """The limit within which all relatives of a table run."""
 
     title: str
     symbol: str
@@ -46,6 +46,7 @@ Found = Mapping[tuple[str, str], Record]
 
 def table(run: RunData, budget: str) -> Table:
     """Return a table with a row for each relative under a budget; its caption is the answer."""
+    # Of several records of one place the newest counts.
     records = {
         name: [r for r in run.records.get(name, []) if r.where.get("budget") == budget]
         for name in (NUMBER, COST, SHARE, CLAIM, ANSWER)
@@ -115,6 +116,7 @@ def _number(record: Record | None) -> Cell:
     if record is None or not record.n or not math.isfinite(record.value):
         return Cell("–")
     details = [seeds_of(record)]
+    # The error of a geometric mean is a factor, not a difference.
     if record.settings.get("geometric"):
         factor = "" if record.stderr is None else f"×/÷ {math.exp(record.stderr):.3g}"
         return Cell(shown(record.value), factor, details)

@@ -57,6 +57,7 @@ class Curve:
 
 def curves(runs: Sequence[RunData], name: str) -> list[Curve]:
     """Return the curves of a record name; runs without the record have none."""
+    # The number of all runs decides, so that every figure of a page has the same lines.
     having = [run for run in runs if run.series(name)]
     if len(runs) <= MANY:
         return [_thinned(_curve([run], run, name)) for run in having]
@@ -84,6 +85,7 @@ def _point(step: int, records: Sequence[Record]) -> CurvePoint:
 
 def _thinned(curve: Curve) -> Curve:
     """Replace consecutive points by their mean if there are more than a figure can show."""
+    # Means keep the height of a noisy curve; every n-th point would keep its noise.
     every = -(-len(curve.points) // MOST_POINTS)
     if every <= 1:
         return curve
@@ -128,6 +130,7 @@ def curve_figure(
     lines = [trace for curve in found for trace in (*_band(curve), line_trace(curve, markers))]
     traces = [*lines, *landmarks]
     values = [v for trace in traces for v in trace["y"] if v is not None]
+    # A logarithmic axis shows values of different size; it needs positive ones.
     log = bool(values) and min(values) > 0 and max(values) > 20 * min(values)
     axis: dict[str, Any] = {"tickformat": ".0%"} if name in _SHARES else {}
     axes = layout("step", log_y=values if log else None, yaxis=axis)

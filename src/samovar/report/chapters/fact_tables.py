@@ -42,6 +42,7 @@ def fact_tables(
 
 
 def _differing(id: str, title: str, head: str, runs: Sequence[RunData], values: Facts) -> Table:
+    # A column for each run reads well for few runs, a row for each run fits any number.
     if len(runs) <= MOST_COLUMNS:
         return _by_fact(id, title, head, [run.label for run in runs], values)
     by_run = [(run, [row[i] for row in values.values()]) for i, run in enumerate(runs)]

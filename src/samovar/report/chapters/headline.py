@@ -51,9 +51,9 @@ class MetricColumn:
 def headline(runs: Sequence[RunData]) -> Chapter:
     """Build the chapter: a row for each run, means over seeds, and every measurement."""
     columns = [
-        MetricColumn(metric, _records(metric, runs))
+        MetricColumn(metric, records)
         for metric in METRICS
-        if metric.always or any(metric.find(run) for run in runs)
+        if (records := _records(metric, runs)) or metric.always
     ]
     metrics = [column.metric for column in columns]
     numbers, means = _table(columns, runs), seed_table(runs, metrics)
@@ -83,6 +83,7 @@ def _table(columns: Sequence[MetricColumn], runs: Sequence[RunData]) -> Table:
 
 def _shared_protocol(columns: Sequence[MetricColumn]) -> dict[str, str]:
     """Return the settings that several measured columns share, to be stated once."""
+    # One column states its protocol itself.
     protocols = [column.agreed for column in columns if column.measured]
     if len(protocols) < 2:
         return {}
@@ -102,6 +103,7 @@ def _cell(column: MetricColumn, run: RunData) -> Cell:
     if run.label not in column.records:
         return Cell("–", missing=command(run, metric.measurement) if metric.measurement else "")
     record, _ = column.records[run.label]
+    # Only the newest record counts, but readers should know that there are others.
     value, error = metric.show(record)
     details = []
     if record.n is not None:

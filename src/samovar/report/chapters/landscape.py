@@ -134,6 +134,7 @@ def surface_figure(
         "x": [finite(v) for v in grid.x.tolist()],
         "y": [finite(v) for v in grid.y.tolist()],
         "z": _clipped(grid, shared),
+        # Where the surface is cut off, hovering shows the true loss.
         "customdata": [[finite(v) for v in row] for row in grid.loss.tolist()]
         if shared.cut_share
         else None,
@@ -158,6 +159,7 @@ def surface_figure(
         },
         "hovertemplate": f"trained weights<br>loss {number(grid.center)}<extra></extra>",
     }
+    # Between two networks, 0 is not the only trained point: there is no marker.
     plot = {"data": [surface, *([point] if kind != "between" else [])], "layout": _scene(shared)}
     return Figure(
         f"surface-{slug(kind)}-{grid.run.index}",
@@ -181,6 +183,7 @@ def _scene(shared: LandscapeScale) -> dict[str, Any]:
         "showspikes": False,
         "tickfont": {"size": 10},
     }
+    # A little room, so that the lowest and highest points are not on the walls.
     room = 0.02 * (shared.high - shared.low)
     heights = [finite(shared.low - room), finite(shared.high + room)]
     return {
@@ -228,6 +231,7 @@ def contour_figure(kind: str, grid: LandscapeGrid, shared: LandscapeScale) -> Fi
         "type": "scatter", "x": [0], "y": [0], "mode": "markers", "hoverinfo": "skip",
         "marker": {"symbol": "cross-thin", "size": 11, "line": {"width": 2, "color": "#ffffff"}},
     }  # fmt: skip
+    # Plotly cannot fix the aspect of an axis with a single value.
     square = {"scaleanchor": "x", "constrain": "domain"} if len(grid.x) > 1 else {}
     plane = layout(xaxis={"constrain": "domain", "nticks": 5, "tickangle": 0}, yaxis=square)
     return Figure(

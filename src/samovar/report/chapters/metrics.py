@@ -67,6 +67,7 @@ def training_time(run: RunData) -> Record | None:
     speeds = run.series(SPEED)
     batch = number(run.config.get("data.batch_size"))
     steps = [0.0, *(place(r, "step") for r in speeds)]
+    # The first log line covers the steps from 0; `steps` has one entry more than `speeds`.
     spent = [
         (b - a, r.value) for a, b, r in zip(steps, steps[1:], speeds, strict=False) if r.value > 0
     ]
@@ -79,6 +80,7 @@ def training_time(run: RunData) -> Record | None:
 
 def _speed(run: RunData) -> Record | None:
     records = run.series(SPEED)
+    # The median leaves out the slow first steps, in which libraries choose their kernels.
     values = [r.value for r in records if math.isfinite(r.value)]
     if not values:
         return None

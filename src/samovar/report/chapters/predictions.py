@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from samovar.report.chapters.class_names import class_name
+from samovar.report.chapters.image_arrays import check_entries, checked_images, class_name
 from samovar.report.drawing.pictures import COARSE, image_uri
 from samovar.report.parts import Chapter, Data, Gallery, Picture, Strip, lacking, unfolded
 from samovar.report.protocol import mismatch
@@ -45,6 +45,7 @@ class Prediction:
 def predictions(runs: Sequence[RunData]) -> Chapter:
     """Build the chapter: a gallery of mistakes and examples for each run."""
     galleries, notes, records = [], [], {}
+    # Pictures are most of the size of a page.
     most = MOST_PICTURES if len(runs) <= MANY else 5
     for run in runs:
         record = run.latest_with_arrays("predictions/accuracy")
@@ -102,12 +103,8 @@ def _read(record: Record, arrays: Mapping[str, Array]) -> list[Prediction]:
 
     Raises:
         UnreadableArrays: an array is missing or does not fit the others."""
-    images = arrays.get("images")
-    if images is None or images.dtype != np.uint8 or not _is_batch(images.shape):
-        raise UnreadableArrays(f"{record.arrays} holds no images")
-    for name in _COLUMNS:
-        if name not in arrays or arrays[name].shape != (len(images),):
-            raise UnreadableArrays(f"{record.arrays} needs one entry of {name} for each image")
+    images = checked_images(record, arrays, dims=4)
+    check_entries(record, arrays, dict.fromkeys(_COLUMNS, (len(images),)))
     classes = arrays.get("classes")
     return [
         Prediction(
@@ -119,10 +116,6 @@ def _read(record: Record, arrays: Mapping[str, Array]) -> list[Prediction]:
         )
         for index in range(len(images))
     ]
-
-
-def _is_batch(shape: tuple[int, ...]) -> bool:
-    return len(shape) == 4 and shape[-1] == 3 and 0 not in shape
 
 
 def _for_csv(value: Any) -> Any:

@@ -28,6 +28,7 @@ def record_table(runs: Sequence[RunData]) -> list[Group]:
     ]
     if not found:
         return []
+    # Thousands of rows, though folded away, would slow the page down.
     cut = len(found) > MOST_ROWS
     table = Table(
         "records-table",

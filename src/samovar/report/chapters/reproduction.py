@@ -149,6 +149,7 @@ def _claim_row(r: Record) -> Sequence[Any]:
 def _verdict(record: Record) -> list[Cell]:
     settings = record.settings
     unit, published = settings.get("unit", ""), _published(record)
+    # An interval such as 1.016 to 1.018 needs more digits than its mean.
     digits = apart(*record.interval) if record.interval else 3
     ends = " to ".join(_amount(end, settings, digits) for end in record.interval or ())
     here = _amount(record.value, settings, digits) if record.n else "–"

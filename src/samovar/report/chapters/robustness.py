@@ -49,6 +49,7 @@ def _curves(runs: Sequence[RunData]) -> tuple[list[Figure], list[str]]:
     attacked = [(run, records) for run in runs if (records := attack_records(run))]
     reliability, notes = reliability_figures(runs)
     figures = [*([attack_figure(attacked)] if attacked else []), *reliability]
+    # A figure alone would leave half of its row empty.
     return [replace(figure, wide=len(figures) == 1) for figure in figures], notes
 
 

@@ -32,6 +32,7 @@ def attack_figure(found: Sequence[tuple[RunData, Sequence[Record]]]) -> Figure:
     for run, records in found:
         traces.append(record_trace(run, [(255 * place(r, "eps"), r) for r in records]))
         rows += [(run.label, place(r, "eps"), r.value, r.stderr, r.n) for r in records]
+    # The axis names the norm only if all runs were attacked in the same one.
     norms = {str(records[0].settings.get("norm", "")) for _, records in found}
     norm = _NORMS.get(norms.pop(), "") if len(norms) == 1 else ""
     axes = layout(

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from samovar.report.chapters.class_names import class_name
+from samovar.report.chapters.image_arrays import check_entries, checked_images, class_name
 from samovar.report.chapters.robustness_curves import PGD
 from samovar.report.chapters.robustness_heat_maps import MEAN
 from samovar.report.drawing.pictures import COARSE, image_uri
@@ -51,19 +49,12 @@ def _checked(record: Record, arrays: Arrays) -> Arrays:
 
     Raises:
         UnreadableArrays: an array is missing or has another shape."""
-    images = arrays.get("images")
-    if images is None or images.dtype != np.uint8 or not _is_batch(images.shape):
-        raise UnreadableArrays(f"{record.arrays} holds no images")
-    shape = images.shape[:2]
-    wanted = {"labels": shape[1:], "predicted": shape, "probability": shape, "names": shape[:1]}
-    for name, size in wanted.items():
-        if name not in arrays or arrays[name].shape != size:
-            raise UnreadableArrays(f"{record.arrays} needs one entry of {name} for each image")
+    versions, n = checked_images(record, arrays, dims=5).shape[:2]
+    # Labels are the same in all versions of an image, predictions are not.
+    each = (versions, n)
+    shapes = {"labels": (n,), "predicted": each, "probability": each, "names": (versions,)}
+    check_entries(record, arrays, shapes)
     return arrays
-
-
-def _is_batch(shape: tuple[int, ...]) -> bool:
-    return len(shape) == 5 and shape[-1] == 3 and 0 not in shape
 
 
 def _attacked(arrays: Arrays) -> list[Strip]:

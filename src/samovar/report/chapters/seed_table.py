@@ -53,6 +53,7 @@ def _seed_mean(
     if not finite:
         return Cell("–"), (None, None, 0)
     mean = float(np.mean(finite))
+    # Of one seed there is no spread.
     stderr = float(np.std(finite, ddof=1) / math.sqrt(len(finite))) if len(finite) > 1 else None
     value, error = metric.show(Record(metric.title, mean, stderr=stderr))
     lost = len(values) - len(finite)

@@ -102,6 +102,7 @@ def density_figure(found: Sequence[EigenvalueDensity]) -> Figure:
                 "type": "scatter",
                 "mode": "lines",
                 "x": [x for x, _, _ in points],
+                # A logarithmic axis has no place for 0.
                 "y": [y if y is not None and y > 0 else None for _, y, _ in points],
                 "name": plain(item.run.label),
                 "meta": item.run.color,

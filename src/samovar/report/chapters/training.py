@@ -27,6 +27,7 @@ _OBJECTIVE = ("loss", "label_smoothing", "data.mixup", "data.cutmix")
 
 def training(runs: Sequence[RunData]) -> Chapter:
     """Build the chapter with the curves of training."""
+    # Records that a later version may add are drawn too, under their own names.
     names = dict.fromkeys(
         name for run in runs for name in run.records if name.startswith(("train/", "val/"))
     )

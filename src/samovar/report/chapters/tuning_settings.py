@@ -52,6 +52,7 @@ class Tried:
 
 def tried(run: RunData) -> list[Tried]:
     """Return the settings of a search, each once per length of run; the best first."""
+    # A search that was continued has several records of a setting: the newest counts.
     losses = {_key(record): record for record in run.records.get(LOSS, [])}
     newest = {_key(record): record for record in run.records.get(ACCURACY, [])}
     found = [

@@ -44,6 +44,7 @@ def watch(runs: Sequence[RunData]) -> Chapter:
 
 def _thresholds(runs: Sequence[RunData]) -> list[dict[str, Any]]:
     """Return a dashed line for each curve of the edge of stability."""
+    # Where the learning rate is 0 the edge is infinite: there the line has a gap.
     traces = []
     for curve in curves(runs, "watch/stability_threshold"):
         trace = line_trace(curve)

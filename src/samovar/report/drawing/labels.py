@@ -68,6 +68,7 @@ def places(boxes: Sequence[Box], width: float = WIDTH, height: float = HEIGHT) -
     found = []
     for own, box in enumerate(boxes):
         others = [point for k, point in enumerate(points) if k != own]
+        # A name may cover neither the names before it nor any other point, 12 pixels wide.
         taken = [*names, *((x - 6, y - 6, x + 6, y + 6) for x, y in others)]
         place, name = _best(points[own], LETTER * len(box.text), others, taken, plot)
         found.append(place)
@@ -96,6 +97,7 @@ def _candidates(point: Spot, width: float) -> Iterator[tuple[Place, Rectangle]]:
     for distance in _DISTANCES:
         for angle in _ANGLES:
             cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+            # Beside the point a name starts or ends there; above and below it is centred.
             dx = distance * cos + width / 2 * (cos if abs(cos) < 0.5 else math.copysign(1.0, cos))
             dy = -distance * sin
             left, top = point[0] + dx - width / 2, point[1] + dy - LINE / 2

@@ -26,6 +26,7 @@ _BELOW, _MIDDLE, _ABOVE = (
 def image_uri(pixels: Array) -> str:
     """Encode an image uint8 [H, W, 3] or [H, W]: small ones exactly, as PNG; others as JPEG."""
     image = Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
+    # JPEG blurs small images, whose every pixel is shown; photographs are smaller in it.
     if max(image.size) > TILE:
         image.thumbnail((TILE, TILE))
     return _uri(image, "PNG" if max(image.size) <= 2 * COARSE else "JPEG")
@@ -42,6 +43,7 @@ def heat(values: Array) -> Array:
     position = share * (len(_HEAT) - 1)
     below = np.minimum(position.astype(int), len(_HEAT) - 2)
     color = _HEAT[below] + (position - below)[..., None] * (_HEAT[below + 1] - _HEAT[below])
+    # Weak values stay clear, so that the image below them can be seen.
     return np.dstack([color, 215 * share**1.5]).round().astype(np.uint8)
 
 

@@ -35,6 +35,7 @@ def finite(value: float | None) -> float | None:
     """Round to seven digits; return None for NaN and infinities, which JSON cannot hold."""
     if value is None or not math.isfinite(value):
         return None
+    # Seven digits are more than a screen shows, and keep the page small.
     return float(f"{value:.7g}")
 
 
@@ -47,6 +48,7 @@ def layout(
         x: the title of the x axis.
         log_y: the values on the y axis, if that is logarithmic.
         more: further keys, merged into those here."""
+    # Colours are CSS variables and backgrounds are clear, so that plots follow the page's theme.
     line = {
         "gridcolor": "var(--grid)",
         "linecolor": "var(--axis)",
@@ -59,6 +61,7 @@ def layout(
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "margin": {"l": 8, "r": 14, "t": 10, "b": 8},
+        # The page draws the legend, whose entries it can hide together with their runs.
         "showlegend": False,
         "modebar": MODEBAR,
         "hovermode": "closest",
@@ -80,6 +83,7 @@ def layout(
 def _log_axis(values: Sequence[float]) -> dict[str, Any]:
     """Return a logarithmic axis whose ticks are as dense as its range needs."""
     decades = math.log10(max(values) / min(values))
+    # Plain numbers are easier to read, but many decades of them are too wide.
     wide = decades > 5 or max(values) >= 1e5 or min(values) < 1e-4
     return {
         "type": "log",

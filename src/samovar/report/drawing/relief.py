@@ -34,6 +34,7 @@ def poster(grid: LandscapeGrid, shared: LandscapeScale, dpi: int) -> str:
         draw(figure.add_axes((0.0, 0.03, 0.95, 1.0), projection="3d"), grid, shared)
         drawn, file = io.BytesIO(), io.BytesIO()
         figure.savefig(drawn, format="png", transparent=True)
+    # 128 colours look the same and take far fewer bytes.
     Image.open(drawn).quantize(128, method=Image.Quantize.FASTOCTREE).save(
         file, "PNG", optimize=True
     )
@@ -50,7 +51,7 @@ def draw(axes: Any, grid: LandscapeGrid, shared: LandscapeScale) -> None:
     paint = cm.ScalarMappable(Normalize(shared.low, shared.high), HEIGHTS).to_rgba(
         np.nan_to_num(height)
     )
-    paint[~np.isfinite(height)] = 0
+    paint[~np.isfinite(height)] = 0  # a gap is clear
     # Matplotlib would hide the point behind the surface: it sorts by mean distance to the eye.
     axes.computed_zorder = False
     axes.plot_surface(

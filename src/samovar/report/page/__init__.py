@@ -28,12 +28,14 @@ def render(runs: Sequence[RunData]) -> str:
     contents = chapters(runs)
     parts = [part for chapter in contents for part in _walk(chapter.parts)]
     images = _images(parts)
+    # The page allows no scripts but these two, which it names by their digests.
     scripts = [
         _inline(text) for text in (get_plotlyjs(), (HERE / "script.js").read_text(encoding="utf-8"))
     ]
     environment = Environment(
         loader=FileSystemLoader(HERE),
         autoescape=True,
+        # A misspelt name in the template is an error, not an empty text.
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -95,6 +97,7 @@ def _walk(parts: Sequence[Part]) -> Iterator[Part]:
 
 def _images(parts: Sequence[Part]) -> dict[str, str]:
     """Return a CSS class for each image, so that the page holds each only once."""
+    # As backgrounds of CSS classes they can be shown many times: a map lies over the same image.
     galleries = [part for part in parts if isinstance(part, Gallery)]
     pictures = [
         picture for gallery in galleries for strip in gallery.strips for picture in strip.pictures

@@ -61,6 +61,7 @@ def _draw(axes: Axes, found: Sequence[RelativePoint], key: str) -> list[Relative
     axes.margins(0.12)
     if key == "lambda_max":
         axes.set_yscale("log")
+    # A relative has the same name under both budgets: under the second only the best are named.
     return [point for point in found if point.budget == "steps" or point in best]
 
 

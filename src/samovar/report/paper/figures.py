@@ -110,6 +110,7 @@ def _contours(runs: Sequence[RunData]) -> Figure | None:
     figure, axes = panels(width, height, columns, rows)
     levels = np.linspace(shared.low, shared.high, 15)
     beyond = "max" if shared.cut_share else "neither"
+    # The last row may have panels to spare.
     for ax in axes[len(found) :]:
         ax.set_visible(False)
     for ax, grid in zip(axes, found, strict=False):
@@ -145,6 +146,7 @@ def _blocks(runs: Sequence[RunData]) -> Figure | None:
     names = block_names(found)
     figure, (ax,) = panels(ONE if len(found) <= 3 else TWO, 2.2, 1)
     for k, (run, by_block) in enumerate(found):
+        # The bars of all runs share 0.8 of the space of a block, centred on its name.
         middle = (k + 0.5) / len(found) - 0.5
         places = {names.index(name) + 0.8 * middle: r for name, r in by_block.items()}
         _bars(ax, ink(run.color), 0.8 / len(found), places)
@@ -197,6 +199,7 @@ def _attention(runs: Sequence[RunData]) -> Figure | None:
     if not found:
         return None
     columns = min(6, *(len(maps.images) for maps in found))
+    # All runs show the same images, so those of the first stand for all.
     rows = [("", found[0], "")]
     for maps in found:
         rows += [(f"{maps.run.label}\nlast block", maps, "maps"), ("rollout", maps, "rollout")]
