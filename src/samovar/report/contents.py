@@ -29,17 +29,17 @@ Runs = Sequence[RunData]
 
 
 def studies(runs: Runs) -> Runs:
-    """Return the folders of `samovar reproduce`."""
+    """Return the folders that `samovar reproduce` wrote."""
     return [run for run in runs if is_study(run)]
 
 
 def comparisons(runs: Runs) -> Runs:
-    """Return the folders of `samovar compare`."""
+    """Return the folders that `samovar compare` wrote."""
     return [run for run in runs if is_comparison(run)]
 
 
 def searches(runs: Runs) -> Runs:
-    """Return the folders of `samovar tune`."""
+    """Return the folders that `samovar tune` wrote."""
     return [run for run in runs if is_search(run)]
 
 

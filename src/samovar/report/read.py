@@ -43,7 +43,7 @@ _DAMAGE = (
 
 
 class UnreadableArrays(ValueError):
-    """An array file that cannot be used; the message tells the reader of the report why."""
+    """An array file that cannot be used; the message gives the reason to the report's reader."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +106,7 @@ class RunData:
         """Return the newest record of a name and the others of its command, such as all blocks.
 
         Of several records of one place, the newest counts."""
-        # Records of one command are written one by one: its settings tell which belong together.
+        # Records of one command are written one by one: equal settings show which belong together.
         found = self.records.get(name, [])
         if not found:
             return []

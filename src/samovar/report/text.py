@@ -34,7 +34,7 @@ def _grouped(value: float, places: int) -> str:
 
 
 def apart(low: float, high: float) -> int:
-    """Return how many digits, three to six, tell the ends of an interval apart."""
+    """Return the number of digits, three to six, at which the ends of an interval differ."""
     return next((digits for digits in (3, 4, 5) if f"{low:.{digits}g}" != f"{high:.{digits}g}"), 6)
 
 

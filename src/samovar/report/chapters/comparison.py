@@ -40,7 +40,7 @@ class RelativePoint:
 
 
 def is_comparison(run: RunData) -> bool:
-    """Return whether a folder is of `samovar compare`."""
+    """Return whether `samovar compare` wrote a folder."""
     return NUMBER in run.records
 
 

@@ -17,7 +17,7 @@ from samovar.report.text import left_out, plain, slug
 from samovar.runs.records import Record
 
 MOST_POINTS = 500
-"""The most points of a curve; longer ones are drawn by means of consecutive points."""
+"""The most points of a curve; longer curves show means of consecutive points."""
 
 _SHARES = ("val/accuracy", "val/knn_accuracy")
 
@@ -45,7 +45,7 @@ class Curve:
     key: Key
     points: list[CurvePoint]
     banded: bool
-    """True if it is of several runs, so that it has a band from the lowest to the highest."""
+    """True for several runs: a band then spans their lowest to highest values."""
     every: int = 1
     """Number of log lines averaged into a point."""
 

@@ -17,7 +17,7 @@ Facts = Mapping[str, Sequence[str]]
 def fact_tables(
     id: str, head: str, runs: Sequence[RunData], found: Sequence[Mapping[str, str]]
 ) -> list[Part]:
-    """Return a table of what differs, and what is the same for all runs folded away.
+    """Return a table of the facts that differ, and one of the shared facts, folded away.
 
     Args:
         id: of the chapter.

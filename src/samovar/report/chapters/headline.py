@@ -103,13 +103,13 @@ def _cell(column: MetricColumn, run: RunData) -> Cell:
     if run.label not in column.records:
         return Cell("–", missing=command(run, metric.measurement) if metric.measurement else "")
     record, _ = column.records[run.label]
-    # Only the newest record counts, but readers should know that there are others.
     value, error = metric.show(record)
     details = []
     if record.n is not None:
         details.append(f"n {record.n:,}".replace(",", "\u202f"))
     if metric.title.startswith("Accuracy"):
         details.append(f"step {setting(record.where.get('step'))}")
+    # Only the newest record counts, but readers should know that there are others.
     older = len(run.records.get(record.name, [])) - 1 if metric.measurement else 0
     if older:
         details.append(count(older, "older record"))

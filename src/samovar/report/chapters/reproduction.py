@@ -29,7 +29,7 @@ _VERDICT = (
 
 
 def is_study(run: RunData) -> bool:
-    """Return whether a folder is of `samovar reproduce`."""
+    """Return whether `samovar reproduce` wrote a folder."""
     return NUMBER in run.records
 
 

@@ -21,7 +21,7 @@ _RUNGS = (
 
 
 def is_search(run: RunData) -> bool:
-    """Return whether a folder is of `samovar tune`."""
+    """Return whether `samovar tune` wrote a folder."""
     return ACCURACY in run.records
 
 
