@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from samovar import report
-from samovar.report.sections import SECTIONS
-from tests.unit.report_runs import HOSTILE, NOTHING, make_run
+from tests.unit.report_runs import HOSTILE, NOTHING, SECTIONS, make_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 

@@ -1,8 +1,7 @@
 """The skeleton of a report on two runs that have everything: a change of it is meant, and shows here."""
 
 from samovar.report.parts import Group
-from samovar.report.sections import SECTIONS
-from tests.unit.report_runs import load, make_run
+from tests.unit.report_runs import SECTIONS, load, make_run
 
 SKELETON = {
     "headline": ["headline-table", "all-records", "records-table"],

@@ -11,6 +11,7 @@ import numpy as np
 
 from samovar import config as configs
 from samovar import recipes
+from samovar.report.contents import CHAPTERS
 from samovar.report.read import RunData, read_runs
 from samovar.report.run_names import named
 from samovar.runs.records import Record, RunDir
@@ -21,6 +22,11 @@ HOSTILE = (
 )  # fmt: skip
 
 BEST, LAST = 160, 200  # steps
+
+SECTIONS = {
+    name: entry.build for name, entry in CHAPTERS.items() if name not in ("reproduction", "comparison", "tuning")
+}
+"""The chapters of a run that is not a study, a comparison or a search."""
 
 
 @dataclass(frozen=True)

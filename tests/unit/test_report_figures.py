@@ -9,14 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from samovar.report.chapters import landscape_grid
+from samovar.report.chapters.activations import activations
 from samovar.report.chapters.attention import attention
-from samovar.report.chapters.blocks import activations, blocks
-from samovar.report.chapters.headline import METRICS, headline, training_time
+from samovar.report.chapters.blocks import blocks
+from samovar.report.chapters.curves import MOST_POINTS, curves
+from samovar.report.chapters.headline import headline
 from samovar.report.chapters.landscape import landscape
+from samovar.report.chapters.metrics import METRICS, training_time
 from samovar.report.chapters.predictions import predictions
 from samovar.report.chapters.spectrum import spectrum
-from samovar.report.chapters.training import MOST_POINTS, curves, training, watch
+from samovar.report.chapters.training import training
+from samovar.report.chapters.watch import watch
+from samovar.report.drawing import landscape_grid
 from samovar.report.drawing.pictures import heat, image_uri, signed_uri
 from samovar.report.parts import Data, Figure, Group
 from samovar.runs.records import Record, RunDir
@@ -77,7 +81,7 @@ def test_values_that_are_not_finite_are_gaps_and_counted(tmp_path) -> None:
         RunDir(folder).append(Record("train/loss", math.nan, where={"step": step}))
     figure = parts(training(load(folder)))["train-loss"]
     assert figure.plot["data"][0]["y"][-2:] == [None, None]
-    assert "2 values of vit-digits not finite" in figure.caption
+    assert "2 values of vit-digits are not finite" in figure.caption
     json.dumps(figure.plot, allow_nan=False)
 
 
@@ -87,8 +91,8 @@ def test_long_curves_are_thinned_by_means_and_say_so(tmp_path) -> None:
     for step, value in enumerate(values.tolist()):
         run.append(Record("train/loss", value, where={"step": step + 1}))
     (curve,) = curves(load(run.path), "train/loss")
-    assert (len(curve.steps), curve.every, curve.steps[-1]) == (MOST_POINTS, 4, MOST_POINTS * 4)
-    assert curve.values == pytest.approx(values.reshape(-1, 4).mean(axis=1), rel=1e-6)
+    assert (len(curve.points), curve.every, curve.points[-1].step) == (MOST_POINTS, 4, MOST_POINTS * 4)
+    assert [point.value for point in curve.points] == pytest.approx(values.reshape(-1, 4).mean(axis=1), rel=1e-6)
 
 
 def test_many_runs_are_drawn_as_mean_and_range_of_each_recipe(tmp_path) -> None:
@@ -164,7 +168,7 @@ def test_points_without_a_finite_loss_are_left_open(tmp_path) -> None:
     group, *_ = landscape(load(folder)).parts
     z = group.parts[0].plot["data"][0]["z"]
     assert z[0][0] is z[3][4] is None
-    assert group.notes == ("vit-digits: 2 points without a finite loss, left open.",)
+    assert group.notes == ("vit-digits: 2 points without a finite loss, left blank.",)
     json.dumps(group.parts[0].plot, allow_nan=False)
 
 
@@ -187,8 +191,8 @@ def test_large_grids_are_thinned_through_the_trained_point(tmp_path, monkeypatch
 
 @pytest.mark.parametrize(
     ("changes", "line"),
-    [({"x": None}, "lacks what a landscape needs"), ({"loss": np.zeros((3, 9))}, "does not fit its axes"),
-     ({"loss": np.array(["a"])}, "lacks what a landscape needs"),
+    [({"x": None}, "lacks a valid array of a landscape"), ({"loss": np.zeros((3, 9))}, "does not fit its axes"),
+     ({"loss": np.array(["a"])}, "lacks a valid array of a landscape"),
      ({"x": np.zeros(0), "y": np.zeros(0), "loss": np.zeros((0, 0))}, "does not fit")],
 )  # fmt: skip
 def test_a_damaged_landscape_is_a_note(tmp_path, changes, line) -> None:
@@ -269,7 +273,7 @@ def test_every_family_has_maps(tmp_path, family: str, strips: int) -> None:
     assert all(p.alt and (p.image or p.overlay) for strip in gallery.strips for p in strip.pictures)
     first = gallery.strips[0].pictures
     if family != "mixer":
-        assert [p.caption for p in first[:3]] == ["0", "1", "2, taken for 3"]
+        assert [p.caption for p in first[:3]] == ["0", "1", "2, predicted 3"]
         assert [p.tone for p in first[:3]] == ["right", "right", "wrong"]
     rows = table(gallery.data)
     maps = np.load(folder / "arrays" / "attention.npz")
@@ -299,9 +303,9 @@ def test_the_worst_mistakes_come_first(twins) -> None:
     assert [p.caption for p in worst.pictures] == ["3, not 2", "2, not 1", "1, not 0"]
     assert {p.tone for p in worst.pictures} == {"wrong"}
     assert len(examples.pictures) == 5
-    assert worst.pictures[0].detail == "85 %, < 1 % for the truth"
+    assert worst.pictures[0].detail == "85 %, < 1 % for the true class"
     assert [row["loss"] for row in table(gallery.data)[:3]] == ["5.0", "4.0", "3.0"]
-    assert gallery.caption == "Accuracy 90.0 % of 500 images"
+    assert gallery.caption == "Accuracy 90.0 % on 500 images"
 
 
 @pytest.mark.parametrize(

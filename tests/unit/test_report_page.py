@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from samovar import cli, report
+from samovar.report.contents import CHAPTERS, Entry
 from samovar.report.page import embed, render
-from samovar.report.sections import SECTIONS
+from samovar.report.parts import Chapter
 from samovar.runs.records import Record, RunDir
 from tests.conftest import assert_refused
-from tests.unit.report_runs import HOSTILE, MEASUREMENTS, NOTHING, load, make_run
+from tests.unit.report_runs import HOSTILE, MEASUREMENTS, NOTHING, SECTIONS, load, make_run
 
 
 class Page(HTMLParser):
@@ -77,6 +78,29 @@ def test_every_section_is_there_and_every_part_has_its_data(html) -> None:
     assert "samovar measure" not in page.text, "nothing is missing"
 
 
+def test_a_new_chapter_is_one_line_in_the_table_of_contents(monkeypatch, twins) -> None:
+    def throwaway(runs) -> Chapter:
+        return Chapter("throwaway", "Thrown away", f"It saw {len(runs)} runs.")
+
+    monkeypatch.setitem(CHAPTERS, "throwaway", Entry(throwaway))
+    html = render(load(*twins))
+    page = Page(html)
+    assert [i for i in page.ids if i in CHAPTERS] == [*SECTIONS, "throwaway"]
+    assert "#throwaway" in page.links
+    assert "It saw 2 runs." in page.text
+    assert '<h2 id="throwaway-title">Thrown away</h2>' in html
+
+
+def test_a_chapter_about_no_folder_is_left_out(monkeypatch, twins) -> None:
+    monkeypatch.setitem(CHAPTERS, "throwaway", Entry(lambda runs: Chapter("throwaway", ""), lambda runs: []))
+    assert "throwaway" not in Page(render(load(*twins))).ids
+
+
+def test_folders_without_training_say_why_there_are_no_curves(tmp_path) -> None:
+    page = Page(render(load(make_run(tmp_path / "a", without=NOTHING))))
+    assert "No run here was trained, so there are no curves." in page.text
+
+
 def test_numbers_in_the_page_are_the_records(html, twins) -> None:
     page = Page(html)
     for run, trace in zip(load(*twins), page.payload["train-loss"]["plot"]["data"], strict=True):
@@ -118,7 +142,7 @@ def test_a_missing_measurement_leaves_the_command_that_adds_it(tmp_path, missing
 def test_a_run_without_records_and_one_of_another_task_are_said_at_the_top(tmp_path, twins) -> None:
     other = make_run(tmp_path / "c", without=NOTHING, config={"data": {"source": "cifar10"}})
     page = Page(render(load(twins[0], other)))
-    assert "These runs are of different tasks" in page.text
+    assert "These runs solve different tasks" in page.text
     assert "(digits: vit-digits, source digits; cifar10: vit-digits, source cifar10)" in page.text
     assert "has no records yet" in page.text
     assert [i for i in page.ids if i in SECTIONS] == list(SECTIONS)
@@ -132,7 +156,7 @@ def test_a_diverged_run_and_unreadable_lines_are_said_at_the_top(tmp_path) -> No
     (folder / "provenance.json").write_text("{")
     text = Page(render(load(folder))).text
     assert "vit-digits diverged: its training loss is not finite at step 999." in text
-    assert "left out 1 line of records.jsonl" in text
+    assert "skipped 1 unreadable line of records.jsonl" in text
     assert "provenance.json is missing or damaged" in text
 
 

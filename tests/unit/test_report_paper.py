@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from samovar import cli, report
-from samovar.report.chapters.training import curves
-from samovar.report.paper.figures import FIGURES, ONE, TWO
+from samovar.report.chapters.curves import curves
+from samovar.report.paper.figures import FIGURES
+from samovar.report.paper.panels import ONE, TWO
 from tests.unit.made_comparison import make_comparison
 from tests.unit.report_runs import HOSTILE, NOTHING, load, make_run
 
@@ -66,8 +67,8 @@ def test_lines_are_the_records(folders) -> None:
     losses = FIGURES["training"](runs).axes[0].get_lines()
     drawn = [line for line in losses if line.get_linestyle() == "-" and len(line.get_xdata()) > 1]
     for curve, line in zip(curves(runs, "train/loss"), drawn, strict=True):
-        assert list(line.get_xdata()) == curve.steps
-        assert list(line.get_ydata()) == curve.values
+        assert list(line.get_xdata()) == [point.step for point in curve.points]
+        assert list(line.get_ydata()) == [point.value for point in curve.points]
 
 
 def test_bars_that_did_not_converge_are_hollow(folders) -> None:

@@ -10,10 +10,11 @@ import pytest
 
 from samovar import report
 from samovar.report.chapters.comparison import comparison, front, points
+from samovar.report.contents import chapters, title
 from samovar.report.drawing.labels import HEIGHT, LETTER, LINE, WIDTH, Box, beside, places
+from samovar.report.drawing.plots import layout
 from samovar.report.page import render
 from samovar.report.paper.comparison import pareto
-from samovar.report.sections import chapters, title
 from samovar.runs.records import RunDir
 from tests.unit.made_comparison import ACCURACY, COSTS, SPREAD, make_comparison
 from tests.unit.report_runs import HOSTILE, load, make_run
@@ -81,13 +82,21 @@ def test_the_log_axis_has_its_range_and_labels_in_logarithms(tmp_path) -> None:
     assert all(low < note["y"] < high for note in layout["annotations"])
 
 
+def test_a_log_axis_of_less_than_a_factor_of_two_has_numbers() -> None:
+    for low, high in ((13.5, 14.3), (1.0, 1.9), (0.031, 0.032), (7e5, 7.1e5), (5.0, 5.0)):
+        step = layout(log_y=[low, high])["yaxis"]["dtick"]
+        assert step[0] == "L"
+        assert 4 <= ((high - low) or 2.0) / float(step[1:]) <= 11
+    assert layout(log_y=[1.0, 1e6])["yaxis"]["dtick"] == 1
+
+
 def test_the_table_has_the_answer_above_it_and_the_share_beside_its_verdict(tmp_path) -> None:
     table = parts_of(make_comparison(tmp_path / "c"))["compare-0-steps"]
     assert table.caption.startswith("At no more than 1.3 times the cost of plain, quarter keeps at least 90 %")
     row = next(row for row in table.rows if row.head == "quarter")
     assert row.detail == "SAM whose climb sees a quarter of the images"
     cost, top1, _, _, share, verdict = row.cells
-    assert (cost.text, cost.details) == ("1.25", ["1.15 to 1.35", "2 counted", "1\u202f000 steps"])
+    assert (cost.text, cost.details) == ("1.25", ["1.15 to 1.35", "2 gradients per image", "1\u202f000 steps"])
     assert (top1.text, top1.error) == ("73.93", "± 0.61")
     assert (share.text, verdict.text) == ("98 %", "held")
     assert [cell.text for cell in table.rows[0].cells[-2:]] == ["–", "–"]

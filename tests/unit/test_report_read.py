@@ -12,8 +12,9 @@ from samovar.report import read
 from samovar.report.protocol import disagreements
 from samovar.report.read import UnreadableArrays, read_runs
 from samovar.report.run_names import MANY, command, differing, recipes
-from samovar.report.text import apart, clean, duration, number, plain, with_error
+from samovar.report.text import apart, clean, number, plain, with_error
 from samovar.runs.records import Record, RunDir
+from samovar.words import duration
 from tests.unit.report_runs import HOSTILE, NOTHING, load, make_run
 
 
@@ -204,7 +205,7 @@ def test_a_value_is_shown_to_the_last_digit_of_its_error(value, error, texts) ->
 
 
 def test_durations_and_numbers_are_short() -> None:
-    assert [duration(s) for s in (0.5, 41.2, 600, 12000, 4e6)] == ["0.5 s", "41 s", "10 min", "3 h 20 min", "1111 h"]
+    assert [duration(s) for s in (0.5, 41.2, 600, 12000, 4e6)] == ["0.5 s", "41 s", "10 min", "3 h 20 min", "46 days"]
     assert [number(v) for v in (0.0143, 123456, -2.5)] == ["0.01430", "123\u202f456", "−2.500"]
 
 

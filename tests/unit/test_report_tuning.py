@@ -10,10 +10,10 @@ import pytest
 from samovar import config as configs
 from samovar import recipes, report
 from samovar.report.chapters.tuning import tuning
+from samovar.report.contents import chapters
 from samovar.report.page import render
-from samovar.report.sections import SECTIONS, chapters
 from samovar.runs.records import Record, RunDir
-from tests.unit.report_runs import NOTHING, load, make_run
+from tests.unit.report_runs import NOTHING, SECTIONS, load, make_run
 
 SETTINGS = {"source": "digits", "images": 1528, "held_out": "--data.val-share 0.85", "training_images": 269}
 
@@ -76,7 +76,7 @@ def test_zero_stands_apart_on_the_logarithmic_axis(tmp_path) -> None:
     assert axis["type"] == "log"
     assert (axis["tickvals"], axis["ticktext"]) == (pytest.approx([0.025, 0.05, 0.1, 0.4]), ["0", "0.05", "0.1", "0.4"])
     assert "leftmost point is at 0" in figure.caption
-    assert "1 setting not finite" in figure.caption
+    assert "1 setting is not finite" in figure.caption
 
 
 def test_several_axes_are_lines_of_one_colour_in_every_figure(tmp_path) -> None:
@@ -106,7 +106,7 @@ def test_the_table_has_every_setting_the_best_first(tmp_path) -> None:
 
 def test_a_best_value_at_the_edge_is_a_warning(tmp_path) -> None:
     (note,) = tuning(load(make_search(tmp_path / "s", TWO))).notes[:1]
-    assert note == "The best rho, 0.2, is the highest that was tried; a higher one may be better."
+    assert note == "The best rho, 0.2, is the highest value tried; a higher one may be better."
     assert not tuning(load(make_search(tmp_path / "t"))).notes
 
 

@@ -1,5 +1,6 @@
-"""Reports on runs: one HTML page that works offline, and figures for a paper, from the records of
-run folders."""
+"""Write reports on runs: one HTML page that works offline, and figures for a paper.
+
+Both are made from the records in run folders alone, without torch."""
 
 from __future__ import annotations
 
@@ -10,18 +11,24 @@ __all__ = ["figures", "write"]
 
 
 def write(runs: Sequence[Path], output: Path) -> Path:
-    """Write a report on run folders to `output`, in one piece or not at all; returns its path.
+    """Write an HTML report on run folders to `output` atomically and return its path.
+
+    Args:
+        runs: run folders, each with a config.json.
+        output: the HTML file; its folder is created where it is missing.
 
     Raises:
-        ValueError: a folder that is no run, a run given twice, an output that cannot be written."""
+        ValueError: a folder is not a run, a run is given twice, or `output` cannot be written."""
+    # Imported when called: `samovar report --help` must answer without numpy and Plotly.
     from samovar.report.page import render
     from samovar.report.read import read_runs
     from samovar.report.run_names import named
     from samovar.runs.records import replace_text
 
     if output.is_dir():
+        example = output / "report.html"
         raise ValueError(
-            f"cannot write to {output}: it is a folder; give a file, such as {output / 'report.html'}"
+            f"cannot write to {output}: it is a folder; give a file, such as {example}"
         )
     html = render(named(read_runs(runs)))
     try:
@@ -37,11 +44,15 @@ def write(runs: Sequence[Path], output: Path) -> Path:
 def figures(
     runs: Sequence[Path], folder: Path, formats: Sequence[str] = ("pdf", "png")
 ) -> list[Path]:
-    """Write the figures of run folders for a two-column paper below `folder`; returns their paths.
+    """Write figures of run folders for a two-column paper below `folder` and return their paths.
+
+    Args:
+        runs: run folders, each with a config.json.
+        folder: where the figures go; it is created where it is missing.
+        formats: some of svg, pdf and png.
 
     Raises:
-        ValueError: as `write`; a format that is none of svg, pdf and png; runs without anything to
-            draw."""
+        ValueError: as for `write`; a format is unknown; the runs have nothing to draw."""
     from samovar.report.paper import save
     from samovar.report.read import read_runs
     from samovar.report.run_names import named

@@ -1,5 +1,4 @@
-"""What a report is made of: sections of figures, tables and galleries, each with its data as
-CSV."""
+"""Define what a report consists of: chapters of figures, tables and galleries, as plain data."""
 
 from __future__ import annotations
 
@@ -15,14 +14,15 @@ from samovar.report.run_names import command
 
 @dataclass(frozen=True)
 class Data:
-    """The numbers of a figure, as a table for other programs."""
+    """The numbers of a part as a table for other programs."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
 
     @property
     def csv(self) -> str:
-        """With a header; numbers in full, missing ones empty."""
+        """Return the table as CSV with a header: numbers in full, missing ones empty."""
+        # The same bytes on every system: line feeds alone, and no rounding.
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(self.columns)
@@ -41,8 +41,9 @@ class Key:
 
 @dataclass(frozen=True)
 class Figure:
-    """A plot: Plotly's `data` and `layout` as plain dicts; colours are CSS variables, resolved in
-    the page."""
+    """A plot: Plotly's `data` and `layout` as plain dicts.
+
+    Colours are CSS variables, which the page resolves, so that plots follow its theme."""
 
     kind: ClassVar[str] = "figure"
     id: str
@@ -52,9 +53,9 @@ class Figure:
     caption: str = ""
     keys: tuple[Key, ...] = ()
     run: RunData | None = None
-    """Where a figure is of one run alone."""
+    """The run, if the figure shows only one."""
     poster: str = ""
-    """Image to show in place of a 3-D plot: in print, without JavaScript or WebGL."""
+    """Image in place of a 3-D plot: for print, and without JavaScript or WebGL."""
     height: int = 320
     wide: bool = False
     notes: tuple[str, ...] = ()
@@ -62,40 +63,42 @@ class Figure:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table for people."""
+    """A cell of a table for readers."""
 
     text: str
     error: str = ""
     details: Sequence[str] = ()
     hollow: bool = False
-    """An iteration stopped before its tolerance."""
+    """True if the iteration stopped before it reached its tolerance."""
     missing: str = ""
-    """The command that adds it."""
+    """The command that adds the missing value."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table; its head may be a run."""
+    """A row of a table."""
 
     head: str
     cells: Sequence[Cell]
     run: RunData | None = None
+    """The run, if the row shows one: its colour stands beside the head."""
     detail: str = ""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table; `note` goes below the table."""
+    """A column of a table."""
 
     title: str
     note: str = ""
+    """How the numbers were measured; shown below the table."""
     flags: tuple[str, ...] = ()
-    """Why its numbers do not compare; shown beside the title and below."""
+    """Reasons why its numbers cannot be compared; shown beside the title and below the table."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table for people, with its data for programs."""
+    """A table for readers, with its data for programs."""
 
     kind: ClassVar[str] = "table"
     id: str
@@ -112,7 +115,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image, with a small map laid over it."""
+    """An image, with an optional map over it."""
 
     alt: str
     image: str = ""
@@ -120,7 +123,7 @@ class Picture:
     caption: str = ""
     detail: str = ""
     tone: str = ""
-    """`right` or `wrong`."""
+    """`right` or `wrong`: whether the prediction is correct."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,7 @@ class Strip:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures of one run."""
+    """Strips of pictures of one run."""
 
     kind: ClassVar[str] = "gallery"
     id: str
@@ -144,7 +147,7 @@ class Gallery:
     caption: str = ""
     wide: bool = False
     coarse: bool = False
-    """Its images have few pixels, which are shown as such."""
+    """True if its images have so few pixels that they are shown as squares."""
 
 
 @dataclass(frozen=True)
@@ -159,13 +162,13 @@ class Group:
     folded: bool = False
     tiles: bool = False
     scale: tuple[str, str, str] | None = None
-    """Ends and title of the colour scale that the parts share."""
+    """Low end, high end and title of the colour scale that the parts share."""
     notes: tuple[str, ...] = ()
     wide: bool = True
 
     @property
     def columns(self) -> int:
-        """Tiles in a row."""
+        """Return the number of tiles in a row."""
         return columns_of(len(self.parts))
 
 
@@ -183,7 +186,7 @@ class Missing:
 
 
 @dataclass(frozen=True)
-class Section:
+class Chapter:
     """A chapter of the report."""
 
     id: str
@@ -192,40 +195,41 @@ class Section:
     parts: Sequence[Part] = ()
     missing: Sequence[Missing] = ()
     notes: Sequence[str] = field(default_factory=tuple)
-    """Warnings: protocols that differ, files that cannot be read, values left out."""
+    """Warnings: different protocols, unreadable files, values left out."""
 
 
-def lacking(runs: Iterable[RunData], what: str, *words: str, hint: str = "") -> list[Missing]:
-    """The note for runs without a measurement, if there are any."""
+def lacking(runs: Iterable[RunData], what: str, *words: str) -> list[Missing]:
+    """Return a note with the `samovar measure` commands for runs without a measurement, if any."""
     runs = list(runs)
     if not runs:
         return []
-    return [Missing(what, labels_of(runs), tuple(command(run, *words) for run in runs), hint)]
+    return [Missing(what, labels_of(runs), tuple(command(run, *words) for run in runs))]
 
 
 def columns_of(count: int) -> int:
-    """How many tiles to put in a row, so that rows are full and tiles not too small."""
+    """Return how many of `count` tiles stand in a row: full rows, tiles that are not too small."""
     return 2 if count in (1, 2, 4) else 3 if count <= 9 else 4
 
 
 def unfolded(id: str, title: str, galleries: Sequence[Gallery], most: int = 6) -> list[Group]:
-    """The first galleries, and the rest folded away."""
+    """Group the first `most` galleries, and fold the rest away in a second group."""
+    # Folded pictures need no layout, so that a page of many runs opens fast.
     rest = galleries[most:]
     groups = [Group(id, title, galleries[:most])] if galleries else []
-    return groups + (
-        [Group(f"{id}-more", f"{title}, {len(rest)} more runs", rest, folded=True)] if rest else []
-    )
+    if rest:
+        groups.append(Group(f"{id}-more", f"{title}, {len(rest)} more runs", rest, folded=True))
+    return groups
 
 
 def balanced(figures: Sequence[Figure]) -> list[Figure]:
-    """Figures in two columns: of an odd number the first takes a row of its own."""
-    odd = len(figures) % 2 and not any(figure.wide for figure in figures)
+    """Arrange figures in two columns: the first of an odd number gets a row of its own."""
+    odd = len(figures) % 2 == 1 and not any(figure.wide for figure in figures)
     return [
-        replace(figure, wide=figure.wide or (not k and bool(odd)))
-        for k, figure in enumerate(figures)
+        replace(figure, wide=figure.wide or (odd and index == 0))
+        for index, figure in enumerate(figures)
     ]
 
 
 def labels_of(runs: Iterable[RunData]) -> tuple[str, ...]:
-    """What the runs are called."""
+    """Return the labels of runs."""
     return tuple(run.label for run in runs)

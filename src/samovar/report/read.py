@@ -1,5 +1,4 @@
-"""Run folders as the report sees them: settings, records by name, arrays read when a figure asks
-for them."""
+"""Read run folders: settings and records by name, arrays when a figure needs them."""
 
 from __future__ import annotations
 
@@ -24,62 +23,59 @@ MAX_ARRAY_BYTES = 256 * 2**20
 Array = NDArray[Any]
 
 STEPPED = ("train/contrastive_loss", "train/loss", "val/accuracy")
-"""Records that tell how far training has come."""
+"""Records whose steps show how far training has come."""
 
 _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("name", "unit", "source", "arrays"), (str,)), "stderr": (float, NoneType),
     "residual": (float, NoneType), "n": (int, NoneType), "converged": (bool,),
 }  # fmt: skip
 
-# What two records share that come from one command on one checkpoint.
+# Settings that two records share if one command measured them on one checkpoint.
 _COMMAND = (
-    "measurement",
-    "request",
-    "weights",
-    "source",
-    "split",
-    "images",
-    "loss",
-    "dtype",
-    "seed",
-)
+    "measurement", "request", "weights", "source", "split", "images", "loss", "dtype", "seed",
+)  # fmt: skip
+
+
+# What numpy and zipfile raise on files that are cut, changed, or in another format.
+_DAMAGE = (
+    OSError, EOFError, MemoryError, KeyError, ValueError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 class UnreadableArrays(ValueError):
-    """The data behind a record cannot be used; the message says why, in words for the reader of the
-    report."""
+    """An array file that cannot be used; the message gives the reason to the report's reader."""
 
 
 @dataclass(frozen=True, eq=False)
 class RunData:
-    """One run folder."""
+    """The contents of one run folder."""
 
     path: Path
-    """As it was given, so that commands in the report can be pasted."""
+    """The path as it was given, so that commands in the report can be pasted."""
     config: dict[str, Any]
-    """By dotted name, as flags are."""
+    """Settings by dotted name, as in flags."""
     records: dict[str, list[Record]]
-    """By name, in the order they were written."""
+    """Records by name, in the order in which they were written."""
     provenance: dict[str, Any] = field(default_factory=dict)
     best: dict[str, Any] = field(default_factory=dict)
     bad_lines: int = 0
-    """Lines of records.jsonl that are no records."""
+    """Number of lines in records.jsonl that are not records."""
     label: str = ""
-    """Short, and different from every other run's."""
+    """A short name that no other run has."""
     group: str = ""
-    """What its recipe is called where runs are so many that legends name recipes."""
+    """Label of its recipe, if runs are so many that legends name recipes."""
     index: int = 0
     color: int = 0
-    """Index of the colour it has in every figure."""
+    """Index of its colour in every figure."""
 
     @property
     def trained(self) -> bool:
-        """Whether it was trained; a folder of `samovar measure MODEL` was not."""
+        """Return whether it was trained; a folder of `samovar measure MODEL` was not."""
         return any(name.startswith(("train/", "val/")) for name in self.records)
 
     @property
     def task(self) -> str:
-        """The source of its images; of a folder without training, what it was measured on."""
+        """Return the source of its training images, or of the images it was measured on."""
         if self.trained or not self.records:
             return str(self.config.get("data.source", ""))
         sources = [
@@ -92,18 +88,25 @@ class RunData:
 
     @cached_property
     def last_step(self) -> float | None:
-        """Where training stands; None of a folder without training."""
+        """Return the last recorded step of training; None for a folder without training."""
         steps = [_step(r) for name in STEPPED for r in self.records.get(name, [])]
         return max(filter(math.isfinite, steps), default=None)
 
     def latest(self, name: str) -> Record | None:
-        """The newest record of a name."""
+        """Return the newest record of a name."""
         found = self.records.get(name)
         return found[-1] if found else None
 
+    def latest_with_arrays(self, *names: str) -> Record | None:
+        """Return the newest record that has arrays, of the first name that has one."""
+        found = (r for name in names for r in reversed(self.records.get(name, [])) if r.arrays)
+        return next(found, None)
+
     def batch(self, name: str) -> list[Record]:
-        """The newest record of a name with those of the same command, such as all blocks; newest of
-        each place."""
+        """Return the newest record of a name and the others of its command, such as all blocks.
+
+        Of several records of one place, the newest counts."""
+        # Records of one command are written one by one: equal settings show which belong together.
         found = self.records.get(name, [])
         if not found:
             return []
@@ -116,20 +119,21 @@ class RunData:
         return list({json.dumps(r.where, sort_keys=True, default=str): r for r in same}.values())
 
     def series(self, name: str) -> list[Record]:
-        """The records of a name by step, one a step."""
+        """Return the records of a name in the order of their steps, the newest of each step."""
         steps = {_step(r): r for r in self.records.get(name, []) if "step" in r.where}
         return [steps[step] for step in sorted(steps) if math.isfinite(step)]
 
     def arrays(self, record: Record) -> dict[str, Array]:
-        """The arrays behind a record.
+        """Read the arrays of a record, by name.
 
         Raises:
-            UnreadableArrays: there are none, they are damaged, too large, or not below the run
-                folder."""
+            UnreadableArrays: they are missing, damaged, too large, or outside the run folder."""
+        # A record of somebody else must not make the report read files outside the run.
         path = (self.path / record.arrays).resolve()
         if not record.arrays or not path.is_relative_to(self.path.resolve()):
             raise UnreadableArrays("the record names no array file of this run")
         try:
+            # A small file can unpack to more than the memory: the sizes are checked first.
             with zipfile.ZipFile(path) as archive:
                 size = sum(item.file_size for item in archive.infolist())
             if size > MAX_ARRAY_BYTES:
@@ -141,17 +145,9 @@ class RunData:
                 return {name: found[name] for name in found.files}
         except FileNotFoundError:
             raise UnreadableArrays(f"{record.arrays} is missing") from None
-        except (
-            OSError,
-            EOFError,
-            MemoryError,
-            KeyError,
-            ValueError,
-            zipfile.BadZipFile,
-            zlib.error,
-        ) as error:
-            if isinstance(error, UnreadableArrays):
-                raise
+        except UnreadableArrays:
+            raise
+        except _DAMAGE as error:
             raise UnreadableArrays(
                 f"{record.arrays} cannot be read ({type(error).__name__})"
             ) from None
@@ -162,12 +158,14 @@ def _command(record: Record) -> tuple[str, ...]:
 
 
 def _step(record: Record) -> float:
+    # A record without a step sorts last and counts as not finite.
     step = number(record.where.get("step"))
     return math.inf if step is None or math.isnan(step) else step
 
 
 def number(value: Any) -> float | None:
-    """A number as records write it: non-finite ones are strings; None for anything else."""
+    """Convert a number as records write it, non-finite ones as strings; else return None."""
+    # In Python a bool is an int.
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
@@ -177,18 +175,19 @@ def number(value: Any) -> float | None:
 
 
 def place(record: Record, key: str) -> float:
-    """A number of `where` to sort by; 0 where it is none."""
+    """Return a number of `where` to sort by; 0 if it is missing, not a number, or not finite."""
     found = number(record.where.get(key))
     return found if found is not None and math.isfinite(found) else 0.0
 
 
 def read_runs(paths: Sequence[Path]) -> list[RunData]:
-    """Read run folders, in the order given; they have no labels and colours yet.
+    """Read run folders in the order given, without labels and colours.
 
     Raises:
-        ValueError: a folder that is no run or is given twice, a config that cannot be read."""
+        ValueError: a folder is not a run or is given twice, or its config cannot be read."""
     if not paths:
         raise ValueError("no run is given; give one or more run folders, such as runs/NAME")
+    # The same run under two names would be compared with itself.
     seen: set[Path] = set()
     for path in paths:
         if path.resolve() in seen:
@@ -227,7 +226,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where it is missing or damaged, which the report then says."""
+    """Read a JSON object; return {} if it is missing or damaged, which the report then states."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -236,6 +235,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings by dotted name."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict) and value:
@@ -246,6 +246,7 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _read_records(run: RunDir) -> tuple[dict[str, list[Record]], int]:
+    """Return the records by name, and the number of lines that are not records."""
     records: dict[str, list[Record]] = {}
     bad = 0
     try:
@@ -254,9 +255,8 @@ def _read_records(run: RunDir) -> tuple[dict[str, list[Record]], int]:
         return {}, 0
     except OSError as error:
         raise ValueError(f"cannot read {run.records_path}: {error.strerror}") from None
-    for line in filter(
-        str.strip, lines[:-1]
-    ):  # what follows the last newline was cut short by a crash
+    # Text after the last newline was cut short by a crash.
+    for line in filter(str.strip, lines[:-1]):
         try:
             record = _checked(from_json(line))
         except (ValueError, TypeError, RecursionError):
@@ -267,8 +267,9 @@ def _read_records(run: RunDir) -> tuple[dict[str, list[Record]], int]:
 
 
 def _checked(record: Record) -> Record:
-    """The record with numbers where numbers belong; a later version or another program may have
-    written others."""
+    """Return the record with the types that `Record` declares.
+
+    A later version or another program may have written others."""
     if not all(isinstance(part, dict) for part in (record.where, record.settings, record.cost)):
         raise TypeError("where, settings and cost are objects")
     if all(type(getattr(record, name)) in types for name, types in _TYPES.items()):

@@ -1,1 +1,1 @@
-"""Chapters of the report: each file turns run folders into sections of plain data."""
+"""Build the chapters of the report: each file turns run folders into one chapter of plain data."""

@@ -1,281 +1,226 @@
-"""Where a network looks: attention over images, weights of token mixing, channel means."""
+"""Show which parts of an image matter: attention, weights of token mixing, channel means."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from samovar.report.chapters.attention_maps import AttentionMaps, attention_maps
+from samovar.report.chapters.image_arrays import class_name
 from samovar.report.drawing.pictures import COARSE, heat_uri, image_uri, signed_uri
-from samovar.report.drawing.plots import layout, legend, points, style
+from samovar.report.drawing.plots import layout, legend, record_trace, style
 from samovar.report.parts import (
+    Chapter,
     Data,
     Figure,
     Gallery,
     Part,
     Picture,
-    Section,
     Strip,
     lacking,
     unfolded,
 )
 from samovar.report.protocol import mismatch
-from samovar.report.read import Array, RunData, UnreadableArrays, place
+from samovar.report.read import Array, RunData, place
 from samovar.report.run_names import MANY
 from samovar.report.text import plain
 from samovar.runs.records import Record
 
 MOST_IMAGES = 6
 MOST_TILES = 24
-
-_NAMES = ("attention/distance", "attention/token_mixing", "attention/channel_mean")
-
-
-@dataclass(frozen=True)
-class Looks:
-    """The arrays of one run."""
-
-    run: RunData
-    record: Record
-    kind: str
-    arrays: Mapping[str, Array]
-    """Maps [n, L, h, w] and the like; images uint8 [n, H, W, 3]."""
-
-    @property
-    def images(self) -> Array:
-        """uint8 [n, H, W, 3]."""
-        return self.arrays["images"]
-
-
-def attention(runs: Sequence[RunData]) -> Section:
-    """Maps over images, and how far attention reaches."""
-    found, notes = looks(runs)
-    most = MOST_IMAGES if len(runs) <= MANY else 4
-    galleries = [gallery for look in found for gallery in _BY_KIND[look.kind](look, most)]
-    having = {look.run.label for look in found}
-    parts: list[Part] = [*unfolded("maps", "Maps over images", galleries)]
-    distances = [
-        (run, run.batch("attention/distance"))
-        for run in runs
-        if len(run.batch("attention/distance")) > 0
-    ]
-    if distances:
-        parts.append(distance_figure(distances, {look.run.label: look for look in found}))
-    notes += mismatch("Maps", {look.run.label: (look.record, look.run) for look in found})
-    missing = lacking(
-        (run for run in runs if run.label not in having), "attention maps", "attention"
-    )
-    return Section("attention", "Attention", _LEAD if galleries else "", parts, missing, notes)
-
+"""The most blocks or heads shown for one image."""
 
 _LEAD = (
-    "Transformers: how much the class token attends to each patch, as a mean over heads; rollout follows it through "
-    "all blocks. Mixers: weights with which a unit mixes tokens. Residual networks: mean over channels of each stage. "
-    "Every map is scaled to its own maximum."
+    "Transformers: attention of the class token to each patch, averaged over heads; rollout "
+    "follows it through all blocks. Mixers: weights with which a unit mixes tokens. Residual "
+    "networks: mean over the channels of each stage. Every map is scaled to its own maximum."
 )
 
 
-def looks(runs: Sequence[RunData]) -> tuple[list[Looks], list[str]]:
-    """The maps that can be read, and why others cannot."""
-    found, notes = [], []
-    for run in runs:
-        record = next(
-            (r for name in _NAMES for r in reversed(run.records.get(name, [])) if r.arrays), None
-        )
-        if record is None:
-            continue
-        try:
-            found.append(_checked(run, record, _class_names(run) | run.arrays(record)))
-        except UnreadableArrays as error:
-            notes.append(f"{run.label}: {error}; measure its attention again")
-    return found, notes
-
-
-def _class_names(run: RunData) -> dict[str, Array]:
-    """Names of the classes, which the arrays of its predictions have."""
-    record = run.latest("predictions/accuracy")
-    try:
-        return {"classes": run.arrays(record)["classes"]} if record else {}
-    except (UnreadableArrays, KeyError):
-        return {}
-
-
-def _checked(run: RunData, record: Record, arrays: Mapping[str, Array]) -> Looks:
-    kind = str(arrays.get("kind", "attention"))
-    needed = {
-        "attention": {"maps": 4, "rollout": 3},
-        "token-mixing": {"maps": 4},
-        "channel-mean": {"maps0": 3},
-    }
-    if kind not in needed:
-        raise UnreadableArrays(f"{record.arrays} holds maps of an unknown kind, {kind[:40]!r}")
-    shapes = needed[kind] | (
-        {"images": 4, "labels": 1, "predicted": 1} if kind != "token-mixing" else {}
+def attention(runs: Sequence[RunData]) -> Chapter:
+    """Build the chapter: maps over images, and the distance over which attention reaches."""
+    found, notes = attention_maps(runs)
+    most = MOST_IMAGES if len(runs) <= MANY else 4
+    galleries = [_GALLERIES[maps.kind](maps, most) for maps in found]
+    by_run = {maps.run.label: maps for maps in found}
+    # Distances are plain records: they are there even where the arrays with the maps are not.
+    parts: list[Part] = [*unfolded("maps", "Maps over images", galleries)]
+    distances = [(run, records) for run in runs if (records := run.batch("attention/distance"))]
+    if distances:
+        parts.append(_distance_figure(distances, by_run))
+    notes += mismatch("Maps", {label: (maps.record, maps.run) for label, maps in by_run.items()})
+    missing = lacking(
+        (run for run in runs if run.label not in by_run), "attention maps", "attention"
     )
-    for name, dims in shapes.items():
-        if name not in arrays or arrays[name].ndim != dims or arrays[name].size == 0:
-            raise UnreadableArrays(
-                f"{record.arrays} lacks {name}, or its shape is not that of a map"
-            )
-    if kind != "token-mixing":
-        _check_images(record, arrays, [name for name in shapes if name != "images"])
-    return Looks(run, record, kind, arrays)
+    return Chapter("attention", "Attention", _LEAD if galleries else "", parts, missing, notes)
 
 
-def _check_images(record: Record, arrays: Mapping[str, Array], others: Sequence[str]) -> None:
-    images = arrays["images"]
-    if images.dtype != np.uint8 or images.shape[-1] != 3:
-        raise UnreadableArrays(
-            f"{record.arrays} holds images of type {images.dtype}, shape {images.shape}"
-        )
-    short = [name for name in others if len(arrays[name]) < len(images)]
-    if short:
-        raise UnreadableArrays(f"{record.arrays} holds fewer {short[0]} than images")
-
-
-def _of_transformer(look: Looks, most: int) -> list[Gallery]:
-    maps, rollout = look.arrays["maps"], look.arrays["rollout"]
-    shown = range(min(len(look.images), most))
-    last = maps.shape[1]
+def _of_transformer(maps: AttentionMaps, most: int) -> Gallery:
+    """Return the maps of the last block, rollout, and all blocks and heads for the first image."""
+    by_block, rollout = maps.arrays["maps"], maps.arrays["rollout"]
+    shown = range(min(len(maps.images), most))
+    blocks = list(by_block[0, :MOST_TILES])
+    last = by_block.shape[1]
     strips = [
-        _over(
-            look, f"Last block, {last} of {last}", [(i, maps[i, -1]) for i in shown], captioned=True
-        ),
-        _over(look, "Rollout through all blocks", [(i, rollout[i]) for i in shown]),
-        _over(
-            look, "Each block, first image", [(0, m) for m in maps[0, :MOST_TILES]], count="block"
-        ),
+        _images(maps, shown),
+        _over(maps, f"Last block ({last} of {last})", [by_block[i, -1] for i in shown]),
+        _over(maps, "Rollout through all blocks", [rollout[i] for i in shown]),
+        _over_first(maps, "Each block, first image", blocks, "block"),
     ]
-    heads = look.arrays.get("heads")
+    heads = maps.arrays.get("heads")
     if heads is not None and heads.ndim == 4 and len(heads):
-        strips.append(_over(look, "Each head of the last block, first image", [(0, m) for m in heads[0, :MOST_TILES]],
-                            count="head"))  # fmt: skip
-    rows = [(i, "last block", *_flat(maps[i, -1])) for i in shown] + [
-        (i, "rollout", *_flat(rollout[i])) for i in shown
+        title = "Each head of the last block, first image"
+        strips.append(_over_first(maps, title, list(heads[0, :MOST_TILES]), "head"))
+    rows = [
+        *((i, "last block", *_cells(by_block[i, -1])) for i in shown),
+        *((i, "rollout", *_cells(rollout[i])) for i in shown),
+        *((0, f"block {k}", *_cells(values)) for k, values in enumerate(blocks, 1)),
     ]
-    rows += [(0, f"block {k + 1}", *_flat(m)) for k, m in enumerate(maps[0, :MOST_TILES])]
-    return [_gallery(look, [_plain_strip(look, shown), *strips], _map_data(rows))]
+    return _gallery(maps, strips, rows)
 
 
-def _of_residual(look: Looks, most: int) -> list[Gallery]:
-    shown = range(min(len(look.images), most))
-    stages = sorted(
-        name for name in look.arrays if name.startswith("maps") and look.arrays[name].ndim == 3
-    )
-    strips, rows = [_plain_strip(look, shown)], []
-    for k, name in enumerate(stages):
-        maps = look.arrays[name]
-        if len(maps) >= len(shown):
-            strips.append(
-                _over(
-                    look, f"Stage {k + 1}, mean over channels", [(i, maps[i]) for i in shown], not k
-                )
-            )
-            rows += [(i, f"stage {k + 1}", *_flat(maps[i])) for i in shown]
-    return [_gallery(look, strips, _map_data(rows))]
+def _of_residual(maps: AttentionMaps, most: int) -> Gallery:
+    """Return the channel mean of each stage."""
+    shown = range(min(len(maps.images), most))
+    arrays = maps.arrays
+    # Each stage halves the map, so the stages are arrays of their own, `maps0` and on.
+    stages = sorted(n for n in arrays if n.startswith("maps") and arrays[n].ndim == 3)
+    strips, rows = [_images(maps, shown)], []
+    for k, name in enumerate(stages, 1):
+        if len(arrays[name]) >= len(shown):
+            values = [arrays[name][i] for i in shown]
+            strips.append(_over(maps, f"Stage {k}, mean over channels", values))
+            rows += [(i, f"stage {k}", *_cells(values[i])) for i in shown]
+    return _gallery(maps, strips, rows)
 
 
-def _of_mixer(look: Looks, most: int) -> list[Gallery]:
-    units = look.arrays["maps"][0, : 4 * most]
+def _of_mixer(maps: AttentionMaps, most: int) -> Gallery:
+    """Return the weights of the first units of token mixing."""
+    # A mixer mixes the same patches in every image, so its weights are shown without images.
+    units = list(enumerate(maps.arrays["maps"][0, : 4 * most]))
+    label = maps.run.label
     pictures = [
         Picture(
-            f"{look.run.label}: mixing weights of unit {k + 1}",
-            signed_uri(unit),
-            caption=f"unit {k + 1}",
+            f"{label}: mixing weights of unit {k + 1}", signed_uri(unit), caption=f"unit {k + 1}"
         )
-        for k, unit in enumerate(units)
+        for k, unit in units
     ]
-    rows = [(k, "unit", *_flat(unit)) for k, unit in enumerate(units)]
-    title = "Weights of the first block’s token mixing, over the patches: blue below 0, red above"
-    return [Gallery(f"attention-{look.run.index}", look.run, [Strip(title, pictures)], _map_data(rows, "unit"),
-                    coarse=True)]  # fmt: skip
+    title = "Token-mixing weights of the first block, by patch: blue below 0, red above"
+    data = _map_data([(k, "unit", *_cells(unit)) for k, unit in units], "unit")
+    strips = [Strip(title, pictures)]
+    return Gallery(f"attention-{maps.run.index}", maps.run, strips, data, coarse=True)
 
 
-_BY_KIND = {"attention": _of_transformer, "token-mixing": _of_mixer, "channel-mean": _of_residual}
+_GALLERIES = {
+    "attention": _of_transformer,
+    "token-mixing": _of_mixer,
+    "channel-mean": _of_residual,
+}
 
 
-def _gallery(look: Looks, strips: Sequence[Strip], data: Data) -> Gallery:
-    coarse = max(look.images.shape[1:3]) <= COARSE
-    return Gallery(f"attention-{look.run.index}", look.run, strips, data, coarse=coarse)
+def _gallery(
+    maps: AttentionMaps, strips: Sequence[Strip], rows: Sequence[Sequence[Any]]
+) -> Gallery:
+    coarse = max(maps.images.shape[1:3]) <= COARSE
+    id = f"attention-{maps.run.index}"
+    return Gallery(id, maps.run, strips, _map_data(rows), coarse=coarse)
 
 
-def _plain_strip(look: Looks, shown: range) -> Strip:
-    classes = look.arrays.get("classes")
+def _images(maps: AttentionMaps, shown: range) -> Strip:
+    """Return the images themselves, with their classes and predictions."""
+    classes = maps.arrays.get("classes")
     pictures = []
     for i in shown:
-        truth, guess = (_class(classes, look.arrays[key][i]) for key in ("labels", "predicted"))
-        right = int(look.arrays["labels"][i]) == int(look.arrays["predicted"][i])
-        text = truth if right else f"{truth}, taken for {guess}"
-        pictures.append(Picture(f"image {i + 1}: {text}", image_uri(look.images[i]), caption=text,
-                                tone="right" if right else "wrong"))  # fmt: skip
+        label, predicted = int(maps.arrays["labels"][i]), int(maps.arrays["predicted"][i])
+        right = label == predicted
+        text = class_name(classes, label)
+        if not right:
+            text += f", predicted {class_name(classes, predicted)}"
+        image = image_uri(maps.images[i])
+        tone = "right" if right else "wrong"
+        pictures.append(Picture(f"image {i + 1}: {text}", image, caption=text, tone=tone))
     return Strip("Images", pictures)
 
 
-def _class(classes: Array | None, index: Any) -> str:
-    if classes is not None and classes.ndim == 1 and 0 <= int(index) < len(classes):
-        return str(classes[int(index)])
-    return f"class {int(index)}"
+def _over(maps: AttentionMaps, title: str, values: Sequence[Array]) -> Strip:
+    """Return one map over each image."""
+    alt = f"{maps.run.label}, {title.lower()}: image"
+    return Strip(
+        title,
+        [
+            Picture(f"{alt} {i + 1}", image_uri(maps.images[i]), heat_uri(heat))
+            for i, heat in enumerate(values)
+        ],
+    )
 
 
-def _over(
-    look: Looks,
-    title: str,
-    maps: Sequence[tuple[int, Array]],
-    captioned: bool = False,
-    count: str = "",
-) -> Strip:
-    pictures = []
-    for k, (i, values) in enumerate(maps):
-        caption = f"{count} {k + 1}" if count else ""
-        alt = f"{look.run.label}, {title.lower()}: {caption or f'image {i + 1}'}"
-        pictures.append(Picture(alt, image_uri(look.images[i]), heat_uri(values), caption))
-    return Strip(title, pictures)
+def _over_first(maps: AttentionMaps, title: str, values: Sequence[Array], what: str) -> Strip:
+    """Return several maps over the first image, numbered."""
+    alt, image = f"{maps.run.label}, {title.lower()}:", image_uri(maps.images[0])
+    return Strip(
+        title,
+        [
+            Picture(f"{alt} {what} {k}", image, heat_uri(heat), f"{what} {k}")
+            for k, heat in enumerate(values, 1)
+        ],
+    )
 
 
-def _flat(values: Array) -> list[Any]:
-    height, width = values.shape
-    return [
-        height,
-        width,
-        *(float(f"{v:.4g}") if np.isfinite(v) else None for v in values.ravel().tolist()),
-    ]
+def _cells(values: Array) -> list[Any]:
+    """Return height, width and values of a map, row by row, for the CSV."""
+    flat = values.ravel().tolist()
+    return [*values.shape, *(float(f"{v:.4g}") if np.isfinite(v) else None for v in flat)]
 
 
 def _map_data(rows: Sequence[Sequence[Any]], first: str = "image") -> Data:
+    # Maps of stages have different sizes: the columns are those of the largest.
     cells = max((len(row) - 4 for row in rows), default=0)
     return Data((first, "map", "height", "width", *(f"cell{k}" for k in range(cells))), rows)
 
 
-def distance_figure(
-    found: Sequence[tuple[RunData, Sequence[Record]]], maps: Mapping[str, Looks]
+def _distance_figure(
+    found: Sequence[tuple[RunData, Sequence[Record]]], by_run: Mapping[str, AttentionMaps]
 ) -> Figure:
-    """How far attention reaches, block by block; dots are heads."""
+    """Draw the distance over which attention reaches by block; dots are heads."""
     traces, rows = [], []
     for run, records in found:
         ordered = sorted(records, key=lambda r: place(r, "index"))
-        x = [plain(r.where.get("block", "?")) for r in ordered]
-        heads = maps[run.label].arrays.get("distance") if run.label in maps else None
-        if heads is not None and heads.ndim == 2 and len(heads) == len(ordered):
-            traces.append(_heads(run, x, heads))
-        traces.append(points(run, x, ordered) | {"mode": "lines+markers"})
+        marks = [(plain(r.where.get("block", "?")), r) for r in ordered]
+        heads = by_run[run.label].arrays.get("distance") if run.label in by_run else None
+        if heads is not None and heads.ndim == 2 and len(heads) == len(marks):
+            traces.append(_heads(run, [block for block, _ in marks], heads))
+        traces.append(record_trace(run, marks))
         rows += [(run.label, r.where.get("block", "?"), r.value, r.n) for r in ordered]
     axes = layout(xaxis={"type": "category"}, yaxis={"rangemode": "tozero"})
-    return Figure("distance", "Mean distance of attention, pixels", {"data": traces, "layout": axes},
-                  Data(("run", "block", "distance_pixels", "n"), rows), "Small dots: single heads.",
-                  legend(run for run, _ in found), wide=True)  # fmt: skip
+    return Figure(
+        "distance",
+        "Mean distance of attention, pixels",
+        {"data": traces, "layout": axes},
+        Data(("run", "block", "distance_pixels", "n"), rows),
+        "Small dots: single heads.",
+        legend(run for run, _ in found),
+        wide=True,
+    )
 
 
-def _heads(run: RunData, x: Sequence[str], heads: Array) -> dict[str, Any]:
+def _heads(run: RunData, blocks: Sequence[str], heads: Array) -> dict[str, Any]:
+    """Return a dot for each head of each block, from distances [L, heads]."""
     dots = [
-        (name, v)
-        for name, row in zip(x, heads.tolist(), strict=True)
-        for v in row
-        if np.isfinite(v)
+        (block, distance)
+        for block, row in zip(blocks, heads.tolist(), strict=True)
+        for distance in row
+        if np.isfinite(distance)
     ]
     return {
-        "type": "scatter", "mode": "markers", "x": [name for name, _ in dots], "y": [v for _, v in dots],
-        "meta": run.color, "name": plain(run.label), "opacity": 0.45, "hoverinfo": "skip",
+        "type": "scatter",
+        "mode": "markers",
+        "x": [block for block, _ in dots],
+        "y": [distance for _, distance in dots],
+        "meta": run.color,
+        "name": plain(run.label),
+        "opacity": 0.45,
+        "hoverinfo": "skip",
         "marker": {"size": 4, "color": style(run.color)["color"]},
-    }  # fmt: skip
+    }

@@ -1,158 +1,112 @@
-"""Curvature and activity inside a network, block by block."""
+"""Show the largest eigenvalue of the Hessian for each block of the network."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from samovar.report.drawing.plots import error_of, finite, layout, legend, points, style
-from samovar.report.parts import (
-    Cell,
-    Column,
-    Data,
-    Figure,
-    Part,
-    Row,
-    Section,
-    Table,
-    balanced,
-    lacking,
-)
+from samovar.report.drawing.plots import error_of, finite, layout, legend, style
+from samovar.report.parts import Cell, Chapter, Column, Data, Figure, Part, Row, Table, lacking
 from samovar.report.protocol import mismatch
-from samovar.report.read import RunData, place
-from samovar.report.text import clean, plain, slug, with_error
+from samovar.report.read import RunData
+from samovar.report.text import clean, plain, with_error
 from samovar.runs.records import Record
 
+BLOCK_LAMBDA_MAX = "hessian/block_lambda_max"
 
-def blocks(runs: Sequence[RunData]) -> Section:
-    """lambda_max of each block of the network."""
-    having = [run for run in runs if run.batch("hessian/block_lambda_max")]
+_LEAD = (
+    "Largest eigenvalue of the Hessian with respect to the weights of one block alone. It never "
+    "exceeds that of the whole network."
+)
+
+Blocks = tuple[RunData, Mapping[str, Record]]
+"""A run and its records by block."""
+
+
+def blocks(runs: Sequence[RunData]) -> Chapter:
+    """Build the chapter: bars side by side and a table."""
+    found = [(run, by_block) for run in runs if (by_block := records_by_block(run))]
+    having = [run for run, _ in found]
     missing = lacking(
         (run for run in runs if run not in having), "eigenvalue of each block", "blocks"
     )
-    if not having:
-        return Section("blocks", "Curvature by block", "", [], missing)
-    found = {
-        run.label: (run, {_block(r): r for r in run.batch("hessian/block_lambda_max")})
-        for run in having
-    }
-    parts: list[Part] = [block_figure(list(found.values())), _block_table(list(found.values()))]
-    first = {label: (next(iter(records.values())), run) for label, (run, records) in found.items()}
-    lead = "Largest eigenvalue of the Hessian with respect to one part’s weights alone; none exceeds the whole’s."
-    return Section("blocks", "Curvature by block", lead, parts, missing, mismatch("Blocks", first))
+    if not found:
+        return Chapter("blocks", "Curvature by block", "", [], missing)
+    # All blocks of a run are measured by one command, so one record states the protocol.
+    first = {run.label: (next(iter(by_block.values())), run) for run, by_block in found}
+    parts: list[Part] = [_figure(found), _table(found)]
+    return Chapter("blocks", "Curvature by block", _LEAD, parts, missing, mismatch("Blocks", first))
 
 
-def _block(record: Record) -> str:
+def records_by_block(run: RunData) -> dict[str, Record]:
+    """Return the largest eigenvalue of each block."""
+    return {block_of(record): record for record in run.batch(BLOCK_LAMBDA_MAX)}
+
+
+def block_of(record: Record) -> str:
+    """Return the name of the block that a record is about."""
     return clean(record.where.get("block", "?"), 40)
 
 
-def block_figure(found: Sequence[tuple[RunData, Mapping[str, Record]]]) -> Figure:
-    """Bars side by side; an outline alone where an iteration stopped early."""
-    names = list(dict.fromkeys(name for _, records in found for name in records))
-    traces, rows = [], []
-    for run, records in found:
-        color = style(run.color)["color"]
-        here = [records.get(name) for name in names]
-        traces.append(
-            {
-                "type": "bar",
-                "x": [plain(name) for name in names],
-                "y": [finite(r.value) if r else None for r in here],
-                "name": plain(run.label),
-                "meta": run.color,
-                "marker": {
-                    "color": [color if r is None or r.converged else "rgba(0,0,0,0)" for r in here],
-                    "line": {"color": color, "width": 1.5},
-                },
-                "error_y": {
-                    "type": "data",
-                    "array": [error_of(r) if r else None for r in here],
-                    "color": "var(--muted)",
-                    "thickness": 1,
-                    "width": 2,
-                },
-                "hovertemplate": "%{fullData.name}<br>%{x}: %{y:.4g}<extra></extra>",
-            }
-        )
-        rows += [
-            (run.label, n, r.value, r.residual, r.converged)
-            for n, r in zip(names, here, strict=True)
-            if r
-        ]
+def block_names(found: Sequence[Blocks]) -> list[str]:
+    """Return the blocks of all runs, in order of appearance."""
+    return list(dict.fromkeys(name for _, by_block in found for name in by_block))
+
+
+def _figure(found: Sequence[Blocks]) -> Figure:
+    names = block_names(found)
+    records = [(run, name, by_block[name]) for run, by_block in found for name in names
+               if name in by_block]  # fmt: skip
+    stopped = any(not record.converged for _, _, record in records)
     axes = layout(barmode="group", bargap=0.28, bargroupgap=0.08, xaxis={"type": "category"})
-    hollow = any(not r.converged for _, records in found for r in records.values())
-    caption = "Outlined bars: not converged." if hollow else ""
-    data = Data(("run", "block", "lambda_max", "residual", "converged"), rows)
-    keys = legend(run for run, _ in found)
-    return Figure("blocks-figure", "λ_max by block", {"data": traces, "layout": axes}, data, caption, keys,
-                  wide=True)  # fmt: skip
-
-
-def _block_table(found: Sequence[tuple[RunData, Mapping[str, Record]]]) -> Table:
-    names = list(dict.fromkeys(name for _, records in found for name in records))
-    rows = []
-    for run, records in found:
-        cells = [_value(records.get(name)) for name in names]
-        rows.append(Row(run.label, cells, run))
-    return Table(
-        "blocks-table", "λ_max by block, ± residual", "run", [Column(name) for name in names], rows
+    return Figure(
+        "blocks-figure",
+        "λ_max by block",
+        {"data": [_bars(run, by_block, names) for run, by_block in found], "layout": axes},
+        Data(
+            ("run", "block", "lambda_max", "residual", "converged"),
+            [(run.label, name, r.value, r.residual, r.converged) for run, name, r in records],
+        ),
+        "Outlined bars: not converged." if stopped else "",
+        legend(run for run, _ in found),
+        wide=True,
     )
 
 
-def _value(record: Record | None) -> Cell:
+def _bars(run: RunData, by_block: Mapping[str, Record], names: Sequence[str]) -> dict[str, Any]:
+    """Return the bars of a run; they are outlined where an iteration stopped early."""
+    color = style(run.color)["color"]
+    records = [by_block.get(name) for name in names]
+    clear = "rgba(0,0,0,0)"
+    return {
+        "type": "bar",
+        "x": [plain(name) for name in names],
+        "y": [finite(r.value) if r else None for r in records],
+        "name": plain(run.label),
+        "meta": run.color,
+        "marker": {
+            "color": [clear if r and not r.converged else color for r in records],
+            "line": {"color": color, "width": 1.5},
+        },
+        "error_y": {
+            "type": "data",
+            "array": [error_of(r) if r else None for r in records],
+            "color": "var(--muted)",
+            "thickness": 1,
+            "width": 2,
+        },
+        "hovertemplate": "%{fullData.name}<br>%{x}: %{y:.4g}<extra></extra>",
+    }
+
+
+def _table(found: Sequence[Blocks]) -> Table:
+    names = block_names(found)
+    rows = [Row(run.label, [_cell(of.get(name)) for name in names], run) for run, of in found]
+    columns = [Column(name) for name in names]
+    return Table("blocks-table", "λ_max by block, ± residual", "run", columns, rows)
+
+
+def _cell(record: Record | None) -> Cell:
     if record is None:
         return Cell("–")
-    value, error = with_error(record.value, error_of(record))
-    return Cell(value, error, hollow=not record.converged)
-
-
-_INSIDE = {
-    "inside/active_fraction": ("Active units", ".0%"),
-    "inside/activation_norm": ("Norm of activations", ""),
-    "inside/weight_norm": ("Norm of weights", ""),
-}
-
-
-def activations(runs: Sequence[RunData]) -> Section:
-    """Share of active units and norms, block by block."""
-    figures: list[Figure] = []
-    for name, (title, ticks) in _INSIDE.items():
-        found = [(run, run.batch(name)) for run in runs if run.batch(name)]
-        layers = dict.fromkeys(
-            str(r.where.get("layer", "")) for _, records in found for r in records
-        )
-        for layer in layers:
-            of_layer = [
-                (run, [r for r in rs if str(r.where.get("layer", "")) == layer])
-                for run, rs in found
-            ]
-            full = f"{title}, {clean(layer, 30)} layers" if layer else title
-            figures.append(inside_figure(slug(f"{name}-{layer}"), full, ticks, of_layer))
-    without = [run for run in runs if not any(name in run.records for name in _INSIDE)]
-    missing = lacking(without, "active fractions per block", "activations")
-    records = {run.label: (r, run) for run in runs if (r := run.latest("inside/active_fraction"))}
-    lead = "From the first block to the last, over images without augmentation." if figures else ""
-    return Section(
-        "activations",
-        "Activations",
-        lead,
-        balanced(figures),
-        missing,
-        mismatch("Activations", records),
-    )
-
-
-def inside_figure(
-    id: str, title: str, ticks: str, found: Sequence[tuple[RunData, Sequence[Record]]]
-) -> Figure:
-    """A value by block, in the order of the forward pass."""
-    traces, rows = [], []
-    for run, records in found:
-        ordered = sorted(records, key=lambda r: place(r, "index"))
-        if ordered:
-            x = [plain(r.where.get("block", "?")) for r in ordered]
-            traces.append(points(run, x, ordered) | {"mode": "lines+markers"})
-            rows += [(run.label, _block(r), r.value, r.stderr, r.n) for r in ordered]
-    axes = layout(xaxis={"type": "category"}, yaxis={"rangemode": "tozero", "tickformat": ticks})
-    keys = legend(run for run, records in found if records)
-    return Figure(id, title, {"data": traces, "layout": axes}, Data(("run", "block", "value", "stderr", "n"), rows),
-                  keys=keys)  # fmt: skip
+    return Cell(*with_error(record.value, error_of(record)), hollow=not record.converged)

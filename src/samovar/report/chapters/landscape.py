@@ -1,5 +1,4 @@
-"""The loss around the weights: surfaces and contours of all runs on one scale of height and
-colour."""
+"""Show the loss around the weights: surfaces and contours of all runs on one scale, and lines."""
 
 from __future__ import annotations
 
@@ -9,97 +8,106 @@ from typing import Any
 
 import numpy as np
 
-from samovar.report.chapters.landscape_grid import Grid, Scale, read_grids, remarks, scale
 from samovar.report.drawing import palette
+from samovar.report.drawing.landscape_grid import (
+    LandscapeGrid,
+    LandscapeScale,
+    read_grids,
+    remarks,
+    scale,
+)
 from samovar.report.drawing.plots import MODEBAR, finite, layout, legend, style
 from samovar.report.drawing.relief import poster
-from samovar.report.parts import Data, Figure, Group, Section, columns_of, lacking
+from samovar.report.parts import Chapter, Data, Figure, Group, Part, columns_of, lacking
 from samovar.report.protocol import mismatch
 from samovar.report.read import RunData
 from samovar.report.text import number, plain, short, slug
 
 _PLANES = {
-    "random": "Along two random directions, scaled filter by filter",
-    "eigenvectors": "Along the two top eigenvectors of the Hessian",
+    "random": "Along two random filter-normalized directions",
+    "eigenvectors": "Along the top two eigenvectors of the Hessian",
 }
 _LINES = {
     "random": (
-        "Along a random direction, scaled filter by filter",
-        "distance, in norms of the filters",
+        "Along a random filter-normalized direction",
+        "distance, in filter norms",
     ),
     "eigenvectors": ("Along the top eigenvector of the Hessian", "distance"),
-    "between": ("On the line to another run or step", "0: this run, 1: the other"),
+    "between": ("On the line to another run or step", "0: this run, 1: the other one"),
 }
 
-_COLORS = [[k / (len(palette.HEIGHT) - 1), color] for k, color in enumerate(palette.HEIGHT)]
 
-
-def landscape(runs: Sequence[RunData]) -> Section:
-    """Surfaces, contours and lines of the loss."""
+def landscape(runs: Sequence[RunData]) -> Chapter:
+    """Build the chapter: surfaces and contours of planes, and lines."""
     planes, lines, notes = read_grids(runs)
-    parts: list[Group | Figure] = []
-    for kind in dict.fromkeys(grid.kind for grid in planes):
-        same = [grid for grid in planes if grid.kind == kind]
-        parts += _planes(kind, same)
-        notes += mismatch("Landscapes", {grid.run.label: (grid.record, grid.run) for grid in same})
-    for kind in dict.fromkeys(grid.kind for grid in lines):
-        same = [grid for grid in lines if grid.kind == kind]
-        parts.append(line_figure(kind, same))
-        notes += (
-            mismatch("Landscapes", {grid.run.label: (grid.record, grid.run) for grid in same})
-            if kind != "between"
-            else []
-        )
+    parts: list[Part] = []
+    for kind, grids in _by_kind(planes).items():
+        parts += _planes(kind, grids)
+        notes += mismatch("Landscapes", {grid.run.label: (grid.record, grid.run) for grid in grids})
+    for kind, grids in _by_kind(lines).items():
+        parts.append(line_figure(kind, grids))
+        # Lines to other runs differ in their ends: that is what they show.
+        if kind != "between":
+            notes += mismatch(
+                "Landscapes", {grid.run.label: (grid.record, grid.run) for grid in grids}
+            )
     having = {grid.run.label for grid in (*planes, *lines)}
     lead = "The loss as the weights move away from the trained ones." if having else ""
     missing = lacking(
         (run for run in runs if run.label not in having), "loss landscape", "landscape"
     )
-    return Section("landscape", "Loss landscape", lead, parts, missing, notes)
+    return Chapter("landscape", "Loss landscape", lead, parts, missing, notes)
 
 
-def _planes(kind: str, found: Sequence[Grid]) -> list[Group | Figure]:
+def _by_kind(grids: Sequence[LandscapeGrid]) -> dict[str, list[LandscapeGrid]]:
+    groups: dict[str, list[LandscapeGrid]] = {}
+    for grid in grids:
+        groups.setdefault(grid.kind, []).append(grid)
+    return groups
+
+
+def _planes(kind: str, found: Sequence[LandscapeGrid]) -> list[Group]:
+    """Return a group of surfaces and one of contours, all on one scale."""
     shared = scale(found)
-    ends = f"{short(shared.low)} to {short(shared.high)} nats"
-    said = [
-        f"All runs share one scale, {ends}; turn one and all turn."
-        if len(found) > 1
-        else f"Scale {ends}."
-    ]
-    if shared.cut_share:
-        said.append(
-            f"Higher points, {100 * shared.cut_share:.0f} % of all, are cut off at its top."
-        )
-    notes = [note for grid in found for note in remarks(grid)]
     bar = (short(shared.low), short(shared.high), "loss, nats")
     height = {2: 340, 3: 280, 4: 220}[columns_of(len(found))]
     surfaces = [
         replace(surface_figure(kind, grid, shared, height // 2), height=height) for grid in found
     ]
     contours = [replace(contour_figure(kind, grid, shared), height=height) for grid in found]
-    title = _PLANES.get(kind, kind)
     return [
         Group(
             f"surfaces-{slug(kind)}",
-            title,
+            _PLANES.get(kind, kind),
             surfaces,
-            " ".join(said),
+            _scale_caption(shared, len(found)),
             tiles=True,
             scale=bar,
-            notes=tuple(notes),
+            notes=tuple(note for grid in found for note in remarks(grid)),
         ),
         Group(f"contours-{slug(kind)}", "The same from above", contours, tiles=True, scale=bar),
     ]
 
 
-def _clipped(grid: Grid, shared: Scale) -> list[list[float | None]]:
+def _scale_caption(shared: LandscapeScale, surfaces: int) -> str:
+    ends = f"{short(shared.low)} to {short(shared.high)} nats"
+    said = f"Scale {ends}."
+    if surfaces > 1:
+        said = f"All runs share one scale, {ends}, and their surfaces turn together."
+    if shared.cut_share:
+        share = f"{100 * shared.cut_share:.0f} % of all"
+        said += f" Higher points, {share}, are cut off at its top."
+    return said
+
+
+def _clipped(grid: LandscapeGrid, shared: LandscapeScale) -> list[list[float | None]]:
     return [
         [finite(min(v, shared.high)) if np.isfinite(v) else None for v in row]
         for row in grid.loss.tolist()
     ]
 
 
-def _plane_data(grid: Grid) -> Data:
+def _plane_data(grid: LandscapeGrid) -> Data:
     assert grid.y is not None
     rows = [
         (finite(x), finite(y), finite(value))
@@ -109,8 +117,16 @@ def _plane_data(grid: Grid) -> Data:
     return Data(("x", "y", "loss_nats"), rows)
 
 
-def surface_figure(kind: str, grid: Grid, shared: Scale, dpi: int = 170) -> Figure:
-    """A 3-D surface that can be turned, the trained point marked."""
+def surface_figure(
+    kind: str, grid: LandscapeGrid, shared: LandscapeScale, dpi: int = 170
+) -> Figure:
+    """Draw a 3-D surface that can be turned, with the trained weights marked.
+
+    Args:
+        kind: of the directions.
+        grid: a plane.
+        shared: the scale of all surfaces.
+        dpi: resolution of the still image."""
     assert grid.y is not None
     hover = "x %{x:.3g}, y %{y:.3g}<br>loss %{customdata:.4g}<extra></extra>"
     surface = {
@@ -118,12 +134,13 @@ def surface_figure(kind: str, grid: Grid, shared: Scale, dpi: int = 170) -> Figu
         "x": [finite(v) for v in grid.x.tolist()],
         "y": [finite(v) for v in grid.y.tolist()],
         "z": _clipped(grid, shared),
+        # Where the surface is cut off, hovering shows the true loss.
         "customdata": [[finite(v) for v in row] for row in grid.loss.tolist()]
         if shared.cut_share
         else None,
         "cmin": finite(shared.low),
         "cmax": finite(shared.high),
-        "colorscale": _COLORS,
+        "colorscale": palette.HEIGHT_SCALE,
         "showscale": False,
         "hovertemplate": hover if shared.cut_share else hover.replace("customdata", "z"),
         "lighting": {"ambient": 0.75, "diffuse": 0.6, "specular": 0.08, "roughness": 0.9},
@@ -132,9 +149,8 @@ def surface_figure(kind: str, grid: Grid, shared: Scale, dpi: int = 170) -> Figu
         "type": "scatter3d",
         "x": [0],
         "y": [0],
-        "z": [
-            finite(grid.center + 0.02 * (shared.high - shared.low))
-        ],  # above the surface, not half inside
+        # A little above the surface, which would hide half of the marker.
+        "z": [finite(grid.center + 0.02 * (shared.high - shared.low))],
         "mode": "markers",
         "marker": {
             "size": 5,
@@ -143,18 +159,31 @@ def surface_figure(kind: str, grid: Grid, shared: Scale, dpi: int = 170) -> Figu
         },
         "hovertemplate": f"trained weights<br>loss {number(grid.center)}<extra></extra>",
     }
+    # Between two networks, 0 is not the only trained point: there is no marker.
     plot = {"data": [surface, *([point] if kind != "between" else [])], "layout": _scene(shared)}
     return Figure(
-        f"surface-{slug(kind)}-{grid.run.index}", grid.run.label, plot, _plane_data(grid), run=grid.run,
-        keys=legend([grid.run]), poster=poster(grid, shared, dpi),
-    )  # fmt: skip
+        f"surface-{slug(kind)}-{grid.run.index}",
+        grid.run.label,
+        plot,
+        _plane_data(grid),
+        run=grid.run,
+        keys=legend([grid.run]),
+        poster=poster(grid, shared, dpi),
+    )
 
 
-def _scene(shared: Scale) -> dict[str, Any]:
+def _scene(shared: LandscapeScale) -> dict[str, Any]:
     axis = {
-        "gridcolor": "var(--grid)", "linecolor": "var(--axis)", "zerolinecolor": "var(--grid)", "showbackground": False,
-        "color": "var(--muted)", "nticks": 5, "showspikes": False, "tickfont": {"size": 10},
-    }  # fmt: skip
+        "gridcolor": "var(--grid)",
+        "linecolor": "var(--axis)",
+        "zerolinecolor": "var(--grid)",
+        "showbackground": False,
+        "color": "var(--muted)",
+        "nticks": 5,
+        "showspikes": False,
+        "tickfont": {"size": 10},
+    }
+    # A little room, so that the lowest and highest points are not on the walls.
     room = 0.02 * (shared.high - shared.low)
     heights = [finite(shared.low - room), finite(shared.high + room)]
     return {
@@ -177,8 +206,8 @@ def _scene(shared: Scale) -> dict[str, Any]:
     }
 
 
-def contour_figure(kind: str, grid: Grid, shared: Scale) -> Figure:
-    """Lines of equal loss."""
+def contour_figure(kind: str, grid: LandscapeGrid, shared: LandscapeScale) -> Figure:
+    """Draw lines of equal loss over a plane."""
     assert grid.y is not None
     trace = {
         "type": "contour",
@@ -187,7 +216,7 @@ def contour_figure(kind: str, grid: Grid, shared: Scale) -> Figure:
         "z": [[finite(v) for v in row] for row in grid.loss.tolist()],
         "zmin": finite(shared.low),
         "zmax": finite(shared.high),
-        "colorscale": _COLORS,
+        "colorscale": palette.HEIGHT_SCALE,
         "showscale": False,
         "connectgaps": False,
         "contours": {
@@ -202,16 +231,21 @@ def contour_figure(kind: str, grid: Grid, shared: Scale) -> Figure:
         "type": "scatter", "x": [0], "y": [0], "mode": "markers", "hoverinfo": "skip",
         "marker": {"symbol": "cross-thin", "size": 11, "line": {"width": 2, "color": "#ffffff"}},
     }  # fmt: skip
+    # Plotly cannot fix the aspect of an axis with a single value.
     square = {"scaleanchor": "x", "constrain": "domain"} if len(grid.x) > 1 else {}
     plane = layout(xaxis={"constrain": "domain", "nticks": 5, "tickangle": 0}, yaxis=square)
     return Figure(
-        f"contour-{slug(kind)}-{grid.run.index}", grid.run.label, {"data": [trace, point], "layout": plane},
-        _plane_data(grid), run=grid.run, keys=legend([grid.run]),
-    )  # fmt: skip
+        f"contour-{slug(kind)}-{grid.run.index}",
+        grid.run.label,
+        {"data": [trace, point], "layout": plane},
+        _plane_data(grid),
+        run=grid.run,
+        keys=legend([grid.run]),
+    )
 
 
-def line_figure(kind: str, found: Sequence[Grid]) -> Figure:
-    """The loss along one direction, all runs in one figure."""
+def line_figure(kind: str, found: Sequence[LandscapeGrid]) -> Figure:
+    """Draw the loss of all runs along one direction."""
     traces = [
         {
             "type": "scatter",
@@ -233,7 +267,10 @@ def line_figure(kind: str, found: Sequence[Grid]) -> Figure:
         for x, value in zip(grid.x.tolist(), grid.loss.tolist(), strict=True)
     ]
     return Figure(
-        f"line-{slug(kind)}", f"{title}, nats",
-        {"data": traces, "layout": layout(axis)}, Data(("run", "x", "loss_nats"), rows),
-        keys=legend([grid.run for grid in found]), notes=tuple(note for grid in found for note in remarks(grid)),
-    )  # fmt: skip
+        f"line-{slug(kind)}",
+        f"{title}, nats",
+        {"data": traces, "layout": layout(axis)},
+        Data(("run", "x", "loss_nats"), rows),
+        keys=legend([grid.run for grid in found]),
+        notes=tuple(note for grid in found for note in remarks(grid)),
+    )

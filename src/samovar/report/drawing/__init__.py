@@ -1,1 +1,1 @@
-"""Drawing for the report: colours, line plots, labels, pictures and relief."""
+"""Draw what several chapters share: plots, pictures, surfaces, names beside points, colours."""

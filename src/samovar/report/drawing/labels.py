@@ -1,4 +1,4 @@
-"""Names beside the points of a figure, none over another."""
+"""Place names beside the points of a figure so that they do not overlap."""
 
 from __future__ import annotations
 
@@ -7,28 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-WIDTH, HEIGHT = (
-    430.0,
-    290.0,
-)  # pixels of the plot area of a figure in two columns; on a wider page there is more room
+# Pixels of the plot area of a figure in two columns; on a wider page there is more room.
+WIDTH, HEIGHT = 430.0, 290.0
 
-LETTER, LINE = 6.2, 13.0  # pixels of 11 px letters
+LETTER, LINE = 6.2, 13.0  # width and height of 11 px letters, in pixels
 
+# Where a name is tried, best first: at these distances in pixels, in these directions in degrees.
 _DISTANCES = (13.0, 22.0, 34.0, 48.0, 64.0, 82.0)
-_ANGLES = (
-    0,
-    180,
-    45,
-    135,
-    -45,
-    -135,
-    90,
-    -90,
-    20,
-    160,
-    -20,
-    -160,
-)  # degrees, in the order of taste
+_ANGLES = (0, 180, 45, 135, -45, -135, 90, -90, 20, 160, -20, -160)
 
 
 @dataclass(frozen=True)
@@ -38,72 +24,80 @@ class Box:
     text: str
     x: float
     y: float
-    """As the axes count: logarithms on a logarithmic one."""
+    """Place of the point on the axes; a logarithm on a logarithmic axis."""
     across: float
     up: float
-    """Place in the plot area, 0 to 1."""
+    """The same place as a share of the plot area, 0 to 1."""
 
 
 Spot = tuple[float, float]
-"""Right of and below the upper left corner, in pixels."""
+"""A place right of and below the upper left corner, in pixels."""
 
 Rectangle = tuple[float, float, float, float]
-"""Left, top, right, bottom in pixels."""
+"""Left, top, right and bottom edge in pixels."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the middle of a name goes, in pixels right of and below its point."""
+    """The middle of a name, in pixels right of and below its point."""
 
     dx: float
     dy: float
     far: bool
-    """So far, or so near to another point, that a line should lead to it."""
+    """True if a line must lead to it: it is far off, or near to another point."""
 
 
 def beside(boxes: Sequence[Box]) -> list[dict[str, Any]]:
-    """Plotly's annotations at the `places` of names, with a line to those that are far."""
+    """Return annotations of Plotly at the `places` of names, with a line to those that are far."""
     return [_annotation(box, place) for box, place in zip(boxes, places(boxes), strict=True)]
 
 
 def places(boxes: Sequence[Box], width: float = WIDTH, height: float = HEIGHT) -> list[Place]:
-    """Each name as near its point as no other name or point is in the way, on a plot of so many
-    pixels.
+    """Place each name as near its point as other names and points allow.
 
-    One that could be taken for another point's is farther off, and has a line that leads past the
-    others."""
+    A name that could be read as another point's name is moved further off, with a line to its point
+    that does not cross other points.
+
+    Args:
+        boxes: the names and their points.
+        width: of the plot, in pixels.
+        height: of the plot, in pixels."""
+    plot = (0.0, 0.0, width, height)
     points = [(box.across * width, (1 - box.up) * height) for box in boxes]
     names: list[Rectangle] = []
     found = []
     for own, box in enumerate(boxes):
         others = [point for k, point in enumerate(points) if k != own]
+        # A name may cover neither the names before it nor any other point, 12 pixels wide.
         taken = [*names, *((x - 6, y - 6, x + 6, y + 6) for x, y in others)]
-        best: tuple[tuple[float, bool], Place, Rectangle] | None = None
-        for place, rectangle in _candidates(points[own], LETTER * len(box.text)):
-            over = math.fsum(_overlap(rectangle, other) for other in taken) + _outside(
-                rectangle, (0, 0, width, height)
-            )
-            astray = (
-                _crosses(points[own], place, others)
-                if place.far
-                else _nears(points[own], rectangle, others)
-            )
-            if best is None or (over, astray) < best[0]:
-                best = (over, astray), place, rectangle
-            if best[0] == (0, False):
-                break
-        assert best is not None
-        (_, astray), place, rectangle = best
-        found.append(replace(place, far=place.far or astray))
-        names.append(rectangle)
+        place, name = _best(points[own], LETTER * len(box.text), others, taken, plot)
+        found.append(place)
+        names.append(name)
     return found
 
 
+def _best(
+    own: Spot, width: float, others: Sequence[Spot], taken: Sequence[Rectangle], plot: Rectangle
+) -> tuple[Place, Rectangle]:
+    """Return the first candidate with the least overlap, and of those one that is unambiguous."""
+    best: tuple[tuple[float, bool], Place, Rectangle] | None = None
+    for place, name in _candidates(own, width):
+        over = math.fsum(_overlap(name, other) for other in taken) + _outside(name, plot)
+        astray = _crosses(own, place, others) if place.far else _nears(own, name, others)
+        if best is None or (over, astray) < best[0]:
+            best = (over, astray), replace(place, far=place.far or astray), name
+        if best[0] == (0, False):
+            break
+    assert best is not None
+    return best[1:]
+
+
 def _candidates(point: Spot, width: float) -> Iterator[tuple[Place, Rectangle]]:
-    """Where a name could go, the best first, and what it would cover."""
+    """Yield where a name could go, best first, and the rectangle it would cover."""
     for distance in _DISTANCES:
         for angle in _ANGLES:
             cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+            # Beside the point a name starts or ends there; above and below it is centred.
             dx = distance * cos + width / 2 * (cos if abs(cos) < 0.5 else math.copysign(1.0, cos))
             dy = -distance * sin
             left, top = point[0] + dx - width / 2, point[1] + dy - LINE / 2
@@ -112,12 +106,12 @@ def _candidates(point: Spot, width: float) -> Iterator[tuple[Place, Rectangle]]:
 
 
 def _nears(own: Spot, name: Rectangle, others: Sequence[Spot]) -> bool:
-    """Whether a name could be another point's: one is less than twice as far off as its own."""
+    """Return whether another point is less than twice as far from a name as its own point."""
     return any(_gap(name, other) < 2 * _gap(name, own) for other in others)
 
 
 def _crosses(own: Spot, place: Place, others: Sequence[Spot]) -> bool:
-    """Whether the line to a name runs over another point."""
+    """Return whether the line to a name crosses another point."""
     length = math.hypot(place.dx, place.dy)
     cos, sin = place.dx / length, place.dy / length
     for x, y in others:
@@ -129,20 +123,21 @@ def _crosses(own: Spot, place: Place, others: Sequence[Spot]) -> bool:
 
 
 def _gap(a: Rectangle, point: Spot) -> float:
-    """From a rectangle to a point, in pixels."""
+    """Return the distance from a rectangle to a point, in pixels."""
     x, y = point
     return math.hypot(max(a[0] - x, 0.0, x - a[2]), max(a[1] - y, 0.0, y - a[3]))
 
 
 def _overlap(a: Rectangle, b: Rectangle) -> float:
-    """Area in which two rectangles overlap, in square pixels."""
-    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    """Return the area in which two rectangles overlap, in square pixels."""
+    across = min(a[2], b[2]) - max(a[0], b[0])
+    down = min(a[3], b[3]) - max(a[1], b[1])
+    return max(0.0, across) * max(0.0, down)
 
 
 def _outside(a: Rectangle, plot: Rectangle) -> float:
-    """Area beyond the plot, in square pixels."""
-    inside = _overlap(a, plot)
-    return max(0.0, (a[2] - a[0]) * (a[3] - a[1]) - inside)
+    """Return the area of a rectangle beyond the plot, in square pixels."""
+    return max(0.0, (a[2] - a[0]) * (a[3] - a[1]) - _overlap(a, plot))
 
 
 def _annotation(box: Box, place: Place) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the figures of the page have in common: layout, lines of a run, numbers JSON can hold."""
+"""Make what the figures of the page share: layouts, lines of runs, numbers that JSON can hold."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ MODEBAR = {"bgcolor": "rgba(0,0,0,0)", "color": "var(--muted)", "activecolor": "
 
 
 def legend(runs: Iterable[RunData]) -> tuple[Key, ...]:
-    """Keys of runs, or of their recipes where runs are many; one a label."""
+    """Return a key for each run, or for each recipe where runs are many."""
     labels = {run.group or run.label: run.color for run in runs}
     return tuple(Key(label, color) for label, color in labels.items())
 
 
 def style(color: int) -> dict[str, Any]:
-    """Line of a run: colours repeat after a while, with another dash."""
+    """Return the line of a run; after `MANY` runs colours repeat with another dash."""
     dashes = ("solid", "dash", "dot", "dashdot")
     return {
         "color": f"var(--run-{color % MANY})",
@@ -32,21 +32,23 @@ def style(color: int) -> dict[str, Any]:
 
 
 def finite(value: float | None) -> float | None:
-    """The value to seven digits, or None: JSON has no NaN, and a plot leaves a gap."""
+    """Round to seven digits; return None for NaN and infinities, which JSON cannot hold."""
     if value is None or not math.isfinite(value):
         return None
+    # Seven digits are more than a screen shows, and keep the page small.
     return float(f"{value:.7g}")
 
 
 def layout(
     x: str = "", *, log_y: Sequence[float | None] | None = None, **more: Any
 ) -> dict[str, Any]:
-    """Layout of a plane figure, whose title names the y axis; colours follow the page.
+    """Return the layout of a plane figure; the title of the figure names the y axis.
 
     Args:
-        x: title of the x axis.
-        log_y: the values, for a logarithmic y axis.
-        more: further keys, joined with those here."""
+        x: the title of the x axis.
+        log_y: the values on the y axis, if that is logarithmic.
+        more: further keys, merged into those here."""
+    # Colours are CSS variables and backgrounds are clear, so that plots follow the page's theme.
     line = {
         "gridcolor": "var(--grid)",
         "linecolor": "var(--axis)",
@@ -59,6 +61,7 @@ def layout(
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "margin": {"l": 8, "r": 14, "t": 10, "b": 8},
+        # The page draws the legend, whose entries it can hide together with their runs.
         "showlegend": False,
         "modebar": MODEBAR,
         "hovermode": "closest",
@@ -78,41 +81,54 @@ def layout(
 
 
 def _log_axis(values: Sequence[float]) -> dict[str, Any]:
-    """Powers of ten where there are several, else 1, 2, 5."""
+    """Return a logarithmic axis whose ticks are as dense as its range needs."""
     decades = math.log10(max(values) / min(values))
-    ticks = (
-        {"dtick": max(1, round(decades / 6))}
-        if decades > 2
-        else {"dtick": "D2" if decades > 0.6 else "D1"}
-    )
+    # Plain numbers are easier to read, but many decades of them are too wide.
     wide = decades > 5 or max(values) >= 1e5 or min(values) < 1e-4
     return {
         "type": "log",
-        **ticks,
+        "dtick": _log_step(values, decades),
         "exponentformat": "power",
         **({} if wide else {"tickformat": "~g"}),
     }
 
 
-def points(run: RunData, x: Sequence[Any], records: Sequence[Record]) -> dict[str, Any]:
-    """Markers with error bars, hollow where an iteration stopped early."""
+def _log_step(values: Sequence[float], decades: float) -> int | str:
+    """Return Plotly's step between ticks: in powers of ten, at some digits, or linear (`L`)."""
+    if decades > 2:
+        return max(1, round(decades / 6))
+    if decades > 0.3:
+        return "D2" if decades > 0.6 else "D1"
+    # Below a factor of two, an axis may hold no round digit at all and be left without a number.
+    rough = (max(values) - min(values)) / 4 or max(values) / 10
+    power = 10.0 ** math.floor(math.log10(rough))
+    return f"L{power * max(digit for digit in (1, 2, 5) if digit * power <= rough * 1.001):g}"
+
+
+def record_trace(run: RunData, marks: Sequence[tuple[Any, Record]]) -> dict[str, Any]:
+    """Return a line with markers and error bars; hollow markers did not converge.
+
+    Args:
+        run: the run whose colour and label the line has.
+        marks: pairs of a place on the x axis and a record."""
     line = style(run.color)
     return {
         "type": "scatter",
-        "x": list(x),
-        "y": [finite(r.value) for r in records],
+        "mode": "lines+markers",
+        "x": [x for x, _ in marks],
+        "y": [finite(r.value) for _, r in marks],
         "name": plain(run.label),
         "meta": run.color,
         "line": line | {"width": 1.5},
         "marker": {
-            "symbol": ["circle" if r.converged else "circle-open" for r in records],
+            "symbol": ["circle" if r.converged else "circle-open" for _, r in marks],
             "size": 8,
             "color": line["color"],
             "line": {"width": 1.5, "color": line["color"]},
         },
         "error_y": {
             "type": "data",
-            "array": [error_of(r) for r in records],
+            "array": [error_of(r) for _, r in marks],
             "thickness": 1,
             "width": 3,
         },
@@ -121,5 +137,10 @@ def points(run: RunData, x: Sequence[Any], records: Sequence[Record]) -> dict[st
 
 
 def error_of(record: Record) -> float | None:
-    """Standard error of a record, or its residual."""
-    return finite(record.stderr if record.stderr is not None else record.residual)
+    """Return the standard error of a record, or else its residual, rounded for a plot."""
+    return finite(raw_error(record))
+
+
+def raw_error(record: Record) -> float | None:
+    """Return the standard error of a record, or else its residual."""
+    return record.stderr if record.stderr is not None else record.residual

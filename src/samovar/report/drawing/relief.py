@@ -1,4 +1,4 @@
-"""The loss over a plane as a still image, for print and for browsers without WebGL."""
+"""Draw the loss over a plane as a still image, for print and for browsers without WebGL."""
 
 from __future__ import annotations
 
@@ -13,38 +13,46 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from samovar.report.chapters.landscape_grid import Grid, Scale
 from samovar.report.drawing import palette
+from samovar.report.drawing.landscape_grid import LandscapeGrid, LandscapeScale
 
 HEIGHTS = LinearSegmentedColormap.from_list("heights", palette.HEIGHT)
 
 GREY = "#7d858d"  # readable on white and on black
 
 
-def poster(grid: Grid, shared: Scale, dpi: int) -> str:
-    """A PNG of 3.8 x 3.1 inches with a clear background, as a data URI."""
-    with rc_context({"font.size": 8, "text.color": GREY, "axes.labelcolor": GREY, "xtick.color": GREY,
-                     "ytick.color": GREY, "axes.edgecolor": GREY, "grid.color": GREY}):  # fmt: skip
+# The settings of matplotlib whose colour stands on the page's background.
+_COLORED: tuple[Any, ...] = (
+    "text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor", "grid.color",
+)  # fmt: skip
+
+
+def poster(grid: LandscapeGrid, shared: LandscapeScale, dpi: int) -> str:
+    """Return a PNG of 3.8 x 3.1 inches with a clear background, as a data URI."""
+    with rc_context({"font.size": 8, **dict.fromkeys(_COLORED, GREY)}):
         figure = Figure(figsize=(3.8, 3.1), dpi=dpi)
         draw(figure.add_axes((0.0, 0.03, 0.95, 1.0), projection="3d"), grid, shared)
         drawn, file = io.BytesIO(), io.BytesIO()
         figure.savefig(drawn, format="png", transparent=True)
+    # 128 colours look the same and take far fewer bytes.
     Image.open(drawn).quantize(128, method=Image.Quantize.FASTOCTREE).save(
         file, "PNG", optimize=True
     )
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def draw(axes: Any, grid: Grid, shared: Scale) -> None:
-    """Draw a surface on 3-D axes, the trained weights marked; what is too high is cut off, gaps are
-    left open."""
+def draw(axes: Any, grid: LandscapeGrid, shared: LandscapeScale) -> None:
+    """Draw a surface on 3-D axes and mark the trained weights.
+
+    The surface is cut off at the top of the scale and open where the loss is not finite."""
     assert grid.y is not None
     across, along = np.meshgrid(grid.x, grid.y)
     height = np.minimum(grid.loss, shared.high)
     paint = cm.ScalarMappable(Normalize(shared.low, shared.high), HEIGHTS).to_rgba(
         np.nan_to_num(height)
     )
-    paint[~np.isfinite(height)] = 0
+    paint[~np.isfinite(height)] = 0  # a gap is clear
+    # Matplotlib would hide the point behind the surface: it sorts by mean distance to the eye.
     axes.computed_zorder = False
     axes.plot_surface(
         across,
@@ -59,7 +67,7 @@ def draw(axes: Any, grid: Grid, shared: Scale) -> None:
     )
     axes.plot([0], [0], [grid.center], "o", color=palette.POINT, markersize=2.5, zorder=5)
     axes.set(xlabel="x", ylabel="y", zlabel="loss", zlim=(shared.low, shared.high))
-    axes.set_box_aspect((1, 1, 0.75), zoom=0.94)  # more, and the title of the z axis is cut off
+    axes.set_box_aspect((1, 1, 0.75), zoom=0.94)  # a larger zoom cuts off the title of the z axis
     axes.view_init(elev=28, azim=-48)
     for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
         axis.set_pane_color((0, 0, 0, 0))

@@ -1,4 +1,4 @@
-"""The page: sections as one HTML file that needs nothing else, no network and no server."""
+"""Write chapters as one HTML page that needs no network and no server."""
 
 from __future__ import annotations
 
@@ -14,26 +14,28 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
+from samovar.report.contents import chapters, is_summary, notices, title
 from samovar.report.drawing import palette
 from samovar.report.drawing.plots import legend
 from samovar.report.parts import Data, Figure, Gallery, Group, Part, Table
 from samovar.report.read import RunData
-from samovar.report.sections import chapters, is_summary, notices, title
 
 HERE = Path(__file__).parent
 
 
 def render(runs: Sequence[RunData]) -> str:
-    """The whole page, as HTML."""
-    sections = chapters(runs)
-    parts = [part for section in sections for part in _walk(section.parts)]
+    """Return the whole page as HTML."""
+    contents = chapters(runs)
+    parts = [part for chapter in contents for part in _walk(chapter.parts)]
     images = _images(parts)
+    # The page allows no scripts but these two, which it names by their digests.
     scripts = [
         _inline(text) for text in (get_plotlyjs(), (HERE / "script.js").read_text(encoding="utf-8"))
     ]
     environment = Environment(
         loader=FileSystemLoader(HERE),
         autoescape=True,
+        # A misspelt name in the template is an error, not an empty text.
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -43,7 +45,7 @@ def render(runs: Sequence[RunData]) -> str:
         title=title(runs),
         runs=runs,
         keys=legend([run for run in runs if not is_summary(run)]),
-        sections=sections,
+        chapters=contents,
         notices=notices(runs),
         updated=_updated(runs),
         images=images,
@@ -54,13 +56,12 @@ def render(runs: Sequence[RunData]) -> str:
         colors=list(zip(palette.LIGHT, palette.DARK, strict=True)),
         payload={part.id: found for part in parts if (found := payload(part))},
     )
-    return page.encode("utf-8", "replace").decode(
-        "utf-8"
-    )  # a name that is not valid Unicode must not stop the rest
+    # A name that is not valid Unicode must not stop the rest.
+    return page.encode("utf-8", "replace").decode("utf-8")
 
 
 def payload(part: Part) -> dict[str, Any]:
-    """What the page's script needs of a part: its plot, and its data as CSV."""
+    """Return what the page's script needs of a part: its plot, and its data as CSV."""
     found: dict[str, Any] = {}
     if isinstance(part, Figure):
         found["plot"] = part.plot
@@ -70,23 +71,24 @@ def payload(part: Part) -> dict[str, Any]:
 
 
 def embed(values: Any) -> Markup:
-    """JSON that can stand inside a script element: no markup, and no line ends that JavaScript
-    knows."""
-    text = json.dumps(
-        values, allow_nan=False, separators=(",", ":")
-    )  # ASCII only, so U+2028 is written as an escape
+    """Return JSON that can stand inside a script element: without markup and line ends."""
+    # The text is ASCII, so U+2028, at which JavaScript ends a line, is written as an escape.
+    text = json.dumps(values, allow_nan=False, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
 def _inline(script: str) -> str:
+    """Return a script that cannot end the element it stands in."""
     return script.replace("\r\n", "\n").replace("</script", "<\\/script")
 
 
 def _digest(script: str) -> str:
+    """Return the SHA-256 by which the page's security policy allows a script."""
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def _walk(parts: Sequence[Part]) -> Iterator[Part]:
+    """Yield the parts, and after a group those in it."""
     for part in parts:
         yield part
         if isinstance(part, Group):
@@ -94,7 +96,8 @@ def _walk(parts: Sequence[Part]) -> Iterator[Part]:
 
 
 def _images(parts: Sequence[Part]) -> dict[str, str]:
-    """CSS classes of the images, each of which is in the page once however often it is shown."""
+    """Return a CSS class for each image, so that the page holds each only once."""
+    # As backgrounds of CSS classes they can be shown many times: a map lies over the same image.
     galleries = [part for part in parts if isinstance(part, Gallery)]
     pictures = [
         picture for gallery in galleries for strip in gallery.strips for picture in strip.pictures
@@ -106,11 +109,13 @@ def _images(parts: Sequence[Part]) -> dict[str, str]:
 
 
 def _updated(runs: Sequence[RunData]) -> str:
-    """When the last record was written: the same runs make the same page, byte for byte."""
+    """Return when the last record was written.
+
+    The time of the report itself would make pages of the same runs differ."""
     times = [path.stat().st_mtime for run in runs if (path := run.path / "records.jsonl").is_file()]
     return datetime.fromtimestamp(max(times), UTC).strftime("%Y-%m-%d %H:%M UTC") if times else ""
 
 
 def _math(text: str) -> Markup:
-    """Escaped text with its one subscript."""
+    """Escape text, and set the index of λ_max as a subscript."""
     return Markup(str(escape(text)).replace("λ_max", "λ<sub>max</sub>"))

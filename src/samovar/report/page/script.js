@@ -2,14 +2,14 @@
 (() => {
   const root = document.documentElement;
   const plots = new Map(); // id -> element that Plotly drew into
-  const hidden = new Set(); // colours of runs that are switched off
+  const hidden = new Set(); // colours of hidden runs
   const MOST_SURFACES = 8; // browsers drop WebGL contexts beyond some 16
   const config = { displaylogo: false, responsive: true, showSendToCloud: false, plotlyServerURL: "", topojsonURL: "",
     modeBarButtonsToRemove: ["sendChartToCloud", "lasso2d", "select2d", "autoScale2d", "resetCameraLastSave3d", "tableRotation", "orbitRotation"] };
 
   const payload = (id) => JSON.parse(document.querySelector(`script[data-for="${CSS.escape(id)}"]`).textContent);
 
-  // --- colours: plots name CSS variables, which are read anew for each theme
+  // --- colours: plots name CSS variables; resolve them again whenever the theme changes
   const probe = document.body.appendChild(document.createElement("span"));
   probe.hidden = true;
   let colors = new Map();
@@ -27,7 +27,7 @@
     return value;
   }
 
-  // --- drawing: when a plot comes near the screen
+  // --- drawing: draw a plot when it comes near the screen
   function webgl() {
     try { return !!document.createElement("canvas").getContext("webgl"); } catch { return false; }
   }
@@ -55,7 +55,7 @@
     details.addEventListener("toggle", () => details.open && details.querySelectorAll(".plot").forEach(draw));
   }
 
-  // --- surfaces: a still image until somebody reaches for one, then it and those beside it can be turned
+  // --- surfaces: show a still image until the pointer enters, then make it and its neighbours turn
   const isLive = (canvas) => canvas.parentElement.classList.contains("live");
   function wake(holder) {
     if (holder.classList.contains("live") || !canSurface) return;
@@ -87,8 +87,8 @@
     holder.addEventListener("click", () => wake(holder));
   }
 
-  // --- surfaces turn together, by pointer or arrow keys
-  let shared = ""; // the camera all have, so that one following does not make the others follow it
+  // --- turn all surfaces together, by pointer or arrow keys
+  let shared = ""; // the camera of all surfaces: a surface that follows another must not be followed
   let frame = 0;
   function turnAll(camera, from) {
     const text = JSON.stringify(camera);
@@ -115,7 +115,7 @@
     turnAll({ ...camera, eye }, null);
   });
 
-  // --- light and dark
+  // --- theme: light or dark
   const button = document.getElementById("theme");
   const wantsDark = matchMedia("(prefers-color-scheme: dark)");
   const stored = () => { try { return localStorage.getItem("samovar-theme"); } catch { return null; } };
@@ -140,7 +140,7 @@
   wantsDark.addEventListener("change", recolor);
   button.setAttribute("aria-pressed", String(isDark()));
 
-  // --- runs on and off, everywhere at once
+  // --- show or hide a run in all figures and tables
   document.getElementById("chips")?.addEventListener("click", (event) => {
     const chip = event.target.closest("button");
     if (!chip) return;
@@ -155,7 +155,7 @@
     }
   });
 
-  // --- data as CSV
+  // --- save the data of a part as CSV
   document.addEventListener("click", (event) => {
     const id = event.target.closest?.("[data-csv]")?.dataset.csv;
     if (!id) return;
@@ -165,7 +165,7 @@
     setTimeout(() => URL.revokeObjectURL(url), 10000);
   });
 
-  // --- where the reader is
+  // --- mark the current chapter in the navigation
   const sections = [...document.querySelectorAll("main section")];
   const links = new Map([...document.querySelectorAll("nav a")].map((a) => [a.hash.slice(1), a]));
   function mark() {
@@ -175,7 +175,7 @@
   addEventListener("scroll", () => requestAnimationFrame(mark), { passive: true });
   mark();
 
-  // --- print: everything drawn, light, as wide as paper
+  // --- print: draw everything, in the light theme, as wide as paper
   let before = null;
   addEventListener("beforeprint", () => {
     before = root.dataset.theme ?? "";

@@ -1,5 +1,4 @@
-"""Figures for a two-column paper: one or two columns wide, 8 pt, from the same records as the
-page."""
+"""Draw figures for a two-column paper: one or two columns wide, 8 pt, from the page's records."""
 
 from __future__ import annotations
 
@@ -17,36 +16,57 @@ from samovar.report.read import RunData
 FORMATS = ("svg", "pdf", "png")
 
 _STYLE: dict[Any, Any] = {
-    "font.size": 8, "font.family": ["STIXGeneral", "DejaVu Sans"], "mathtext.fontset": "stix",
-    "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7, "legend.fontsize": 7,
-    "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6, "lines.linewidth": 1.1,
-    "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
-    "pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "samovar", "savefig.dpi": 300,
-}  # fmt: skip
+    "font.size": 8,
+    "font.family": ["STIXGeneral", "DejaVu Sans"],
+    "mathtext.fontset": "stix",
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "lines.linewidth": 1.1,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "samovar",
+    "savefig.dpi": 300,
+}
+
+# Dates would make the files of the same records differ.
+_NO_DATE: dict[str, dict[str, None]] = {
+    ".svg": {"Date": None},
+    ".pdf": {"CreationDate": None},
+    ".png": {},
+}
 
 
 def save(
     runs: Sequence[RunData], folder: Path, formats: Sequence[str] = ("pdf", "png")
 ) -> list[Path]:
-    """Write every figure that the records allow, in each format.
+    """Write every figure for which there are records, in each format, and return the paths.
 
     Raises:
-        ValueError: an unknown format; a folder that cannot be written; runs without anything to
-            draw."""
+        ValueError: a format is unknown; the folder cannot be written; there is nothing to draw."""
     unknown = [form for form in formats if form not in FORMATS]
     if unknown or not formats:
-        raise ValueError(
-            f"cannot draw figures as {unknown[0] if unknown else 'nothing'}; give svg, pdf or png"
-        )
+        given = unknown[0] if unknown else "nothing"
+        raise ValueError(f"cannot draw figures as {given}; give svg, pdf or png")
     written = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with rc_context(_STYLE), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph")  # a class name may be in any script
+            # The name of a class may be in any script, and the font may lack it.
+            warnings.filterwarnings("ignore", message="Glyph")
             for name, figure in drawn(runs):
-                written += [
-                    _write(figure, folder / f"{name}.{form}") for form in dict.fromkeys(formats)
-                ]
+                for form in dict.fromkeys(formats):
+                    path = folder / f"{name}.{form}"
+                    figure.savefig(path, metadata=_NO_DATE[path.suffix])
+                    written.append(path)
     except OSError as error:
         raise ValueError(
             f"cannot write to --figures {folder}: {error.strerror}; give another folder"
@@ -59,14 +79,8 @@ def save(
 
 
 def drawn(runs: Sequence[RunData]) -> Iterator[tuple[str, Figure]]:
-    """The figures by name; those without records are left out."""
+    """Yield the figures with their names; those without records are left out."""
     for name, make in FIGURES.items():
         figure = make(runs)
         if figure is not None:
             yield name, figure
-
-
-def _write(figure: Figure, path: Path) -> Path:
-    nothing = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[path.suffix[1:]]
-    figure.savefig(path, metadata=nothing)
-    return path

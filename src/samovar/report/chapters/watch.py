@@ -1,0 +1,70 @@
+"""Show sharpness over the steps of training, beside the edge of stability."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from samovar.report.chapters.curves import curve_figure, curves, line_trace
+from samovar.report.parts import Chapter, Missing, balanced, labels_of
+from samovar.report.read import RunData
+from samovar.report.text import clean
+
+_WATCHED = {
+    "watch/lambda_max": "λ_max of the training loss",
+    "watch/sam_sharpness": "SAM sharpness (loss increase), nats",
+    "watch/grad_norm": "Gradient norm on the watched batch",
+}
+
+_LEAD = (
+    "Measured on one fixed batch without augmentation. The dashed line is the λ_max above which "
+    "gradient descent on a quadratic diverges (2 / learning rate; lower with SAM). For Adam-like "
+    "optimizers it is only a landmark."
+)
+_UNTRAINED = "No run here was trained, so there are no curves."
+
+
+def watch(runs: Sequence[RunData]) -> Chapter:
+    """Build the chapter with the curves of `--run.watch-every`."""
+    present = [name for name in _WATCHED if any(name in run.records for run in runs)]
+    figures = [
+        curve_figure(
+            runs,
+            name,
+            _WATCHED[name],
+            markers=True,
+            landmarks=_thresholds(runs) if name == "watch/lambda_max" else (),
+        )
+        for name in present
+    ]
+    lead = _LEAD if figures else "" if any(run.trained for run in runs) else _UNTRAINED
+    return Chapter("watch", "Geometry while training", lead, balanced(figures), _missing(runs))
+
+
+def _thresholds(runs: Sequence[RunData]) -> list[dict[str, Any]]:
+    """Return a dashed line for each curve of the edge of stability."""
+    # Where the learning rate is 0 the edge is infinite: there the line has a gap.
+    traces = []
+    for curve in curves(runs, "watch/stability_threshold"):
+        trace = line_trace(curve)
+        traces.append(
+            trace
+            | {
+                "line": trace["line"] | {"dash": "dash", "width": 1.25},
+                "opacity": 0.75,
+                "mode": "lines",
+                "hovertemplate": "edge of stability<br>step %{x}: %{y:.4g}<extra></extra>",
+            }
+        )
+    return traces
+
+
+def _missing(runs: Sequence[RunData]) -> list[Missing]:
+    """Return the commands that train the runs again with the watch on."""
+    without = [run for run in runs if run.trained and "watch/lambda_max" not in run.records]
+    if not without:
+        return []
+    paths = (shlex.quote(clean(run.path / "config.json", 4000)) for run in without)
+    commands = tuple(f"samovar train --config {path} --run.watch-every 100" for path in paths)
+    return [Missing("sharpness while training", labels_of(without), commands)]
