@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from samovar.config import MeasureConfig
 from samovar.data.loader import Batch
-from samovar.measure.lend import borrowed
 from samovar.measure.subject import Subject, arrays_name
+from samovar.restore import evaluating
 from samovar.runs.records import Record
 
 NUM_BINS = 15
@@ -128,7 +128,7 @@ def logits_of(model: nn.Module, batches: Iterable[Batch]) -> tuple[Tensor, Tenso
     Raises:
         ValueError: no batches, or logits that are not finite."""
     rows, labels = [], []
-    with borrowed(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for batch in batches:
             rows.append(model(batch.images).float())
             labels.append(batch.labels)

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from samovar.config import MeasureConfig
-from samovar.curvature.borrow import bare
 from samovar.measure.capture import block_of, capture, channel_axis, network
 from samovar.measure.subject import Subject
+from samovar.restore import bare
 from samovar.runs.records import Record
 
 Per = Literal["token", "image"]

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from samovar.config import MeasureConfig
-from samovar.curvature.borrow import bare
 from samovar.measure.capture import block_of, capture, channel_axis, network
 from samovar.measure.predictions import pick, save, to_rgb
 from samovar.measure.subject import Subject
+from samovar.restore import bare
 from samovar.runs.records import Record
 
 IMAGES_PER_PASS = 4  # attention of ViT-S/8 at 224 pixels takes 180 MB an image

@@ -21,9 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from samovar.curvature.borrow import bare
-from samovar.measure.lend import borrowed
 from samovar.models.factory import Classifier
+from samovar.restore import bare, evaluating
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def capture(
     seen = Seen({name: [] for name in chosen}, [])
     with ExitStack() as stack:
         grad = torch.is_grad_enabled()
-        stack.enter_context(borrowed(model))
+        stack.enter_context(evaluating(model))
         stack.enter_context(
             torch.set_grad_enabled(grad)
         )  # which leaving inference mode switches on

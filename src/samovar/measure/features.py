@@ -19,9 +19,9 @@ from samovar.config import MeasureConfig
 from samovar.data.loader import Batch
 from samovar.data.splits import hold_out
 from samovar.measure.accuracy import share
-from samovar.measure.lend import borrowed
 from samovar.measure.subject import Subject
 from samovar.models.factory import Classifier
+from samovar.restore import evaluating
 from samovar.runs.records import Record
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -46,7 +46,7 @@ def features(model: Classifier, stream: Iterable[Batch]) -> tuple[Tensor, Tensor
         ValueError: no batches, features that are not finite, or a network that does not tell
             them."""
     rows, labels = [], []
-    with borrowed(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for batch in stream:
             rows.append(model.features(batch.images).float().cpu())
             labels.append(batch.labels.cpu())

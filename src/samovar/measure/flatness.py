@@ -13,8 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Generator, Tensor, nn
 
-from samovar.measure.lend import movable
 from samovar.measure.losses import LossFn, batch_losses, finite, weighted_stderr
+from samovar.restore import shiftable
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def average_flatness(
     check_count("num_draws", num_draws)
     if scaling not in SCALINGS:
         raise ValueError(f"unknown scaling {scaling!r}; pick one of {', '.join(SCALINGS)}")
-    with movable(model) as weights:
+    with shiftable(model) as weights:
         if scaling == "filter" and all(w.ndim < 2 for w in weights.clean):
             raise ValueError(
                 "no weights of two or more dimensions, so no filters; use scaling='isotropic'"

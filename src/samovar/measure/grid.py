@@ -38,7 +38,7 @@ from samovar.config import cores
 from samovar.curvature.borrow import seed
 from samovar.curvature.graphs import free_bytes
 from samovar.curvature.inputs import fingerprint, num_examples
-from samovar.measure.lend import borrowed
+from samovar.restore import evaluating
 from samovar.runs.records import replace_text
 from samovar.runtime import keep_freed_memory
 
@@ -169,7 +169,7 @@ def _fill(grid: Grid, numbers: Iterable[int], keep: Callable[[int, Row], None]) 
     """Compute rows; after each of them the weights are as they were."""
     keep_freed_memory()
     with (
-        borrowed(grid.model),
+        evaluating(grid.model),
         torch.no_grad(),
     ):  # not inference mode: a model that caches could not train on with that
         named = {**dict(grid.model.named_parameters()), **dict(grid.model.named_buffers())}

@@ -21,10 +21,10 @@ from samovar.curvature import Hessian, top_eigenvalues
 from samovar.curvature.graphs import free_bytes
 from samovar.data.loader import Batch
 from samovar.measure.grid import Execution
-from samovar.measure.lend import borrowed
 from samovar.measure.plane import Plane, axis, filter_direction, loss_between, loss_plane
 from samovar.measure.subject import Batches, Subject, open_subject
 from samovar.objectives import make_objective
+from samovar.restore import evaluating
 from samovar.runs.records import Record
 
 SOURCE = "arXiv:1712.09913; Figure 1 of arXiv:2106.01548"
@@ -212,7 +212,7 @@ def fast_batch_size(model: nn.Module, image: Tensor, most: int) -> int:
 
     hooks = [module.register_forward_hook(look) for module in model.modules()]
     try:
-        with borrowed(model), torch.no_grad():
+        with evaluating(model), torch.no_grad():
             model(image)
     finally:
         for hook in hooks:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from samovar.curvature.inputs import num_examples
-from samovar.measure.lend import borrowed, rng_kept
+from samovar.restore import evaluating, rng
 
 LossFn = Callable[[nn.Module, Any], Tensor]
 
@@ -30,7 +30,7 @@ def mean_loss(model: nn.Module, loss: LossFn, batches: Iterable[Any]) -> float:
     Raises:
         ValueError: no batches, a loss that is not a scalar or not finite, a batch of unknown size.
         TypeError: batches is an iterator."""
-    with borrowed(model):
+    with evaluating(model):
         return finite(batch_losses(model, loss, batches)).mean
 
 
@@ -69,7 +69,7 @@ def losses_and_gradient(
     # the same random numbers in every pass, else the noise of the loss would count as sharpness.
     # Not inference mode: what a model caches in it (rotary tables) could not be trained on
     # afterwards
-    with rng_kept(), torch.set_grad_enabled(bool(params)):
+    with rng(), torch.set_grad_enabled(bool(params)):
         for batch in checked(batches):
             value = loss(model, batch)
             if not isinstance(value, Tensor) or value.ndim:

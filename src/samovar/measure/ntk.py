@@ -19,8 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from samovar.measure.jacobian import Output, column_chunks, jacobian_columns, set_up
-from samovar.measure.lend import borrowed
 from samovar.measure.ntk_protocol import gelu_as_relu, head_layers, random_head
+from samovar.restore import evaluating
 
 MIB = 2**20
 
@@ -107,7 +107,7 @@ def ntk(
     _check_model(model)
     _check_images(images)
     with (
-        borrowed(model),
+        evaluating(model),
         torch.enable_grad(),
         sdpa_kernel(SDPBackend.MATH),
     ):  # not to depend on which fused kernels vmap can batch

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from samovar.config import Loss, MeasureConfig
 from samovar.data.loader import Batch
 from samovar.measure.accuracy import share
-from samovar.measure.lend import borrowed
 from samovar.measure.subject import Subject, arrays_name
+from samovar.restore import evaluating
 from samovar.runs.records import Record
 
 
@@ -53,7 +53,7 @@ def predict(model: nn.Module, batch: Batch, loss: Loss = "softmax") -> Predicted
 
     Raises:
         ValueError: labels that are no index of the logits."""
-    with borrowed(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         logits = model(batch.images)
     highest = int(batch.labels.max())
     if logits.ndim != 2 or highest >= logits.shape[1]:

@@ -22,9 +22,9 @@ from samovar.data.corruptions import CORRUPTIONS, corrupt, image_seed
 from samovar.data.loader import Batch
 from samovar.data.streaming import num_workers, worker_context
 from samovar.measure.accuracy import share
-from samovar.measure.lend import borrowed
 from samovar.measure.predictions import Predicted, predict, save, to_rgb
 from samovar.measure.subject import Batches, Subject
+from samovar.restore import evaluating
 from samovar.runs.records import Record
 
 CHUNK = 2048
@@ -140,7 +140,7 @@ def _count_right(
             for start in range(0, len(images), PER_TASK)
         ]
         made = _made(Corrupted(images, count, config.seed), tasks, num_workers(batches.config))
-        with borrowed(subject.model), torch.no_grad():
+        with evaluating(subject.model), torch.no_grad():
             for task, each in zip(tasks, made, strict=True):
                 pixels = each.to(subject.runtime.device).float() / 255
                 guess = _guess(subject.model, pixels)
@@ -266,7 +266,7 @@ def _survived(
     subject: Subject, config: MeasureConfig, batch: Batch, eps: float, index: int
 ) -> Tensor:
     found = _attacked(subject, config, batch, eps, index)
-    with borrowed(subject.model), torch.no_grad():
+    with evaluating(subject.model), torch.no_grad():
         return _guess(subject.model, found) == batch.labels.cpu()
 
 

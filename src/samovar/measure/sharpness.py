@@ -14,7 +14,6 @@ import torch
 from torch import Generator, Tensor, nn
 
 from samovar.measure.flatness import SCALINGS, check_count, check_radius, gaussian_noise
-from samovar.measure.lend import Weights, movable
 from samovar.measure.losses import (
     EMPTY,
     Losses,
@@ -24,6 +23,7 @@ from samovar.measure.losses import (
     losses_and_gradient,
     weighted_stderr,
 )
+from samovar.restore import Weights, shiftable
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def sam_sharpness(
         )
     groups = ([batch] for batch in checked(batches)) if per_batch else [batches]
     clean, highest, num_gradients = Losses([], []), Losses([], []), 0
-    with movable(model) as weights:
+    with shiftable(model) as weights:
         ball = _Ball(
             weights, rho, rho if step_size is None else step_size, eta if adaptive else None
         )
