@@ -173,7 +173,7 @@ def accuracy(subject: Subject, config: MeasureConfig, arrays: Path) -> Iterator[
         of_it = right[labels == index]
         yield share("accuracy/class", int(of_it.sum()), len(of_it), where=of_class)
     found = calibration(logits, labels)
-    name = arrays_name("calibration", subject, config)
+    name = arrays_name("accuracy", subject, config, title="calibration")
     if subject.runtime.is_main:
         columns = {
             key: getattr(found, key) for key in ("edges", "confidence", "accuracy", "counts")

@@ -4,8 +4,9 @@ at once."""
 from __future__ import annotations
 
 import sys
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from rich.table import Table
 
 from samovar import config as configs
 from samovar.config import MeasureConfig, RunConfig
+from samovar.measure import catalog
 from samovar.measure.subject import Subject, open_subject
-from samovar.measure.table import default_split, measure
 from samovar.models import timm_folder
 from samovar.runs.records import Record, RunDir, timestamp
 from samovar.runtime import Runtime, started
@@ -71,7 +72,7 @@ def open_subjects(
 
     Raises:
         ValueError: as `open_subject`."""
-    splits = {each: config.split or default_split(each) for each in measurements}
+    splits = {each: config.split or catalog.default_split(each) for each in measurements}
     opened = {
         split: open_subject(name, replace(config, split=split), runtime)
         for split in dict.fromkeys(splits.values())
@@ -101,7 +102,7 @@ def measure_once(
 ) -> list[Record]:
     """The records of one measurement: those that are there under the same settings, else measured
     now and appended."""
-    request = {"measurement": name, "request": _request(name, config)}
+    request = {"measurement": name, "request": catalog.request(name, config)}
     kept = [record for record in folder.records() if _is_of(record, request, subject)]
     if subject.runtime.world_size > 1:
         dist.barrier()  # all have looked before the main rank writes
@@ -119,49 +120,28 @@ def measure_once(
     return found
 
 
-_USED: dict[str, tuple[str, ...]] = {
-    "hessian": ("dtype", "k", "tol", "max_steps"),
-    "blocks": ("dtype", "tol", "max_steps", "params"),
-    "trace": (
-        "dtype",
-        "probes",
-    ),
-    "density": ("dtype", "probes", "density_steps"),
-    "flatness": ("sigma", "draws", "noise"),
-    "sharpness": ("rho", "ascent_steps"),
-    "ntk": ("ntk_batch", "ntk_batches", "ntk_output", "ntk_relu", "ntk_head"),
-    "landscape": (
-        "landscape",
-        "other",
-        "dims",
-        "points",
-        "span",
-        "landscape_images",
-        "tol",
-        "max_steps",
-    ),
-    "activations": (),
-    "attention": ("pictures",),
-    "predictions": ("pictures",),
-    "accuracy": (),
-    "robustness": ("corruptions", "severities", "corruption_images", "pictures"),
-    "attack": (
-        "attack_eps",
-        "attack_steps",
-        "attack_norm",
-        "attack_restarts",
-        "attack_images",
-        "pictures",
-    ),
-    "testset": ("testset", "corruptions", "severities"),
-    "knn": ("probe_images", "knn_k", "knn_temperature"),
-    "linear": ("probe_images",),
-}
+def measure(name: str, subject: Subject, config: MeasureConfig, arrays: Path) -> Iterator[Record]:
+    """Yield the records of one measurement, each with the subject's protocol and its own cost.
 
+    Args:
+        name: of the catalog.
+        arrays: folder for the files of arrays.
 
-def _request(name: str, config: MeasureConfig) -> str:
-    values = configs.to_dict(config)
-    return " ".join(f"{key}={values[key]}" for key in (*_USED[name], "batch_size"))
+    Raises:
+        ValueError: no such measurement, or settings that do not fit the subject."""
+    protocol = subject.settings | {"dtype": catalog.dtype(name, config)}
+    start = begun = time.perf_counter()
+    for record in catalog.load(name)(subject, config, arrays):
+        seconds = round(time.perf_counter() - start, 3)
+        # of several numbers that one computation gives, the first has its cost, the others none
+        shared = start != begun and seconds < 1e-2 and record.cost.get("seconds") is None
+        yield replace(
+            record,
+            where=subject.where | record.where,
+            settings=protocol | record.settings,
+            cost=({} if shared else {"seconds": seconds}) | record.cost,
+        )
+        start = time.perf_counter()
 
 
 def _is_of(record: Record, request: dict[str, str], subject: Subject) -> bool:

@@ -8,13 +8,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Generator, Tensor, nn
 
+from samovar.config import MeasureConfig
 from samovar.measure.losses import LossFn, batch_losses, finite, weighted_stderr
 from samovar.restore import shiftable
+from samovar.runs.records import Record
+
+if TYPE_CHECKING:  # a run's data and models are not needed to call the functions here
+    from samovar.measure.subject import Subject
 
 
 @dataclass(frozen=True)
@@ -132,3 +138,29 @@ def check_count(name: str, value: int) -> None:
     """Refuse what is no number of things to do."""
     if value < 1:
         raise ValueError(f"{name}={value}; pick {name} >= 1")
+
+
+# --- the measurement
+
+
+def flatness(subject: Subject, config: MeasureConfig, _: Path) -> Iterator[Record]:
+    """Measure the mean loss under Gaussian noise on the weights, and the loss without noise."""
+    found = average_flatness(
+        subject.model,
+        subject.loss,
+        subject.batches,
+        sigma=config.sigma,
+        num_draws=config.draws,
+        scaling=config.noise,
+        generator=Generator().manual_seed(config.seed),
+    )
+    yield Record(
+        "sharpness/average_flatness",
+        found.value,
+        "nats",
+        found.stderr,
+        found.n,
+        settings={"sigma": config.sigma, "noise": config.noise},
+        source="L^N of arXiv:2106.01548 v3; its sigma and draws are not published",
+    )
+    yield Record("sharpness/clean_loss", found.clean, "nats", n=subject.settings["images"])

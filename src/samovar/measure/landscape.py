@@ -3,8 +3,6 @@ kept and resumed."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
@@ -21,8 +19,9 @@ from samovar.curvature import Hessian, top_eigenvalues
 from samovar.curvature.graphs import free_bytes
 from samovar.data.loader import Batch
 from samovar.measure.grid import Execution
+from samovar.measure.hessian import hessian_of
 from samovar.measure.plane import Plane, axis, filter_direction, loss_between, loss_plane
-from samovar.measure.subject import Batches, Subject, open_subject
+from samovar.measure.subject import Batches, Subject, open_subject, protocol_digest
 from samovar.objectives import make_objective
 from samovar.restore import evaluating
 from samovar.runs.records import Record
@@ -54,10 +53,9 @@ def landscape(subject: Subject, config: MeasureConfig, arrays: Path) -> Iterator
         "landscape_images": sum(map(len, batches)),
         "other": config.other,
     }
-    extra = {"tol": config.tol, "max_steps": config.max_steps, "batch_size": config.batch_size}
-    key = hashlib.sha256(
-        json.dumps([subject.settings, subject.where, settings, extra]).encode()
-    ).hexdigest()[:8]
+    if config.landscape != "eigenvectors":
+        settings["dtype"] = "float32"  # --dtype is that of Hessian products, and there are none
+    key = protocol_digest("landscape", subject, config)
     folder = arrays / f"landscape-{key}-rows"
     how = Execution(folder, config.processes, subject.runtime.world_size > 1)
     plane, facts = _KINDS[config.landscape](subject, config, images, batches, how)
@@ -112,10 +110,7 @@ def _eigenvectors(
     subject: Subject, config: MeasureConfig, images: Batches, batches: list[Batch], how: Execution
 ) -> Found:
     """Along the Hessian's top eigenvectors over the same images."""
-    share = images.share(subject.runtime)
-    dtype = torch.float64 if config.dtype == "float64" else torch.float32
-    distributed = subject.runtime.world_size > 1
-    op = Hessian(subject.model, subject.loss, share, dtype=dtype, distributed=distributed)
+    op = hessian_of(subject, config, batches=images)
     pairs = _kept_pairs(op, config, how)
     directions = [op.split(vector) for vector in pairs["vectors"].to(op.device)]
     facts = {name: pairs[name].tolist() for name in ("curvature", "residuals", "converged")}

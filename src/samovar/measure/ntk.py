@@ -8,21 +8,23 @@ Dense and exact: no sketches. Models are lent in eval mode and differentiated th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Literal, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from samovar.measure.jacobian import Output, column_chunks, jacobian_columns, set_up
+from samovar.config import MeasureConfig
+from samovar.measure.jacobian import Output
+from samovar.measure.ntk_kernel import MIB, ntk
 from samovar.measure.ntk_protocol import gelu_as_relu, head_layers, random_head
-from samovar.restore import evaluating
+from samovar.runs.records import Record
 
-MIB = 2**20
+if TYPE_CHECKING:  # a run's data and models are not needed to call the functions here
+    from samovar.measure.subject import Subject
 
 
 @dataclass(frozen=True)
@@ -59,78 +61,6 @@ class NtkEstimate:
     """Condition number of each batch's own kernel."""
     converged: bool
     """False where `value` is inf."""
-
-
-def ntk(
-    model: nn.Module,
-    images: Tensor,
-    *,
-    output: Output = "sum",
-    params: Sequence[str] | None = None,
-    dtype: torch.dtype = torch.float64,
-    chunk_bytes: int = 256 * MIB,
-    kernel_bytes: int = 4096 * MIB,
-) -> Tensor:
-    """Empirical NTK of a model that maps images [n, ...] to logits [n, K], on the model's device.
-
-    The Jacobian is made in chunks of columns, and the kernel gathers their Gram matrices. Each
-    chunk costs a forward and backward pass per row; there are about (rows * P * bytes of dtype) /
-    chunk_bytes chunks. Memory: one chunk of at most chunk_bytes, as much again for gradients on
-        their way there (at least those of one row by the parameters of
-    the chunk), the kernel, a copy of the weights in dtype, and the activations of the rows under
-    way.
-
-    Rows are made together by vmap, at most n at a time, or one by one where vmap cannot follow the
-    model.
-
-    Args:
-        model: lent in eval mode; samples must not depend on each other.
-        images: [n, ...], floating point, n >= 2.
-        output: "sum", the sum of a sample's logits; an index, that logit; "full", each logit of
-            each sample, by sample.
-        params: names as shell patterns; a parameter counts if any matches. None is all that require
-            a gradient, and ("*weight*",) is TE-NAS, the nearest released code to the paper's.
-        dtype: of the copies of weights, buffers and images, and of the kernel.
-        chunk_bytes: see above.
-        kernel_bytes: limit on the kernel itself; its eigenvalues take three times as much.
-
-    Returns:
-        [n, n], or [n * K, n * K] for "full"; symmetric.
-
-    Raises:
-        ValueError: images, output or params that do not fit; weights, buffers or a kernel that are
-            not finite; BatchNorm without running statistics; a kernel over its limit.
-        TypeError: the model does not return a tensor.
-
-    Source: Jacot et al., arXiv:1806.07572; the sum of logits: Chen et al. (TE-NAS),
-        arXiv:2102.11535."""
-    _check_model(model)
-    _check_images(images)
-    with (
-        evaluating(model),
-        torch.enable_grad(),
-        sdpa_kernel(SDPBackend.MATH),
-    ):  # not to depend on which fused kernels vmap can batch
-        setup = set_up(model, images, output, params, dtype)
-        rows = len(images) * len(setup.cotangents)
-        needed = rows**2 * dtype.itemsize
-        if needed > kernel_bytes:
-            raise ValueError(
-                f"the kernel of {len(images)} images x {len(setup.cotangents)} outputs takes {needed / MIB:.3g} MiB, "
-                f"over kernel_bytes={kernel_bytes / MIB:.3g} MiB; give fewer images, output='sum', or a larger limit"
-            )
-        theta = setup.images.new_zeros(rows, rows)
-        for chunk in column_chunks(setup.wanted, max(1, chunk_bytes // (rows * dtype.itemsize))):
-            columns = jacobian_columns(setup, chunk, chunk_bytes)
-            theta.addmm_(columns, columns.T)
-            del columns  # before the next chunk is made
-    if not theta.isfinite().all():
-        raise ValueError(
-            f"the kernel is not finite in {dtype}; check the images, or use dtype=torch.float64"
-        )
-    return (
-        theta + theta.T
-    ) / 2  # a BLAS need not make a product with its own transpose symmetric to the bit
 
 
 def condition_number(theta: Tensor) -> ConditionNumber:
@@ -267,21 +197,37 @@ def _cut(images: Tensor, batch_size: int) -> list[Tensor]:
     ]
 
 
-def _check_images(images: Tensor) -> None:
-    if not images.is_floating_point():
-        raise ValueError(
-            f"images are {images.dtype}; give floating point in [0, 1], for uint8 images / 255"
-        )
-    if images.ndim < 2 or len(images) < 2:
-        raise ValueError(f"images are of shape {list(images.shape)}; give at least two, [n, ...]")
-    if not images.isfinite().all():
-        raise ValueError("images are not finite; leave out the broken ones")
+# --- the measurement
 
 
-def _check_model(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and module.running_mean is None:
-            raise ValueError(
-                f"{name or 'the model'} is a BatchNorm without running statistics, which ties the images of a batch "
-                "together, so that an image has no NTK row of its own; build it with track_running_stats=True"
-            )
+def ntk_condition(subject: Subject, config: MeasureConfig, _: Path) -> Iterator[Record]:
+    """Measure the condition number of the neural tangent kernel, on average over small batches."""
+    few = subject.batches.few(config.ntk_batch * config.ntk_batches, config.seed)
+    images = torch.cat([batch.images for batch in few])
+    output = int(config.ntk_output) if config.ntk_output.isdigit() else config.ntk_output
+    found = ntk_condition_number(
+        subject.model,
+        images,
+        batch_size=min(config.ntk_batch, len(images)),
+        output=cast(Output, output),
+        relu=config.ntk_relu,
+        head=config.ntk_head,
+        generator=Generator().manual_seed(config.seed),
+    )
+    yield Record(
+        "ntk/condition_number",
+        found.value,
+        "",
+        found.stderr,
+        found.n,
+        settings={
+            "batch": found.batch_size,
+            "output": config.ntk_output,
+            "relu": config.ntk_relu,
+            "head": config.ntk_head,
+            "kernel_dtype": "float64",
+            "average": "mean of condition numbers",
+        },
+        source="arXiv:2106.01548, appendix D",
+        converged=found.converged,
+    )

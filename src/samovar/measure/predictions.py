@@ -130,11 +130,18 @@ def to_rgb(images: Tensor) -> NDArray[np.uint8]:
 
 
 def save(
-    arrays: Path, title: str, subject: Subject, config: MeasureConfig, columns: dict[str, Any]
+    arrays: Path,
+    measurement: str,
+    subject: Subject,
+    config: MeasureConfig,
+    columns: dict[str, Any],
+    *,
+    title: str = "",
 ) -> str:
-    """Columns written to a file of their own for each protocol, by the main rank; its path below
-    the run folder."""
-    name = arrays_name(title, subject, config)
+    """Write columns into a measurement's file of arrays; return its path below the run folder.
+
+    Only the main rank writes. Args: as of `arrays_name`."""
+    name = arrays_name(measurement, subject, config, title=title)
     if subject.runtime.is_main:
         arrays.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(arrays / name, **columns)

@@ -209,7 +209,7 @@ def _strip(subject: Subject, config: MeasureConfig, names: list[str], arrays: Pa
         "severity": np.array(severity),
         "classes": np.array(subject.classes),
     }
-    return save(arrays, "corrupted", subject, config, columns)
+    return save(arrays, "robustness", subject, config, columns, title="corrupted")
 
 
 def _seen(subject: Subject, images: Tensor, labels: Tensor) -> Predicted:
@@ -299,4 +299,6 @@ def _with_strip(record: Record, subject: Subject, config: MeasureConfig, arrays:
         "names": np.array(["clean", f"PGD, eps {config.attack_eps:.4g}"]),
         "classes": np.array(subject.classes),
     }
-    return replace(record, arrays=save(arrays, "attacked", subject, config, columns))
+    return replace(
+        record, arrays=save(arrays, "attack", subject, config, columns, title="attacked")
+    )

@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
 
+from samovar.config import MeasureConfig
 from samovar.measure.flatness import SCALINGS, check_count, check_radius, gaussian_noise
 from samovar.measure.losses import (
     EMPTY,
@@ -24,6 +26,10 @@ from samovar.measure.losses import (
     weighted_stderr,
 )
 from samovar.restore import Weights, shiftable
+from samovar.runs.records import Record
+
+if TYPE_CHECKING:  # a run's data and models are not needed to call the functions here
+    from samovar.measure.subject import Subject
 
 
 @dataclass(frozen=True)
@@ -214,3 +220,39 @@ class _Search:
 
 def _norm(tensors: list[Tensor]) -> float:
     return math.hypot(*(float(norm) for norm in torch._foreach_norm(tensors)))
+
+
+# --- the measurement
+
+
+def sharpness(subject: Subject, config: MeasureConfig, _: Path) -> Iterator[Record]:
+    """Measure the rise of the loss in SAM's ball: at SAM's point, the highest found, and ASAM's."""
+    for title, num_steps, adaptive in (
+        ("sam", 1, False),
+        ("worst", config.ascent_steps, False),
+        ("adaptive", 1, True),
+    ):
+        # ASAM's radius is relative to the weights; its authors take one about ten times larger
+        rho = config.rho * (10 if adaptive else 1)
+        found = sam_sharpness(
+            subject.model,
+            subject.loss,
+            subject.batches,
+            rho=rho,
+            num_steps=num_steps,
+            adaptive=adaptive,
+        )
+        yield Record(
+            f"sharpness/{title}",
+            found.value,
+            "nats",
+            found.stderr,
+            settings={
+                "rho": rho,
+                "ascent_steps": num_steps,
+                "adaptive": adaptive,
+                "perturbation": "one for all images",
+            },
+            cost={"gradients": found.num_gradients},
+            source="arXiv:2102.11600" if adaptive else "arXiv:2010.01412",
+        )

@@ -18,6 +18,7 @@ from samovar.config import Config, DataConfig, MeasureConfig, ModelConfig
 from samovar.data.loader import Batch, eval_batches
 from samovar.data.sources import open_source
 from samovar.data.splits import Source, Split, evenly, keep_fraction
+from samovar.measure import catalog
 from samovar.models import table, timm_folder
 from samovar.models.factory import Classifier, create, describe
 from samovar.models.load import load_init
@@ -89,14 +90,25 @@ class Subject:
         return make_objective(settings, len(self.classes))(model, batch).value
 
 
-def arrays_name(title: str, subject: Subject, config: MeasureConfig) -> str:
-    """The name of a file of arrays, another one for every protocol, so that no older record loses
-    its own."""
-    free = ("output", "name", "device", "threads", "workers", "processes")
-    asked = {key: value for key, value in configs.to_dict(config).items() if key not in free}
-    protocol = json.dumps([subject.settings, asked], sort_keys=True, default=str).encode()
-    digest = hashlib.sha256(protocol).hexdigest()[:8]
-    return f"{title}-step{subject.where.get('step', 0)}-{subject.settings['split']}-{digest}.npz"
+def arrays_name(
+    measurement: str, subject: Subject, config: MeasureConfig, *, title: str = ""
+) -> str:
+    """Return the name of a measurement's file of arrays, another one for every protocol.
+
+    No record then loses its arrays to a later one.
+
+    Args:
+        title: begins the name; empty takes that of the measurement."""
+    protocol = protocol_digest(measurement, subject, config)
+    where = f"step{subject.where.get('step', 0)}-{subject.settings['split']}"
+    return f"{title or measurement}-{where}-{protocol}.npz"
+
+
+def protocol_digest(measurement: str, subject: Subject, config: MeasureConfig) -> str:
+    """Return 8 characters that change with the subject and with each setting that is used."""
+    protocol = [subject.settings, subject.where, catalog.request(measurement, config)]
+    text = json.dumps(protocol, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def open_subject(name: str, config: MeasureConfig, runtime: Runtime) -> Subject:
