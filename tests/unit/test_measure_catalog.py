@@ -80,7 +80,7 @@ def test_a_landscape_of_each_kind_reads_the_settings_that_it_declares(kind: str,
 def test_a_test_set_reads_the_settings_that_it_declares(tmp_path: Path, monkeypatch) -> None:
     subject = opened()
     conditions = tuple(
-        Condition({"corruption": name, "severity": 1}, subject.batches.split) for name in ("fog", "snow")
+        testsets.Condition({"corruption": name, "severity": 1}, subject.batches.split) for name in ("fog", "snow")
     )
     tests = testsets.TestSet("made", "nowhere", 20, conditions, 10, subject.classes)
     monkeypatch.setattr("samovar.measure.testset.open_testset", lambda *args: tests)

@@ -15,13 +15,13 @@ from samovar.curvature.graphs import free_bytes
 from samovar.measure.grid import (
     Direction,
     Execution,
-    Grid,
+    GridRow,
+    LandscapeGrid,
     Offsets,
     PointLoss,
-    Row,
     Segment,
-    compute,
 )
+from samovar.measure.grid_processes import compute
 
 POINT_BYTES = 64  # of a point's two numbers, in the files' arrays and the plane's
 ALONE = Execution()
@@ -124,10 +124,16 @@ def loss_plane(
     steps = [_fitting(model, direction, "a direction") for direction in directions]
     if y is None:
         return _plane(
-            Grid(model, loss, list(batches), Offsets(steps[0]), _rows(xs, [0.0])), xs, None, how
+            LandscapeGrid(model, loss, list(batches), Offsets(steps[0]), _rows(xs, [0.0])),
+            xs,
+            None,
+            how,
         )
     return _plane(
-        Grid(model, loss, list(batches), Offsets(steps[1], steps[0]), _rows(ys, xs)), xs, ys, how
+        LandscapeGrid(model, loss, list(batches), Offsets(steps[1], steps[0]), _rows(ys, xs)),
+        xs,
+        ys,
+        how,
     )
 
 
@@ -157,7 +163,7 @@ def loss_between(
         )
     xs = _coordinates(x)
     moves = Segment(_fitting(model, end, "the other model"))
-    return _plane(Grid(model, loss, list(batches), moves, _rows(xs, [0.0])), xs, None, how)
+    return _plane(LandscapeGrid(model, loss, list(batches), moves, _rows(xs, [0.0])), xs, None, how)
 
 
 def _rows(
@@ -174,7 +180,7 @@ def _rows(
     return (*((s, ts) for s in outer), *(() if 0 in outer and 0 in inner else ((0.0, (0.0,)),)))
 
 
-def _plane(grid: Grid, xs: list[float], ys: list[float] | None, how: Execution) -> Plane:
+def _plane(grid: LandscapeGrid, xs: list[float], ys: list[float] | None, how: Execution) -> Plane:
     for name, tensor in [*grid.model.named_parameters(), *grid.model.named_buffers()]:
         if not _finite(tensor):
             raise ValueError(
@@ -201,7 +207,7 @@ def _plane(grid: Grid, xs: list[float], ys: list[float] | None, how: Execution) 
     )
 
 
-def _center(grid: Grid, rows: Sequence[Row]) -> Any:
+def _center(grid: LandscapeGrid, rows: Sequence[GridRow]) -> Any:
     """Loss and accuracy [2] at (0, 0)."""
     return next(
         row[:, ts.index(0)]
