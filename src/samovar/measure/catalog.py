@@ -125,7 +125,7 @@ CATALOG: dict[str, Measurement] = {
         Measurement(
             "attention",
             "attention maps and distances; token mixing of Mixers, channel means of ResNets",
-            "samovar.measure.attention:attention",
+            "samovar.measure.attention_pictures:attention",
             ("pictures",),
         ),
         Measurement(
@@ -151,7 +151,7 @@ CATALOG: dict[str, Measurement] = {
         Measurement(
             "attack",
             "accuracy under PGD",
-            "samovar.measure.robustness:attack",
+            "samovar.measure.attack:attack",
             (
                 "attack_eps", "attack_steps", "attack_norm", "attack_restarts", "attack_images", "pictures",
             ),
