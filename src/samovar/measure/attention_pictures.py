@@ -119,7 +119,7 @@ def _distance_records(
 
 
 def _draw_token_mixing(model: nn.Module, images: Tensor) -> tuple[dict[str, Any], list[Record]]:
-    """Return the token-mixing weights as images, and how far apart the patches are that they mix."""
+    """Return the token-mixing weights as images, and a record of the distance they mix over."""
     weights = token_mixing(model)
     grid, _ = patch_grid(network(model), weights.shape[1], (images.shape[-2], images.shape[-1]))
     pixels = (images.shape[-2] / grid[0], images.shape[-1] / grid[1])
