@@ -110,7 +110,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         yield
 
 
-class Weights(NamedTuple):
+class ShiftableWeights(NamedTuple):
     """The parameters of a model that require gradients, beside a copy of what they were."""
 
     names: list[str]
@@ -130,7 +130,7 @@ class Weights(NamedTuple):
 
 
 @contextmanager
-def shiftable(model: nn.Module) -> Iterator[Weights]:
+def shiftable(model: nn.Module) -> Iterator[ShiftableWeights]:
     """Lend a model as `evaluating` does, and let its weights be shifted; restore them on exit.
 
     The weights come back to the bit, in the same storage.
@@ -145,7 +145,7 @@ def shiftable(model: nn.Module) -> Iterator[Weights]:
             )
         # a copy, for (w + e) - e restores only 99.6 % of float32 weights exactly
         copies = [param.detach().clone() for param in named.values()]
-        weights = Weights(list(named), list(named.values()), copies)
+        weights = ShiftableWeights(list(named), list(named.values()), copies)
         try:
             yield weights
         finally:

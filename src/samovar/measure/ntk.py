@@ -1,8 +1,6 @@
-"""The empirical neural tangent kernel, Theta = J J^T with J the Jacobian of logits by parameters,
-and its condition.
+"""The condition number of the empirical neural tangent kernel, averaged over batches of images.
 
-Dense and exact: no sketches. Models are lent in eval mode and differentiated through copies of
-    their weights.
+Source: appendix D of Chen et al., arXiv:2106.01548.
 """
 
 from __future__ import annotations
@@ -29,34 +27,33 @@ if TYPE_CHECKING:  # a run's data and models are not needed to call the function
 
 @dataclass(frozen=True)
 class ConditionNumber:
-    """The spread of a kernel's eigenvalues."""
+    """The condition number of a kernel, and the eigenvalues that it is the ratio of."""
 
     value: float
     """lambda_max / lambda_min, >= 1; inf where lambda_min is not positive beyond rounding. Its
-    relative error is about itself times the precision of the kernel's type, 1e-7 or 1e-16."""
+    relative error is about its value times the precision of the kernel's type, 1e-7 or 1e-16."""
     lambda_max: float
     lambda_min: float
     rank: int
-    """Eigenvalues beyond rounding: above n * lambda_max times the precision of the kernel's
-    type."""
+    """Number of eigenvalues above n * lambda_max times the precision of the kernel's type."""
     converged: bool
-    """False where value is inf: the kernel is singular as far as its type can tell."""
+    """False where `value` is inf: the kernel is singular up to the rounding of its type."""
 
 
 @dataclass(frozen=True)
 class NtkEstimate:
-    """A condition number over batches."""
+    """A condition number, averaged over batches."""
 
     value: float
-    """Mean of the batches' condition numbers, or that of their mean kernel; inf if one of these
-    kernels is singular."""
+    """Mean of the batches' condition numbers, or condition number of their mean kernel; inf if one
+    of these kernels is singular."""
     stderr: float | None
-    """Standard error over batches, by the jackknife for the mean kernel; None for one batch or an
+    """Standard error over batches, for the mean kernel by the jackknife; None for one batch or an
     infinite value."""
     n: int
     """Number of batches."""
     batch_size: int
-    """Images in a batch, on which the condition number depends; the largest if they differ."""
+    """Images in a batch, the largest if they differ; the condition number depends on it."""
     values: tuple[float, ...]
     """Condition number of each batch's own kernel."""
     converged: bool
@@ -64,17 +61,18 @@ class NtkEstimate:
 
 
 def condition_number(theta: Tensor) -> ConditionNumber:
-    """lambda_max / lambda_min of a symmetric positive semi-definite matrix [n, n]; eigenvalues in
-    float64.
+    """Compute lambda_max / lambda_min of a symmetric positive semi-definite matrix [n, n].
+
+    The eigenvalues are computed in float64.
 
     Raises:
-        ValueError: not a square, symmetric, finite matrix."""
+        ValueError: `theta` is not a square, symmetric, finite matrix."""
     if theta.ndim != 2 or theta.shape[0] != theta.shape[1] or not len(theta):
         raise ValueError(f"theta is of shape {list(theta.shape)}; give a square matrix [n, n]")
     precision = len(theta) * torch.finfo(theta.dtype).eps
     exact = theta.detach().double()
     if not exact.isfinite().all():
-        raise ValueError("theta is not finite; check the weights and images it is made of")
+        raise ValueError("theta is not finite; check the weights and images that it comes from")
     if (exact - exact.T).abs().max() > torch.finfo(theta.dtype).eps ** 0.5 * exact.abs().max():
         raise ValueError("theta is not symmetric; a kernel is theta[i, j] = J[i] . J[j]")
     eigenvalues = torch.linalg.eigvalsh(exact)
@@ -101,23 +99,22 @@ def ntk_condition_number(
     chunk_bytes: int = 256 * MIB,
     kernel_bytes: int = 4096 * MIB,
 ) -> NtkEstimate:
-    """Condition number of the NTK, averaged over batches; the paper's protocol on a network at
-    initialisation.
+    """Compute the condition number of the NTK, averaged over batches.
 
-    What the paper leaves open is an option here: output, average and head. Where the last scale of
-    a residual branch is 0, as in ResNets at initialisation, the branch counts by the gradients of
-    that scale alone.
+    With a network at initialisation this is the paper's protocol; the choices that the paper does
+    not state are options: output, average and head. Where the last scale of a residual branch is 0,
+    as in ResNets at initialisation, only the gradients of that scale stand for the branch.
 
     Args:
-        model: at initialisation or trained; with `ntk`'s conditions. It comes back as it was.
-        images: [N, ...], cut into batches in order, the short rest left out; or batches, taken as
-            they come.
+        model: at initialisation or trained, within the conditions of `ntk`; restored afterwards.
+        images: [N, ...], cut into batches in order without the incomplete last one; or an iterable
+            of batches, which are taken as they are.
         batch_size: images in a batch.
         output, params, dtype, chunk_bytes, kernel_bytes: as in `ntk`.
-        average: "kappa", the mean of condition numbers; "kernel", the condition number of the mean
-            kernel, which keeps the kernels of all batches.
+        average: "kappa" for the mean of condition numbers; "kernel" for the condition number of the
+            mean kernel, which keeps the kernels of all batches in memory.
         relu: replace GELU by ReLU, as the paper does in ViT and Mixer.
-        head: "keep" the classifier's, which must not be all zero; or draw its weights at "random",
+        head: "keep" the classifier's weights, which must not be all zero; or draw them at "random",
             see `random_head`.
         generator: on the CPU; for head="random".
 
@@ -127,7 +124,8 @@ def ntk_condition_number(
     Source: appendix D of Chen et al., arXiv:2106.01548."""
     if average not in ("kappa", "kernel") or head not in ("keep", "random"):
         raise ValueError(
-            f"average={average!r}, head={head!r}; pick average='kappa' or 'kernel', head='keep' or 'random'"
+            f"average={average!r}, head={head!r}; "
+            "pick average='kappa' or 'kernel', head='keep' or 'random'"
         )
     if head == "random" and generator is None:
         raise ValueError("head='random' draws weights; give a generator")
@@ -138,8 +136,8 @@ def ntk_condition_number(
             changes.enter_context(random_head(model, cast(Generator, generator)))
         elif (layers := head_layers(model)) and not any(layer.weight.any() for layer in layers):
             raise ValueError(
-                "the classifier head is all zero, so no other weight has a gradient and the NTK is the Gram matrix of "
-                "the features; use head='random', or a trained network"
+                "the classifier head is all zero, so no other weight has a gradient and the NTK is "
+                "the Gram matrix of the features; use head='random', or a trained network"
             )
         if relu:
             changes.enter_context(gelu_as_relu(model))
@@ -159,11 +157,11 @@ def ntk_condition_number(
                 kernels.append(theta)
     if not kappas:
         raise ValueError("no batches of images; give at least one")
-    value, stderr = _mean(kappas) if average == "kappa" else _jackknife(kernels)
+    value, stderr = _mean_and_stderr(kappas) if average == "kappa" else _jackknife(kernels)
     return NtkEstimate(value, stderr, len(kappas), max(sizes), tuple(kappas), math.isfinite(value))
 
 
-def _mean(values: Sequence[float]) -> tuple[float, float | None]:
+def _mean_and_stderr(values: Sequence[float]) -> tuple[float, float | None]:
     n, mean = len(values), sum(values) / len(values)
     if n < 2 or not math.isfinite(mean):
         return mean, None
@@ -171,23 +169,24 @@ def _mean(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def _jackknife(kernels: list[Tensor]) -> tuple[float, float | None]:
-    """Condition number of the mean kernel, and its error from the means that leave one batch
-    out."""
+    """Return the condition number of the mean kernel and its jackknife error over batches."""
     n, shape = len(kernels), kernels[0].shape
     if any(kernel.shape != shape for kernel in kernels):
         raise ValueError(
-            "batches differ in size, so their kernels have no mean; use average='kappa', or equal batches"
+            "batches differ in size, so their kernels have no mean; "
+            "use average='kappa', or equal batches"
         )
     total = torch.stack(kernels).sum(0)
     value = condition_number(total / n).value
     if n < 2 or not math.isfinite(value):
         return value, None
     without = [condition_number((total - kernel) / (n - 1)).value for kernel in kernels]
-    _, stderr = _mean(without)
+    _, stderr = _mean_and_stderr(without)
     return value, None if stderr is None else stderr * (n - 1)
 
 
 def _cut(images: Tensor, batch_size: int) -> list[Tensor]:
+    """Cut images into whole batches, in order; fewer images than one batch are one batch."""
     if batch_size < 2:
         raise ValueError(f"batch_size={batch_size}; a condition number needs at least 2 images")
     if len(images) <= batch_size:
