@@ -1,4 +1,4 @@
-"""The catalog of measurements: what an entry declares is what is recorded, asked for again, and read."""
+"""The catalog of measurements: records, requests and the settings that are read agree with each entry."""
 
 import sys
 import textwrap
@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> RunDir:
 
 
 def opened(split: str = "train") -> Subject:
-    """A small network whose head is not zero, so that its Hessian and kernel are of interest."""
+    """A small network whose head is not zero, so that its Hessian and kernel are not degenerate."""
     subject = open_subject("vit-digits", replace(SMALL, split=split), CPU)
     with torch.no_grad():
         subject.model.body.head.weight.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
@@ -50,7 +50,7 @@ def recorded(config: MeasureConfig, reads: set[str]) -> MeasureConfig:
         def __getattribute__(self, name: str):
             caller = sys._getframe(1)
             copying = caller.f_globals.get("__name__") == "dataclasses" and "replace" in caller.f_code.co_name
-            if name in names and not copying:  # what is made of a copy is noted as well
+            if name in names and not copying:  # a copy notes its own reads
                 reads.add(name)
             return super().__getattribute__(name)
 

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from samovar.runs.records import Record
 
 MeasureFunction: TypeAlias = "Callable[[Subject, MeasureConfig, Path], Iterator[Record]]"
-"""Yields the records of one measurement; writes arrays into the folder that is its last argument."""
+"""Yields the records of one measurement; its last argument is the folder for arrays."""
 
 SUBJECT = (
-    "checkpoint", "model", "source", "root", "split", "images", "image_size", "batch_size", "loss", "seed",
+    "checkpoint", "model", "source", "root", "split", "images", "image_size", "batch_size",
+    "loss", "seed",
 )  # fmt: skip
 """Settings that every measurement uses: they choose the weights, the images and the loss."""
 EXECUTION = ("processes", "output", "name", "device", "threads", "workers")
@@ -52,8 +53,8 @@ class Measurement:
         known = {field.name for field in fields(MeasureConfig)}
         if unknown := sorted({*self.uses} - known):
             raise ValueError(
-                f"measurement {self.name!r} uses {unknown[0]!r}, which MeasureConfig does not have; "
-                f"{suggest(unknown[0], known)}"
+                f"measurement {self.name!r} uses {unknown[0]!r}, which MeasureConfig does not "
+                f"have; {suggest(unknown[0], known)}"
             )
 
 
@@ -113,7 +114,8 @@ CATALOG: dict[str, Measurement] = {
             "loss and accuracy on a plane or line through the weights",
             "samovar.measure.landscape:landscape",
             (
-                "dtype", "landscape", "other", "dims", "points", "span", "landscape_images", "tol", "max_steps",
+                "dtype", "landscape", "other", "dims", "points", "span", "landscape_images",
+                "tol", "max_steps",
             ),
             dtype="--dtype",
         ),
@@ -153,7 +155,8 @@ CATALOG: dict[str, Measurement] = {
             "accuracy under PGD",
             "samovar.measure.attack:attack",
             (
-                "attack_eps", "attack_steps", "attack_norm", "attack_restarts", "attack_images", "pictures",
+                "attack_eps", "attack_steps", "attack_norm", "attack_restarts", "attack_images",
+                "pictures",
             ),
             split="val",
         ),
@@ -239,5 +242,5 @@ def request(name: str, config: MeasureConfig) -> str:
 
     Two requests of a measurement on the same subject are equal only if their numbers are."""
     values = {key: getattr(config, key) for key in (*get(name).uses, "batch_size")}
-    # lists, since a request is compared with records that older versions wrote from JSON
+    # tuples are written as lists, as in the records of earlier versions
     return " ".join(f"{k}={list(v) if isinstance(v, tuple) else v}" for k, v in values.items())

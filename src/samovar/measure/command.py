@@ -1,5 +1,4 @@
-"""`samovar measure` from the shell: what is done already is not done again, what is found is kept
-at once."""
+"""`samovar measure`: measure what is not recorded yet, record it at once, print a table."""
 
 from __future__ import annotations
 
@@ -25,20 +24,22 @@ from samovar.runs.records import Record, RunDir, timestamp
 from samovar.runtime import Runtime, started
 
 ROWS = 20
-"""Records of one name that a table shows; more are summed up."""
+"""Most records of one name that a table shows one by one; more become one row."""
 
 
 def run(name: str, measurements: Sequence[str], config: MeasureConfig) -> RunDir:
-    """Measure a run or a model, record it, print a table; returns the run folder the records are
-    in.
+    """Measure a run or a model, record the numbers and print a table.
 
     Under torchrun the ranks share the products of `hessian`, `blocks`, `trace` and `density`; the
     main rank records.
 
+    Returns:
+        The run folder that has the records.
+
     Raises:
         ValueError: an unknown subject, or settings that do not fit it.
-        SystemExit: 130 after an interruption; what was done is kept and is not done again."""
-    _look_here(name, config.model)
+        SystemExit: 130 after an interruption; finished measurements are kept."""
+    _import_from_working_folder(name, config.model)
     with started(
         RunConfig(device=config.device, threads=config.threads, precision="fp32")
     ) as runtime:
@@ -56,9 +57,12 @@ def run(name: str, measurements: Sequence[str], config: MeasureConfig) -> RunDir
     return folder
 
 
-def _look_here(name: str, network: str) -> None:
-    """Let module:function, of this name, of `--model` or of the run's settings, lie in the working
-    folder."""
+def _import_from_working_folder(name: str, network: str) -> None:
+    """Add the working folder to the import path if a model is given as `module:function`.
+
+    Args:
+        name: of the run or model.
+        network: value of `--model`."""
     path = Path(name) / "config.json"
     of_run = path.is_file() and not timm_folder.is_one(path.parent)
     if ":" in network or ":" in (configs.load(path).model.name if of_run else name):
@@ -68,7 +72,7 @@ def _look_here(name: str, network: str) -> None:
 def open_subjects(
     name: str, measurements: Sequence[str], config: MeasureConfig, runtime: Runtime
 ) -> dict[str, Subject]:
-    """The subject of each measurement, opened once per split.
+    """Open the subject of each measurement, once per split.
 
     Raises:
         ValueError: as `open_subject`."""
@@ -83,7 +87,7 @@ def open_subjects(
 def _measure_all(
     subjects: dict[str, Subject], config: MeasureConfig, folder: RunDir
 ) -> list[Record]:
-    """The records of each measurement by name, of its subject."""
+    """Return the records of all measurements, with a progress bar on a terminal."""
     found: list[Record] = []
     quiet = not sys.stderr.isatty() or any(
         not subject.runtime.is_main for subject in subjects.values()
@@ -100,12 +104,17 @@ def _measure_all(
 def measure_once(
     name: str, subject: Subject, config: MeasureConfig, folder: RunDir
 ) -> list[Record]:
-    """The records of one measurement: those that are there under the same settings, else measured
-    now and appended."""
+    """Return the records of one measurement; measure only what the folder does not have.
+
+    Records count as those of this measurement if the subject and all settings that it uses are the
+    same. New records are appended to the folder.
+
+    Raises:
+        ValueError: as `measure`."""
     request = {"measurement": name, "request": catalog.request(name, config)}
     kept = [record for record in folder.records() if _is_of(record, request, subject)]
     if subject.runtime.world_size > 1:
-        dist.barrier()  # all have looked before the main rank writes
+        dist.barrier()  # until all ranks have read, before the main rank writes
     if kept and len(kept) == kept[0].settings.get("records"):
         return kept
     found = list(measure(name, subject, config, folder.arrays))
@@ -114,9 +123,8 @@ def measure_once(
         for record in found
     ]
     if subject.runtime.is_main:
-        folder.append(
-            *found
-        )  # together, and with their number: a measurement is there whole or not at all
+        # together, and with their number, so that an incomplete measurement is recognized
+        folder.append(*found)
     return found
 
 
@@ -151,7 +159,7 @@ def _is_of(record: Record, request: dict[str, str], subject: Subject) -> bool:
 
 
 def _folder_for(subject: Subject, config: MeasureConfig) -> RunDir:
-    """A run folder for a model that is of no run, the same on every rank."""
+    """Create a run folder for a model that belongs to no run, the same one on every rank."""
     paths: list[Path | None] = [None]
     if subject.runtime.is_main:
         paths[0] = _make_folder(subject, config).path
@@ -172,7 +180,7 @@ def _make_folder(subject: Subject, config: MeasureConfig) -> RunDir:
 
 
 def table_of(records: Sequence[Record], subject: Subject) -> Table:
-    """The records for a person: value, error, what it is of, what it took."""
+    """Return a table of records: value, error, where, images, cost."""
     s = subject.settings
     title = f"{subject.name}: {s['weights']}, images of {s['source']}, {s['loss']} loss"
     table = Table("measurement", "value", "error", "of", "on", "cost", title=title)
@@ -191,6 +199,7 @@ def table_of(records: Sequence[Record], subject: Subject) -> Table:
 
 
 def _row(record: Record) -> tuple[str, ...]:
+    """Return the cells of a record."""
     error = f"± {record.stderr:.2g}" if record.stderr is not None else ""
     if record.residual is not None:
         error = f"residual {record.residual:.2g}"

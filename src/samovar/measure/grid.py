@@ -101,7 +101,7 @@ class LandscapeGrid:
 
 
 def fill(grid: LandscapeGrid, numbers: Iterable[int], keep: Callable[[int, GridRow], None]) -> None:
-    """Compute the rows of these numbers; after each of them the weights are as they were.
+    """Compute the rows with these numbers; restore the weights after each.
 
     Args:
         numbers: taken one by one, each when the row before it is finished.

@@ -143,7 +143,7 @@ class _Workers:
             (self.rows.folder / "grid.pt").unlink(missing_ok=True)
 
     def start(self, grid: LandscapeGrid, todo: list[int], count: int) -> None:
-        """Start `count` workers; print a line if the grid cannot be sent to them, and start none."""
+        """Start `count` workers, or none, with a line on stderr, if the grid cannot be sent."""
         if count < 1:
             return
         assert self.rows.folder is not None

@@ -23,7 +23,7 @@ class GridRows:
             folder.mkdir(parents=True, exist_ok=True)
 
     def open(self) -> GridRows:
-        """Read the folder's rows if they are of this grid, else delete them; return self."""
+        """Read the folder's rows if they belong to this grid, else delete them; return self."""
         if self.folder:
             stamp, stamp_file = _stamp(self.grid), self.folder / "grid.txt"
             if not stamp_file.is_file() or stamp_file.read_text(encoding="utf-8") != stamp:

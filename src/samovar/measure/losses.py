@@ -97,9 +97,13 @@ def losses_and_gradient(
 def _scalar(value: object) -> Tensor:
     if isinstance(value, Tensor) and not value.ndim:
         return value
-    got = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    got = (
+        f"a tensor of shape {list(value.shape)}"
+        if isinstance(value, Tensor)
+        else f"an object of type {type(value).__name__}"
+    )
     raise ValueError(
-        f"the loss of a batch is of {got}; return its mean over the batch, a tensor of shape []"
+        f"the loss of a batch is {got}; return its mean over the batch, a tensor of shape []"
     )
 
 

@@ -68,7 +68,7 @@ def condition_number(theta: Tensor) -> ConditionNumber:
     Raises:
         ValueError: `theta` is not a square, symmetric, finite matrix."""
     if theta.ndim != 2 or theta.shape[0] != theta.shape[1] or not len(theta):
-        raise ValueError(f"theta is of shape {list(theta.shape)}; give a square matrix [n, n]")
+        raise ValueError(f"theta has shape {list(theta.shape)}; give a square matrix [n, n]")
     precision = len(theta) * torch.finfo(theta.dtype).eps
     exact = theta.detach().double()
     if not exact.isfinite().all():

@@ -94,7 +94,7 @@ def _check_images(images: Tensor) -> None:
             f"images are {images.dtype}; give floating point in [0, 1], for uint8 images / 255"
         )
     if images.ndim < 2 or len(images) < 2:
-        raise ValueError(f"images are of shape {list(images.shape)}; give at least two, [n, ...]")
+        raise ValueError(f"images have shape {list(images.shape)}; give at least two, [n, ...]")
     if not images.isfinite().all():
         raise ValueError("images are not finite; leave out the damaged ones")
 

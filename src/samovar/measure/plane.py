@@ -24,7 +24,7 @@ from samovar.measure.grid import (
 from samovar.measure.grid_processes import compute
 
 POINT_BYTES = 64
-"""Memory of a point's two numbers: in the arrays of the files, in those of the plane, and copies."""
+"""Memory of a point's two numbers: in the arrays of files and plane, and in copies of these."""
 ALONE = Execution()
 """One process, without files."""
 
@@ -55,7 +55,9 @@ class Plane:
 
 
 def axis(points: int, span: float) -> Tensor:
-    """Return coordinates [points] from -span to span, symmetric, with an exact 0 if points is odd."""
+    """Return coordinates [points] from -span to span.
+
+    They are symmetric to the bit, and exactly 0 in the middle if `points` is odd."""
     steps = torch.arange(points, dtype=torch.float64)
     return (2 * steps - (points - 1)) / (points - 1) * span
 
