@@ -41,6 +41,7 @@ def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
         raise ValueError(
             f"{successes} successes of {n} trials are no share; give 0 <= successes <= n, n >= 1"
         )
+    # SciPy takes the probability within +- z
     confidence = math.erf(z / math.sqrt(2))
     found = binomtest(successes, n).proportion_ci(confidence, method="wilson")
     return float(found.low), float(found.high)
@@ -54,6 +55,7 @@ def top_k(logits: Tensor, labels: Tensor, k: int = 1) -> Tensor:
     Args:
         logits: [n, K].
         labels: [n] class indices."""
+    # counted and not sorted: the order of equal logits in a sort depends on the device
     own = logits.gather(1, labels[:, None])
     classes = torch.arange(logits.shape[1], device=logits.device)
     ahead = (logits > own) | ((logits == own) & (classes < labels[:, None]))
@@ -115,13 +117,14 @@ def calibration(logits: Tensor, labels: Tensor, num_bins: int = NUM_BINS) -> Cal
         num_bins: >= 1.
 
     Source: Naeini et al. (2015), Guo et al., arXiv:1706.04599."""
+    # float64, since confidences near 1 are the usual case and float32 rounds them together
     confidence, guess = logits.double().softmax(1).max(1)
     right = (guess == labels).double().cpu().numpy()
     sure = confidence.cpu().numpy()
     edges = np.linspace(0, 1, num_bins + 1)
     bins = np.clip(np.searchsorted(edges, sure, side="left") - 1, 0, num_bins - 1)
     counts = np.bincount(bins, minlength=num_bins)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore"):  # 0 / 0 of an empty bin is nan
         means = np.bincount(bins, sure, num_bins) / counts
         rates = np.bincount(bins, right, num_bins) / counts
     return Calibration(
@@ -164,7 +167,7 @@ def accuracy(subject: Subject, config: MeasureConfig, arrays: Path) -> Iterator[
     """Measure top-1, top-5, softmax loss, accuracy of each class, and calibration."""
     logits, labels = logits_of(subject.model, subject.batches)
     for k in (1, 5):
-        if logits.shape[1] > k:
+        if logits.shape[1] > k:  # top-5 of five classes is always 1
             yield share(f"accuracy/top{k}", int(top_k(logits, labels, k).sum()), len(labels))
     losses = F.cross_entropy(logits.double(), labels, reduction="none")
     stderr = float(losses.std() / math.sqrt(len(losses))) if len(losses) > 1 else None
@@ -177,6 +180,7 @@ def accuracy(subject: Subject, config: MeasureConfig, arrays: Path) -> Iterator[
         settings={"of": "softmax"},
     )
     right = top_k(logits, labels)
+    # classes without images here have no accuracy
     for index in sorted(set(labels.tolist())):
         rows = right[labels == index]
         where = {"class": subject.classes[index], "index": index}

@@ -19,9 +19,11 @@ Per: TypeAlias = Literal["token", "image"]
 LayerName: TypeAlias = tuple[str, str]
 """Block and layer of an `ActiveFraction`."""
 
+# by name, so that the activations of timm and of other libraries count as well
 _FAMILY = re.compile("relu|gelu|silu|swish|mish|elu", re.IGNORECASE)
 # networks of relative positions: no image passes through them
 _POSITIONS = re.compile(r"rel_pos|pos_embed|cpb_mlp|meta_mlp")
+# in this order: the names of a Mixer's MLPs contain "mlp" too
 _LAYERS = {
     "token": re.compile(r"mlp_tokens|token_mix"),
     "channel": re.compile(r"mlp_channels|channel_mix"),
@@ -94,6 +96,7 @@ class ActivationTally:
         found = []
         for (block, layer), parts in self._counts.items():
             if parts:
+                # counts are integers, so the fraction is exact for any number of images
                 counts, units = torch.cat(parts).cpu(), self._units[block, layer]
                 error = _stderr(counts.double() * len(counts) / units)
                 index, active = self.blocks.index(block), int(counts.sum())
@@ -127,6 +130,7 @@ def run_tally(model: nn.Module, batches: Iterable[Any], per: Per) -> ActivationT
                     "the model's logits are not finite; check its weights and the images"
                 )
             tally.add(active, outputs, len(images))
+            # only sums per image are kept, so that memory does not grow with the activations
             active.clear()
             outputs.clear()
     if tally.empty:
@@ -188,6 +192,7 @@ _NORMS: dict[Per, Callable[[Tensor], Tensor]] = {
 
 
 def _norm(output: Tensor, axes: int | tuple[int, ...]) -> Tensor:
+    # the sum of squares overflows in float16
     dtype = torch.promote_types(output.dtype, torch.float32)
     norm: Tensor = torch.linalg.vector_norm(output, dim=axes, dtype=dtype)
     return norm
@@ -195,6 +200,7 @@ def _norm(output: Tensor, axes: int | tuple[int, ...]) -> Tensor:
 
 def _per_image(calls: list[Tensor], batch_size: int) -> Tensor:
     """Return results of calls as [B, *]; their first axis is images, or windows of images."""
+    # Swin runs its blocks on windows, several per image, image by image
     if any(len(call) % batch_size for call in calls):
         raise ValueError(
             f"{batch_size} images give {len(calls[0])} rows inside; "

@@ -30,10 +30,12 @@ def attack(subject: Subject, config: MeasureConfig, arrays: Path) -> Iterator[Re
     if config.attack_images:
         images = images.few(config.attack_images, config.seed)
     radii = [config.attack_eps * factor for factor in (0.0, *RADII)]
+    # the radii of the curve stay in the range of --attack-eps
     survived: dict[float, list[Tensor]] = {eps: [] for eps in radii if eps <= 1}
     seconds = dict.fromkeys(survived, 0.0)
     for index, batch in enumerate(images):
         for eps in survived:
+            # radii take turns batch by batch, so each is timed by itself
             start = time.perf_counter()
             survived[eps].append(_survives(subject, config, batch, eps, index))
             seconds[eps] += time.perf_counter() - start
@@ -64,6 +66,7 @@ def step_of(eps: float, num_steps: int) -> float:
     """Return the length of a step: an eighth of the radius, as the paper's 0.25 of 2.
 
     It is longer where so few steps would not reach the radius."""
+    # so the steps together are at least 1.25 radii long
     return eps * max(1 / 8, 1.25 / num_steps)
 
 

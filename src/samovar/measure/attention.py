@@ -72,6 +72,7 @@ def attention_maps(model: nn.Module, images: Tensor) -> Attention:
     body = network(model)
     with torch.no_grad(), capture(body, attention=True) as seen:
         model(images)
+    # a single query is that of a pooling head
     calls = [(name, found) for name, found in seen.attention if found.shape[-2] > 1]
     title = type(body).__name__
     if not calls:
@@ -115,6 +116,7 @@ def rollout(
             f"{len(probabilities)} layers, fuse={fuse!r}; "
             f"give one layer or more, and a fuse of {list(_FUSE)}"
         )
+    # the identity stands for the residual branch around attention
     eye = torch.eye(probabilities[0].shape[-1]).to(probabilities[0])
     product = eye
     for layer in probabilities:
@@ -149,6 +151,7 @@ def attention_distance(
 
     Source: Dosovitskiy et al., arXiv:2010.11929, figure 7."""
     inside = probabilities[..., num_prefix_tokens:, num_prefix_tokens:]
+    # patches without prefix tokens; the division below renormalizes the rest
     mass = inside.sum(-1)
     between = patch_distances(grid, patch_pixels).to(inside)
     means = torch.where(mass == 0, 0.0, (inside * between).sum(-1) / mass)
@@ -195,5 +198,6 @@ def patch_distances(grid: tuple[int, int], patch_pixels: PixelPair) -> Tensor:
         torch.arange(n, dtype=torch.float64) * side
         for n, side in zip(grid, patch_pixels, strict=True)
     )
+    # row-major, as patch embeddings flatten the grid
     centres = torch.cartesian_prod(rows, columns)
     return (centres[:, None] - centres).square().sum(-1).sqrt()

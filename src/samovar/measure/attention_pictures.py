@@ -53,7 +53,7 @@ def _draw(model: nn.Module, images: Tensor) -> tuple[dict[str, Any], list[Record
     for draw in (_draw_attention, _draw_token_mixing, _draw_channel_means):
         try:
             return draw(model, images)
-        except NothingToDraw:
+        except NothingToDraw:  # the next kind may be there
             continue
     raise ValueError(
         f"{type(network(model)).__name__} has nothing for `attention` to draw: no attention over "
@@ -64,6 +64,7 @@ def _draw(model: nn.Module, images: Tensor) -> tuple[dict[str, Any], list[Record
 
 def _draw_attention(model: nn.Module, images: Tensor) -> tuple[dict[str, Any], list[Record]]:
     """Return attention maps, rollout and distances, and a record of the distance for each layer."""
+    # [N, N] probabilities of all layers and heads are large: only maps and means are kept
     parts = []
     for chunk in _chunks(images):
         found = attention_maps(model, chunk)
@@ -123,6 +124,7 @@ def _draw_token_mixing(model: nn.Module, images: Tensor) -> tuple[dict[str, Any]
     weights = token_mixing(model)
     grid, _ = patch_grid(network(model), weights.shape[1], (images.shape[-2], images.shape[-1]))
     pixels = (images.shape[-2] / grid[0], images.shape[-1] / grid[1])
+    # the squares of a unit's weights, as a distribution over the patches that it reads
     shares = weights.double().square()
     shares = shares / shares.sum(1, keepdim=True)
     spread = ((shares @ patch_distances(grid, pixels).to(shares)) * shares).sum(1)

@@ -111,6 +111,7 @@ def _fitting(model: nn.Module, patterns: list[str]) -> dict[str, nn.Module]:
 
 def _output_hook(calls: list[Any], keep: Callable[[Tensor], Any]) -> Callable[..., None]:
     def hook(module: nn.Module, args: Any, output: Any) -> None:
+        # as of a layer that returns attention weights or a state beside its output
         if isinstance(output, tuple | list):
             output = next((part for part in output if isinstance(part, Tensor)), None)
         if isinstance(output, Tensor):
@@ -122,6 +123,7 @@ def _output_hook(calls: list[Any], keep: Callable[[Tensor], Any]) -> Callable[..
 
 # --- attention
 
+# all spellings of softmax in attention that is written out
 _SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)
 
 
@@ -183,6 +185,7 @@ class _AttentionMode(TorchFunctionMode):
         def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             try:
                 if output is not None:  # else the call failed
+                    # the same call, but for the two arguments that make it return probabilities
                     call = inspect.signature(module.forward).bind(*args, **kwargs)
                     call.arguments |= {"need_weights": True, "average_attn_weights": False}
                     with torch.no_grad():
@@ -217,6 +220,7 @@ def probabilities(
     dtype = torch.promote_types(query.dtype, torch.float32)
     with torch.autocast(query.device.type, enabled=False):
         query, key = query.to(dtype), key.to(dtype)
+        # grouped queries share keys
         if enable_gqa:
             key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
         scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.mT
@@ -225,6 +229,7 @@ def probabilities(
         if attn_mask is not None:
             masks = attn_mask.dtype == torch.bool
             scores = scores.masked_fill(~attn_mask, -math.inf) if masks else scores + attn_mask
+        # softmax of a row of -inf is nan, where the fused kernels give 0
         nothing = scores.isneginf().all(-1, keepdim=True)
         return scores.softmax(-1).masked_fill(nothing, 0)
 
@@ -257,5 +262,6 @@ def channel_axis(output: Tensor) -> int:
     It is the last for [B, N, D], [B, D] and square maps [B, h, w, C]."""
     if output.ndim != 4:
         return -1
+    # Swin has [B, h, w, C]; a feature map of as many columns as channels is ambiguous
     _, first, second, third = output.shape
     return -1 if first == second != third else 1

@@ -40,6 +40,7 @@ def run(name: str, measurements: Sequence[str], config: MeasureConfig) -> RunDir
         ValueError: an unknown subject, or settings that do not fit it.
         SystemExit: 130 after an interruption; finished measurements are kept."""
     _import_from_working_folder(name, config.model)
+    # float32 and not `auto`: bf16 rounding would look like sharpness
     with started(
         RunConfig(device=config.device, threads=config.threads, precision="fp32")
     ) as runtime:
@@ -63,6 +64,7 @@ def _import_from_working_folder(name: str, network: str) -> None:
     Args:
         name: of the run or model.
         network: value of `--model`."""
+    # not always: a file timm.py in the working folder would hide the package
     path = Path(name) / "config.json"
     of_run = path.is_file() and not timm_folder.is_one(path.parent)
     if ":" in network or ":" in (configs.load(path).model.name if of_run else name):
@@ -76,6 +78,7 @@ def open_subjects(
 
     Raises:
         ValueError: as `open_subject`."""
+    # reading images and weights takes longer than many measurements do
     splits = {each: config.split or catalog.default_split(each) for each in measurements}
     opened = {
         split: open_subject(name, replace(config, split=split), runtime)
@@ -89,6 +92,7 @@ def _measure_all(
 ) -> list[Record]:
     """Return the records of all measurements, with a progress bar on a terminal."""
     found: list[Record] = []
+    # a bar of each rank, or in a log file, would only be noise
     quiet = not sys.stderr.isatty() or any(
         not subject.runtime.is_main for subject in subjects.values()
     )
@@ -137,6 +141,7 @@ def measure(name: str, subject: Subject, config: MeasureConfig, arrays: Path) ->
 
     Raises:
         ValueError: no such measurement, or settings that do not fit the subject."""
+    # what a record itself states goes before what the catalog declares
     protocol = subject.settings | {"dtype": catalog.dtype(name, config)}
     start = begun = time.perf_counter()
     for record in catalog.load(name)(subject, config, arrays):
@@ -153,6 +158,7 @@ def measure(name: str, subject: Subject, config: MeasureConfig, arrays: Path) ->
 
 
 def _is_of(record: Record, request: dict[str, str], subject: Subject) -> bool:
+    # the precision is part of the request where it can be chosen
     wanted = subject.settings | request
     same = all(record.settings.get(key) == value for key, value in wanted.items())
     return same and record.where.get("step") == subject.where.get("step")
@@ -160,6 +166,7 @@ def _is_of(record: Record, request: dict[str, str], subject: Subject) -> bool:
 
 def _folder_for(subject: Subject, config: MeasureConfig) -> RunDir:
     """Create a run folder for a model that belongs to no run, the same one on every rank."""
+    # the name has the time in it, which differs between ranks
     paths: list[Path | None] = [None]
     if subject.runtime.is_main:
         paths[0] = _make_folder(subject, config).path
@@ -172,6 +179,7 @@ def _folder_for(subject: Subject, config: MeasureConfig) -> RunDir:
 def _make_folder(subject: Subject, config: MeasureConfig) -> RunDir:
     name = config.name or f"measure-{Path(subject.name.replace(':', '-')).name}-{timestamp()}"
     existing = RunDir(config.output / name)
+    # the same --name continues that folder
     if config.name and existing.config_path.is_file():
         return existing
     folder = RunDir.create(config.output, name)
@@ -184,6 +192,7 @@ def table_of(records: Sequence[Record], subject: Subject) -> Table:
     s = subject.settings
     title = f"{subject.name}: {s['weights']}, images of {s['source']}, {s['loss']} loss"
     table = Table("measurement", "value", "error", "of", "on", "cost", title=title)
+    # robustness alone has 95 records; a table is for reading
     many = {
         name for name, count in Counter(record.name for record in records).items() if count > ROWS
     }
@@ -211,6 +220,7 @@ def _row(record: Record) -> tuple[str, ...]:
     cost = ", ".join(f"{value:g} {key}" for key, value in record.cost.items())
     value = f"{record.value:.5g}" + ("" if record.converged else " (not converged)")
     images = record.settings.get("landscape_images") or record.settings["images"]
+    # shares count the images behind them; all other numbers are taken over the subject's images
     of = "" if record.name.startswith("ntk/") else f"{record.n if record.unit == '1' else images} "
     on = of + record.where["split"]
     return record.name, value, error, where, on, cost

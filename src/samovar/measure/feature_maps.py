@@ -46,6 +46,7 @@ def channel_means(model: nn.Module, images: Tensor) -> list[Tensor]:
     body = network(model)
     modules = dict(body.named_modules())
     stages = [name for name in modules if _STAGE.search(name)]
+    # a stage inside a stage is a block
     stages = [name for name in stages if not any(name.startswith(f"{other}.") for other in stages)]
     inner = [name for name, module in modules.items() if any(True for _ in module.children())]
     parents = {name: body.get_submodule(name.rpartition(".")[0]) for name in modules if name}
@@ -67,6 +68,7 @@ def channel_means(model: nn.Module, images: Tensor) -> list[Tensor]:
     return found
 
 
+# layer1 of ResNet, stages.0 of ConvNeXt, layers.0 of Swin
 _STAGE = re.compile(r"^(\w+\.)*?(layer[1-4]|stages\.\d+|layers\.\d+)$")
 
 
@@ -86,11 +88,13 @@ def _last_maps(
         rows, columns = mean.shape[1:]
         if abs(rows * images.shape[-1] - columns * images.shape[-2]) > max(images.shape[-2:]):
             return None  # of another shape than the images, by more than the rounding of strides
+        # of equal resolutions the last one remains
         latest[rows, columns] = mean
         return mean
 
     with torch.no_grad(), capture(network(model), modules, keep=keep) as seen:
         model(images)
+    # 1 x 1 is the result of pooling, not a map
     if by_size:
         return [mean for size, mean in latest.items() if size != (1, 1)]
     return [calls[-1] for calls in seen.outputs.values() if calls and calls[-1] is not None]

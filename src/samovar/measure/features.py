@@ -48,6 +48,7 @@ def features(model: Classifier, stream: Iterable[Batch]) -> tuple[Tensor, Tensor
     rows, labels = [], []
     with evaluating(model), torch.no_grad():
         for batch in stream:
+            # on the host: those of all images may not fit on the device
             rows.append(model.features(batch.images).float().cpu())
             labels.append(batch.labels.cpu())
     if not rows:
@@ -91,6 +92,7 @@ def knn_guess(
             f"k {k} and temperature {temperature} give no vote; "
             "give k of 1 or more and a temperature above 0"
         )
+    # of unit vectors, dot products are cosines
     bank, num_classes = F.normalize(train), int(labels.max()) + 1
     guesses = []
     for part in torch.split(F.normalize(test), max(1, _SIMILARITIES // len(bank))):
@@ -159,6 +161,7 @@ def fit_probe(
         raise ValueError("a linear probe needs features of two classes or more; give more images")
     rows, classes = train.double().numpy(), labels.numpy()
     mean, std = rows.mean(0), rows.std(0)
+    # dead units are constant; they stay 0 after centring
     std[std == 0] = 1
     rows = (rows - mean) / std
     strength = _choose(rows, classes, sorted(strengths), max_steps)
@@ -175,6 +178,7 @@ def _choose(
     """Return the strength with the highest accuracy on the held-out tenth.
 
     Each fit starts from the coefficients of the one before."""
+    # training images alone: the images that are scored must not choose C
     kept, held = hold_out(classes, HELD_OUT_SHARE, seed=0)
     if len(strengths) == 1 or not len(held):
         return strengths[len(strengths) // 2]
@@ -261,5 +265,6 @@ def _training_features(subject: Subject, config: MeasureConfig) -> tuple[Tensor,
             "--split train: knn and linear learn from the training images, so they cannot be "
             "tested on them; leave --split out"
         )
+    # evenly per class, so that images of every class have neighbours
     count = config.probe_images or len(subject.train.split)
     return features(cast(Classifier, subject.model), subject.train.few(count, config.seed))

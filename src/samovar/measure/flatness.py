@@ -93,6 +93,7 @@ def average_flatness(
         clean = finite(batch_losses(model, loss, batches)).mean
         draws = []
         for _ in range(num_draws):
+            # e and -e come from the same random numbers
             state, both = generator.get_state(), []
             for signed in (sigma, -sigma) if antithetic else (sigma,):
                 generator.set_state(state)
@@ -112,6 +113,7 @@ def gaussian_noise(
 ) -> Iterator[Tensor]:
     """Yield the noise of one tensor at a time, for the weights `clean`."""
     for w in clean:  # all noise at once would be another copy of the weights
+        # drawn on the CPU in float32, so that a seed gives the same noise on every device
         z = torch.randn(w.shape, generator=generator, dtype=torch.float32).to(w.device)
         yield sigma * scale(w) * z
 

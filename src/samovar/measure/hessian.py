@@ -25,6 +25,7 @@ PAPER = "arXiv:2106.01548"
 
 def hessian(subject: Subject, config: MeasureConfig, _: Path) -> Iterator[Record]:
     """Measure the `--k` eigenvalues of the loss's Hessian that are largest in magnitude."""
+    # the first is the paper's number and has a name of its own; the others carry their rank
     op = hessian_of(subject, config)
     for rank, record in enumerate(_eigenvalues(op, config.k, config)):
         name = "hessian/lambda_max" if rank == 0 else "hessian/eigenvalue"
@@ -74,6 +75,7 @@ def density(subject: Subject, config: MeasureConfig, arrays: Path) -> Iterator[R
     if subject.runtime.is_main:
         keys = ("grid", "density", "stderr", "nodes", "weights")
         np.savez(arrays / name, **{key: getattr(found, key).numpy() for key in keys})
+    # moments of the density have error bars, which the curve in the arrays has point by point
     for power, title in ((1, "mean_eigenvalue"), (2, "mean_square_eigenvalue")):
         moment = found.moment(power)
         yield Record(

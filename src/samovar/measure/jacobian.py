@@ -94,6 +94,7 @@ def _cotangents(output: Output, logits: Tensor) -> Tensor:
 
 def column_chunks(params: dict[str, Tensor], width: int) -> Iterator[list[Slice]]:
     """Yield all columns in order, at most `width` at a time."""
+    # a parameter larger than the rest of a chunk is split between chunks
     chunk: list[Slice] = []
     room = width
     for name, param in params.items():

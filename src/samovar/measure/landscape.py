@@ -30,6 +30,10 @@ OUTPUT_BYTES = 16 << 20
 """Size of a layer's output up to which larger batches are no slower on a CPU (six nets timed)."""
 
 
+PlaneAndFacts: TypeAlias = tuple[Plane, dict[str, Any]]
+"""A plane, and what the record states of its directions."""
+
+
 def landscape(subject: Subject, config: MeasureConfig, arrays: Path) -> Iterator[Record]:
     """Measure loss and accuracy on a line or plane through the weights.
 
@@ -50,8 +54,9 @@ def landscape(subject: Subject, config: MeasureConfig, arrays: Path) -> Iterator
         "landscape_images": sum(map(len, batches)),
         "other": config.other,
     }
+    # --dtype is the precision of Hessian products, and only eigenvectors need these
     if config.landscape != "eigenvectors":
-        settings["dtype"] = "float32"  # --dtype is that of Hessian products, and there are none
+        settings["dtype"] = "float32"
     key = protocol_digest("landscape", subject, config)
     folder = arrays / f"landscape-{key}-rows"
     how = Execution(folder, config.processes, subject.runtime.world_size > 1)
@@ -59,7 +64,7 @@ def landscape(subject: Subject, config: MeasureConfig, arrays: Path) -> Iterator
     name = f"landscape-{config.landscape}-step{subject.where.get('step', 0)}-{key}.npz"
     if subject.runtime.is_main:
         _save(plane, arrays / name)
-        shutil.rmtree(folder)
+        shutil.rmtree(folder)  # the rows are in the file of arrays now
     yield Record(
         "landscape/height",
         plane.height,
@@ -87,6 +92,7 @@ class _Judge:
 
 
 def _judge(subject: Subject) -> _Judge:
+    # label smoothing is a means of training; the landscape is that of the plain loss
     config = replace(subject.config, loss=subject.settings["loss"], label_smoothing=0.0)
     return _Judge(config, len(subject.classes))
 
@@ -115,6 +121,7 @@ def _kept_pairs(op: Hessian, config: MeasureConfig, how: Execution) -> dict[str,
     """Return eigenpairs, kept beside the rows: all rows of a grid must have the same vectors."""
     assert how.folder is not None
     path = how.folder / "eigenvectors.pt"
+    # Lanczos by another number of threads or ranks gives slightly other vectors
     known: list[Any] = [torch.load(path, weights_only=True) if path.is_file() else None]
     if how.distributed:
         dist.broadcast_object_list(known, src=0)
@@ -176,8 +183,6 @@ def _other(subject: Subject, config: MeasureConfig) -> Subject:
     )
 
 
-PlaneAndFacts: TypeAlias = tuple[Plane, dict[str, Any]]
-"""A plane, and what the record states of its directions."""
 _KINDS: dict[
     str, Callable[[Subject, MeasureConfig, Batches, list[Batch], Execution], PlaneAndFacts]
 ] = {
@@ -208,6 +213,7 @@ def fast_batch_size(model: nn.Module, image: Tensor, most: int) -> int:
     finally:
         for hook in hooks:
             hook.remove()
+    # a power of two, rounded down
     return min(most, 1 << (max(1, OUTPUT_BYTES // largest).bit_length() - 1))
 
 
@@ -218,6 +224,7 @@ def _images(subject: Subject, config: MeasureConfig) -> Batches:
         images = images.few(config.landscape_images, config.seed)
     if images.device.type != "cpu":
         return images
+    # on a CPU the fast size depends on the network; on a GPU --batch-size holds
     first = next(iter(images.few(1, config.seed))).images
     return replace(images, batch_size=fast_batch_size(subject.model, first, images.batch_size))
 

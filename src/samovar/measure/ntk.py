@@ -69,6 +69,7 @@ def condition_number(theta: Tensor) -> ConditionNumber:
         ValueError: `theta` is not a square, symmetric, finite matrix."""
     if theta.ndim != 2 or theta.shape[0] != theta.shape[1] or not len(theta):
         raise ValueError(f"theta has shape {list(theta.shape)}; give a square matrix [n, n]")
+    # rounding of an eigenvalue of a sum of many products, as numpy's matrix_rank takes it
     precision = len(theta) * torch.finfo(theta.dtype).eps
     exact = theta.detach().double()
     if not exact.isfinite().all():
@@ -129,6 +130,7 @@ def ntk_condition_number(
         )
     if head == "random" and generator is None:
         raise ValueError("head='random' draws weights; give a generator")
+    # the head and GELU are changed once for all batches, so that all see the same random head
     batches = _cut(images, batch_size) if isinstance(images, Tensor) else images
     kernels, kappas, sizes = [], [], []
     with ExitStack() as changes:
@@ -201,6 +203,7 @@ def _cut(images: Tensor, batch_size: int) -> list[Tensor]:
 
 def ntk_condition(subject: Subject, config: MeasureConfig, _: Path) -> Iterator[Record]:
     """Measure the condition number of the neural tangent kernel, on average over small batches."""
+    # a kernel needs few images; evenly over the classes, so that its rows differ
     few = subject.batches.few(config.ntk_batch * config.ntk_batches, config.seed)
     images = torch.cat([batch.images for batch in few])
     output = int(config.ntk_output) if config.ntk_output.isdigit() else config.ntk_output

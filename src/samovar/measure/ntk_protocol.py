@@ -24,6 +24,7 @@ def gelu_as_relu(model: nn.Module) -> Iterator[None]:
         if child is not None and _is_gelu(child)
     ]
     try:
+        # in the dict of the parent, since a model may override setattr
         for siblings, name, _ in swapped:
             siblings[name] = nn.ReLU()
         with _GeluCalls():
@@ -72,6 +73,7 @@ def random_head(model: nn.Module, generator: Generator) -> Iterator[None]:
         raise ValueError(
             "no classifier head found (get_classifier(), or a last nn.Linear); use head='keep'"
         )
+    # a copy, since subtracting what was added does not restore all bits
     copies = [weight.detach().clone() for weight in weights]
     try:
         with torch.no_grad():

@@ -58,6 +58,7 @@ def axis(points: int, span: float) -> Tensor:
     """Return coordinates [points] from -span to span.
 
     They are symmetric to the bit, and exactly 0 in the middle if `points` is odd."""
+    # by integers, since steps of linspace are symmetric only up to rounding
     steps = torch.arange(points, dtype=torch.float64)
     return (2 * steps - (points - 1)) / (points - 1) * span
 
@@ -126,6 +127,7 @@ def loss_plane(
         raise ValueError(f"{len(directions)} directions: give one with x, or two with x and y")
     xs, ys = _coordinates(x), [0.0] if y is None else _coordinates(y)
     steps = [_fitting(model, direction, "a direction") for direction in directions]
+    # rows of a plane are lines of equal y: the inner direction is x
     if y is None:
         return _plane(
             LandscapeGrid(model, loss, list(batches), Offsets(steps[0]), _rows(xs, [0.0])),
@@ -157,6 +159,7 @@ def loss_between(
     Raises:
         ValueError: models of different architectures, or as `loss_plane`."""
     end = {**dict(other.named_parameters()), **dict(other.named_buffers())}
+    # buffers as well: without BatchNorm's statistics the ends would not be the two models
     missing = [
         name for name, _ in [*model.named_parameters(), *model.named_buffers()] if name not in end
     ]

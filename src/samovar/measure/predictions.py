@@ -60,6 +60,7 @@ def predict(model: nn.Module, batch: Batch, loss: Loss = "softmax") -> Predicted
             f"a label is {highest} and the model gives logits of shape {list(logits.shape)}; "
             f"give a model with an output of [batch, {highest + 1}] or more"
         )
+    # probabilities of half precision are too coarse to rank mistakes
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     predicted, true = logits.argmax(1), batch.labels[:, None]
     if loss == "softmax":
@@ -111,6 +112,7 @@ def predictions(subject: Subject, config: MeasureConfig, arrays: Path) -> Iterat
         wrong = found.predicted != found.labels
         correct, count = correct + int((~wrong).sum()), count + len(batch)
         worst += found[wrong]
+        # cut after every batch, so that memory does not grow with the number of mistakes
         worst = worst[worst.loss.argsort(descending=True, stable=True)[: config.pictures]]
     shown = worst + even
     columns = {field.name: getattr(shown, field.name).cpu().numpy() for field in fields(shown)[1:]}

@@ -71,6 +71,7 @@ def robustness(subject: Subject, config: MeasureConfig, arrays: Path) -> Iterato
 
     The mean is the paper's number. The corruptions are made here of these images, so the records
     never call them ImageNet-C, which is a published test set (see `testset`)."""
+    # the same numbers and pictures whatever the order in which corruptions are asked for
     names = _names(config.corruptions)
     config = replace(config, severities=tuple(sorted(set(config.severities))))
     batches = subject.batches
@@ -126,6 +127,7 @@ def _count_right(
             for severity in config.severities
             for start in range(0, len(images), PER_TASK)
         ]
+        # seeds depend on the image's number in the split, not on chunks or workers
         dataset = Corrupted(images, count, config.seed)
         made = _corrupt_all(dataset, tasks, num_workers(batches.config))
         with evaluating(subject.model), torch.no_grad():
@@ -142,6 +144,7 @@ def _count_right(
 def _chunks(batches: Batches) -> Iterator[tuple[Pixels, Tensor]]:
     """Yield images [n, H, W, C] uint8, cropped as in evaluation, and labels, a chunk at a time."""
     held: list[Batch] = []
+    # many small batches of a file loader become one chunk, so that workers have enough to do
     for batch in batches:
         held.append(batch)
         if sum(map(len, held)) >= CHUNK:

@@ -113,6 +113,7 @@ def sam_sharpness(
         raise ValueError(
             f"restarts={restarts}; pick restarts >= 0, and for restarts > 0 give a generator"
         )
+    # one search for all batches, or one each
     groups = ([batch] for batch in checked(batches)) if per_batch else [batches]
     clean, highest, num_gradients = Losses([], []), Losses([], []), 0
     with shiftable(model) as weights:
@@ -154,6 +155,7 @@ class _Ball(NamedTuple):
 
         Args:
             u: None is the centre."""
+        # in coordinates u the gradient is T g, since w moves by T u
         direction = list(self.times_t(grads))
         norm = _norm(direction)
         if not norm or not math.isfinite(norm):
@@ -161,6 +163,7 @@ class _Ball(NamedTuple):
         torch._foreach_mul_(direction, (self.rho if u is None else self.step_size) / norm)
         if u is not None:
             torch._foreach_add_(direction, u)
+            # back onto the ball
             if (norm := _norm(direction)) > self.rho:
                 torch._foreach_mul_(direction, self.rho / norm)
         return direction
@@ -188,7 +191,7 @@ class _Search:
                 "the gradient at the weights as given is not finite; check weights and data"
             )
         found = list(self.climb(None, grads, num_steps))
-        del grads
+        del grads  # as large as the weights, and not needed by restarts
         for _ in range(restarts):
             assert generator is not None
             u = self.ball.random(generator)

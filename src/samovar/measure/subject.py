@@ -88,6 +88,7 @@ class Subject:
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the mean loss [] over a batch, without label smoothing."""
+        # losses of models are comparable only without it
         settings = replace(self.config, loss=self.settings["loss"], label_smoothing=0.0)
         return make_objective(settings, len(self.classes))(model, batch).value
 
@@ -108,6 +109,7 @@ def arrays_name(
 
 def protocol_digest(measurement: str, subject: Subject, config: MeasureConfig) -> str:
     """Return 8 characters that change with the subject and with each setting that is used."""
+    # only the settings that are used: others would give the same numbers another file
     protocol = [subject.settings, subject.where, catalog.request(measurement, config)]
     text = json.dumps(protocol, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
@@ -159,6 +161,7 @@ def _opened_subject(name: str, config: MeasureConfig, runtime: Runtime) -> Subje
 
 def _config_of_model(name: str, config: MeasureConfig) -> Config:
     """Return settings for a network outside any run: its own image size, the flags' data."""
+    # images of the size that the network is made for, even where those of the data are smaller
     row = table.MODELS.get(name)
     size = config.image_size or (row.image_size if row else 0)
     if not size:
@@ -194,6 +197,7 @@ def _subject(
     split = source.train if title == "train" else source.val
     if config.images and config.images < len(split):
         split = split.take(keep_fraction(split.labels, config.images / len(split), config.seed))
+    # weights from elsewhere come with a classifier; a run's network is made for the source
     if opened:
         _check_fits(opened, source)
         model, weights, step = opened.model, {"weights": opened.notes[0]}, 0
@@ -247,6 +251,7 @@ def _created(
     Returns:
         The network, the settings that name its weights, and their step."""
     size, num_classes = base.data.image_size, len(source.classes)
+    # --checkpoint init gives the weights that the run began with
     seed_everything(base.seed if run else config.seed)
     model = create(base.model, num_classes=num_classes, image_size=size, channels=source.channels)
     try:

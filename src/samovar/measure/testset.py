@@ -91,6 +91,7 @@ def class_order(subject: Subject, tests: TestSet, text: str) -> str:
             f"--testset {text}: class {place} of {subject.name} is {ours[place]}, and of the set "
             f"{theirs[place]}; give a model of the set's classes in their order"
         )
+    # names do not settle it, so only the number of channels can still be checked
     split = subject.batches.split
     if isinstance(split, Arrays) and split.images.shape[1] != 3:
         raise ValueError(
@@ -158,6 +159,7 @@ def masked(allowed: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
 
 def _means(tests: TestSet, found: list[Record]) -> Iterator[Record]:
     """Yield the plain mean over conditions, and the mCE where these are the published benchmark."""
+    # mCE averages over severities first, relative to AlexNet, then over corruptions
     by_name: dict[str, list[Record]] = {}
     for record in found:
         by_name.setdefault(record.where["corruption"], []).append(record)

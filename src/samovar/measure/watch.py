@@ -41,7 +41,9 @@ class Watch:
         Args:
             lr: learning rate of the step, for the edge of stability."""
         op = Hessian(model, self._loss, self.batches)
+        # a coarse tolerance: the curve over training matters, not the third digit
         pairs = top_eigenvalues(op, tol=1e-2, max_steps=50, start=self.vector)
+        # diverged weights give no vector to start from
         if pairs.vectors is not None and bool(torch.isfinite(pairs.vectors).all()):
             self.vector = pairs.vectors[:, 0]
         _, gradient = op.loss_and_gradient()
@@ -58,6 +60,7 @@ class Watch:
             residual=pairs.residuals[0].item(),
         )
         yield Record("watch/grad_norm", norm, where=where, settings=settings)
+        # plain runs are measured at SAM's usual radius
         rho = self.config.sam.rho or 0.05
         found = sam_sharpness(model, self._loss, self.batches, rho=rho)
         yield Record(
@@ -85,6 +88,7 @@ def threshold(lr: float, rho: float, grad_norm: float) -> float:
     It is 2 / lr for plain training. SAM's is smaller and solves lr * lambda * (1 + rho * lambda /
     |g|) = 2. Adam-like optimizers depend on the preconditioned Hessian instead, so there the number
     is only a landmark."""
+    # the positive root of the quadratic equation in lambda
     if lr == 0:
         return math.inf
     if rho == 0 or grad_norm == 0:
