@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch.distributed as dist
 from rich.console import Console
@@ -213,7 +212,7 @@ def _row(record: Record) -> tuple[str, ...]:
     if record.residual is not None:
         error = f"residual {record.residual:.2g}"
     where = ", ".join(
-        f"{key} {_short(value)}"
+        f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
         for key, value in record.where.items()
         if key not in ("step", "split")
     )
@@ -224,7 +223,3 @@ def _row(record: Record) -> tuple[str, ...]:
     of = "" if record.name.startswith("ntk/") else f"{record.n if record.unit == '1' else images} "
     on = of + record.where["split"]
     return record.name, value, error, where, on, cost
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

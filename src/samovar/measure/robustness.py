@@ -20,7 +20,7 @@ from samovar.data.corruptions import CORRUPTIONS, corrupt, image_seed
 from samovar.data.loader import Batch
 from samovar.data.streaming import num_workers, worker_context
 from samovar.measure.accuracy import share
-from samovar.measure.predictions import Predicted, predict, predict_classes, save, to_rgb
+from samovar.measure.predictions import predict, predict_classes, save, to_rgb
 from samovar.measure.subject import Batches, Subject
 from samovar.restore import evaluating
 from samovar.runs.records import Record
@@ -187,7 +187,9 @@ def _pictures(subject: Subject, config: MeasureConfig, names: list[str], arrays:
     dataset = Corrupted(images, 0, config.seed)
     made = [torch.from_numpy(images).permute(0, 3, 1, 2)]
     made += [dataset[CorruptionTask(name, severity, 0, len(images))] for name in names]
-    rows = [_predict(subject, pixels, labels) for pixels in made]
+    device = subject.runtime.device
+    batches = [Batch((pixels.float() / 255).to(device), labels.to(device)) for pixels in made]
+    rows = [predict(subject.model, batch) for batch in batches]
     columns = {
         "images": np.stack([to_rgb(row.images) for row in rows]),
         "labels": labels.numpy(),
@@ -198,8 +200,3 @@ def _pictures(subject: Subject, config: MeasureConfig, names: list[str], arrays:
         "classes": np.array(subject.classes),
     }
     return save(arrays, "robustness", subject, config, columns, title="corrupted")
-
-
-def _predict(subject: Subject, images: Tensor, labels: Tensor) -> Predicted:
-    device = subject.runtime.device
-    return predict(subject.model, Batch((images.float() / 255).to(device), labels.to(device)))
