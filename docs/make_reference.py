@@ -18,7 +18,7 @@ from typing import Any
 
 import samovar
 from samovar import cli, config
-from samovar.measure.table import MEASUREMENTS, default_split
+from samovar.measure.catalog import CATALOG
 
 PAGE = Path(__file__).parent / "reference.md"
 INTRO = """\
@@ -158,8 +158,8 @@ def cell(text: str) -> str:
 def measurements() -> Iterator[str]:
     """The names that `samovar measure` takes."""
     yield "## Measurements\n\n| name | split | what |\n|---|---|---|"
-    for name, function in MEASUREMENTS.items():
-        yield f"| `{name}` | {default_split(name)} | {cell((inspect.getdoc(function) or '').splitlines()[0])} |"
+    for each in CATALOG.values():
+        yield f"| `{each.name}` | {each.split} | {cell(each.help)} |"
 
 
 CHAPTERS = (python_names, commands, settings, measurements)

@@ -12,10 +12,10 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -87,6 +87,69 @@ def rng() -> Iterator[None]:
         yield
     finally:
         restore()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Lend a model in eval mode: everything but its weights is restored on exit.
+
+    Modes, `.grad`, `requires_grad`, buffers and the global random states come back to the bit.
+    Inside, `.grad` is None, and autograd records or does not as it did outside. No module is
+    replaced: fused attention stays, and a forward pass costs what it always does."""
+    recording = torch.is_grad_enabled()
+    with (
+        rng(),
+        # a tensor made in inference mode can never be trained on, and models cache tensors
+        torch.inference_mode(False),
+        torch.set_grad_enabled(recording),  # leaving inference mode has switched it on
+        modes(model, training=False),
+        requires_grad(model),
+        grads(model),
+        buffers(model.modules()),
+    ):
+        yield
+
+
+class ShiftableWeights(NamedTuple):
+    """The parameters of a model that require gradients, beside a copy of what they were."""
+
+    names: list[str]
+    params: list[nn.Parameter]
+    clean: list[Tensor]
+    """The copies, in the order of `params`."""
+
+    @torch.no_grad()
+    def shift(self, steps: Iterable[Tensor] | None) -> None:
+        """Set the parameters to the copies plus `steps`, in place; None sets them to the copies."""
+        for param, w in zip(self.params, self.clean, strict=True):
+            param.copy_(w)
+        for param, w, step in zip(self.params, self.clean, steps, strict=True) if steps else ():
+            param.copy_(w + step)
+        # an outer autocast would go on with its 16-bit copies of the weights before
+        torch.clear_autocast_cache()
+
+
+@contextmanager
+def shiftable(model: nn.Module) -> Iterator[ShiftableWeights]:
+    """Lend a model as `evaluating` does, and let its weights be shifted; restore them on exit.
+
+    The weights come back to the bit, in the same storage.
+
+    Raises:
+        ValueError: no parameter requires a gradient."""
+    with evaluating(model):
+        named = {name: param for name, param in model.named_parameters() if param.requires_grad}
+        if not named:
+            raise ValueError(
+                "no parameter of the model requires a gradient; unfreeze some (requires_grad_)"
+            )
+        # a copy, for (w + e) - e restores only 99.6 % of float32 weights exactly
+        copies = [param.detach().clone() for param in named.values()]
+        weights = ShiftableWeights(list(named), list(named.values()), copies)
+        try:
+            yield weights
+        finally:
+            weights.shift(None)
 
 
 def remember_rng() -> Callable[[], None]:

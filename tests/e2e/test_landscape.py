@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from samovar.measure import grid
+from samovar.measure import grid_processes
 from samovar.measure.grid import Execution
 from samovar.measure.plane import Plane, axis, filter_direction, loss_plane
 from tests.conftest import ROOT
@@ -82,7 +82,7 @@ def folder(tmp_path) -> Path:
 
 
 def test_two_processes_give_the_grid_of_one_to_the_bit(folder, monkeypatch):
-    monkeypatch.setattr(grid, "WORTH_SECONDS", 0.0)
+    monkeypatch.setattr(grid_processes, "WORTH_SECONDS", 0.0)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     alone = plane(judged, Execution())
     both = plane(Signed(folder), Execution(folder / "rows", processes=0))

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from samovar.measure.flatness import average_flatness
 from samovar.measure.jacobian import column_chunks
-from samovar.measure.ntk import condition_number, ntk
+from samovar.measure.ntk import condition_number
+from samovar.measure.ntk_kernel import ntk
 from samovar.measure.sharpness import sam_sharpness
 
 SEEDS = st.integers(0, 2**31 - 1)

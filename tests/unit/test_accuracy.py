@@ -21,6 +21,17 @@ def test_the_wilson_interval_is_scipys(successes, n):
     assert wilson(successes, n) == pytest.approx((theirs.low, theirs.high), abs=1e-7)  # z has seven digits
 
 
+@pytest.mark.parametrize("z", [1.959964, 1.0, 2.5])
+@pytest.mark.parametrize(("successes", "n"), [(0, 1), (1, 1), (0, 30), (30, 30), (7, 10), (761, 1000), (1, 50_000)])
+def test_the_wilson_interval_is_the_closed_form(successes, n, z):
+    share, spread = successes / n, z * z / n
+    centre = (share + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * math.sqrt(share * (1 - share) / n + spread / (4 * n))
+    assert wilson(successes, n, z) == pytest.approx((centre - half, centre + half), abs=1e-12)
+    assert wilson(0, n, z)[0] == 0
+    assert wilson(n, n, z)[1] == 1
+
+
 @pytest.mark.parametrize(("successes", "n"), [(1, 0), (3, 2), (-1, 2)])
 def test_an_impossible_share_has_no_interval(successes, n):
     with pytest.raises(ValueError, match="are no share"):

@@ -16,15 +16,10 @@ from torch import Tensor, nn
 from torchvision.models import VisionTransformer as TorchvisionVit
 
 from samovar.config import MeasureConfig, ModelConfig
-from samovar.measure.attention import (
-    attention,
-    attention_distance,
-    attention_maps,
-    channel_means,
-    rollout,
-    token_mixing,
-)
+from samovar.measure.attention import attention_distance, attention_maps, rollout
+from samovar.measure.attention_pictures import attention
 from samovar.measure.capture import capture
+from samovar.measure.feature_maps import channel_means, token_mixing
 from samovar.measure.predictions import to_rgb
 from samovar.measure.subject import Subject, open_subject
 from samovar.models.factory import create

@@ -15,8 +15,8 @@ from samovar.config import MeasureConfig, ModelConfig
 from samovar.data.loader import Batch
 from samovar.data.sources import open_source
 from samovar.data.splits import evenly, hold_out
+from samovar.measure import command
 from samovar.measure import features as module
-from samovar.measure import table
 from samovar.measure.features import features, fit_probe, knn_guess, linear_probe
 from samovar.measure.subject import open_subject
 from samovar.models.factory import create
@@ -176,7 +176,7 @@ def test_the_records_are_what_the_functions_find_on_the_training_images(run, tmp
     ]
     (train, labels), (test, truth) = (features(subject.model, [batch]) for batch in batches)
     assert np.bincount(labels).tolist() == [20] * 10
-    (near,), (line,) = (list(table.measure(name, subject, config, tmp_path)) for name in ("knn", "linear"))
+    (near,), (line,) = (list(command.measure(name, subject, config, tmp_path)) for name in ("knn", "linear"))
     # images come in other batches here, so features differ in the last bits, and one image may change sides
     expected = float((knn_guess(train, labels, test, k=5) == truth).double().mean())
     assert near.value == pytest.approx(expected, abs=1 / len(truth))
@@ -198,7 +198,7 @@ def test_the_records_are_what_the_functions_find_on_the_training_images(run, tmp
 def test_all_training_images_are_learned_from_when_asked(run, tmp_path):
     for count in (0, 10_000):
         subject, config = opened(run, probe_images=count)
-        (record,) = table.measure("knn", subject, config, tmp_path)
+        (record,) = command.measure("knn", subject, config, tmp_path)
         assert record.settings["probe_images"] == len(subject.train.split)
 
 
@@ -214,7 +214,7 @@ def test_at_init_a_run_is_measured_with_the_weights_it_started_from(run, tmp_pat
     configs.save(replace(config, init=str(run.path)), child.config_path)
     parent, config = opened(run, probe_images=200)
     started, _ = opened(child, probe_images=200, checkpoint="init")
-    found = [next(table.measure("knn", subject, config, tmp_path)) for subject in (parent, started)]
+    found = [next(command.measure("knn", subject, config, tmp_path)) for subject in (parent, started)]
     assert found[0].value == found[1].value
     assert found[1].settings["weights"] == "initialisation"
     assert found[1].settings["init"] == f"starts from step-00000060 of {run.path}; the classifier is new"

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from samovar import config as configs
 from samovar import recipes
 from samovar.config import MeasureConfig, RunConfig
-from samovar.measure import grid
+from samovar.measure import grid, grid_processes
 from samovar.measure.grid import Execution
 from samovar.measure.landscape import landscape
 from samovar.measure.losses import mean_loss
@@ -405,7 +405,7 @@ def line(model=None, loss=cross_entropy, batches=None, directions=None, x=(0.0, 
         (lambda: line(directions=[{"5.bias": torch.full((3,), math.nan)}]), "5.bias of a direction is not finite"),
         (lambda: line(directions=[{}]), "a direction is empty"),
         (lambda: line(batches=[]), "batches is empty"),
-        (lambda: line(loss=lambda m, b: m(b[0])), r"a loss is a tensor of shape \[\]"),
+        (lambda: line(loss=lambda m, b: m(b[0])), r"must return the mean loss over the batch, a tensor of shape \[\]"),
         (lambda: line(loss=lambda m, b: (cross_entropy(m, b), m(b[0]))), "which examples are right"),
         (
             lambda: loss_between(net(), nn.Linear(2, 3), judged, data(), [0.0]),
@@ -428,14 +428,14 @@ def test_a_grid_larger_than_the_memory_is_refused():
 
 
 def test_processes_are_for_a_cpu_and_not_for_autocast():
-    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="processes=2 is for a CPU"):
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="processes=2 works only on a CPU"):
         line(how=Execution(processes=2))
-    with pytest.raises(ValueError, match="processes=2 is for a CPU"):
+    with pytest.raises(ValueError, match="processes=2 works only on a CPU"):
         line(how=Execution(processes=2, distributed=True))
 
 
 def test_one_process_per_core_is_not_worth_it_for_a_small_grid(monkeypatch):
-    monkeypatch.setattr(grid, "start_processes", lambda *args, **options: pytest.fail("started"))
+    monkeypatch.setattr(grid_processes, "start_processes", lambda *args, **options: pytest.fail("started"))
     assert plane(net(), 5, Execution(processes=0)).loss.equal(plane(net(), 5).loss)
 
 
@@ -516,7 +516,7 @@ def test_an_interrupted_eigenvector_landscape_goes_on_with_the_same_vectors(run,
     config = small(landscape="eigenvectors", span=0.1)
     record, whole = measured(run, tmp_path, config)
     (tmp_path / record.arrays).unlink()
-    real, calls = grid._row, []
+    real, calls = grid.compute_row, []
 
     def interrupted(*args):
         if len(calls) == 2:
@@ -524,7 +524,7 @@ def test_an_interrupted_eigenvector_landscape_goes_on_with_the_same_vectors(run,
         calls.append(args)
         return real(*args)
 
-    monkeypatch.setattr(grid, "_row", interrupted)
+    monkeypatch.setattr(grid, "compute_row", interrupted)
     with pytest.raises(KeyboardInterrupt):
         measured(run, tmp_path, config)
     calls.clear()

@@ -9,7 +9,7 @@ import torch
 from samovar import cli, recipes
 from samovar import config as configs
 from samovar.config import MeasureConfig, RunConfig
-from samovar.measure import command, table, watch
+from samovar.measure import catalog, command, watch
 from samovar.measure.subject import open_subject
 from samovar.runs.records import RunDir
 from samovar.runtime import Runtime
@@ -17,7 +17,7 @@ from samovar.train.fit import fit, prepare
 from tests.conftest import assert_refused
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
-NAMES = list(table.MEASUREMENTS)
+NAMES = list(catalog.CATALOG)
 
 
 @pytest.fixture(scope="module")
@@ -43,17 +43,17 @@ def small(**changes) -> MeasureConfig:
 
 
 def test_the_command_line_knows_every_measurement() -> None:
-    assert tuple(NAMES) == cli.MEASUREMENT_NAMES == tuple(command._USED)
+    assert tuple(NAMES) == catalog.names()
     assert all(name in cli.MEASURE_HELP for name in NAMES)
-    assert all(function.__doc__ for function in table.MEASUREMENTS.values())
+    assert all(catalog.load(name).__doc__ for name in NAMES)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "testset"])  # which needs files of its own
 def test_every_measurement_yields_records_that_state_their_protocol(run, name, tmp_path) -> None:
-    config = small(ntk_batch=8, ntk_batches=2, split=table.default_split(name))
+    config = small(ntk_batch=8, ntk_batches=2, split=catalog.default_split(name))
     subject = open_subject(str(run.path), config, CPU)
     before = {key: value.clone() for key, value in subject.model.state_dict().items()}
-    records = list(table.measure(name, subject, config, tmp_path))
+    records = list(command.measure(name, subject, config, tmp_path))
     assert records
     for record in records:
         assert record.settings["images"] == len(subject.batches.split)
@@ -86,7 +86,7 @@ def test_an_interruption_keeps_what_is_done(run, monkeypatch, capsys) -> None:
         raise KeyboardInterrupt
 
     config = small(seed=5, threads=1, workers=0)
-    monkeypatch.setitem(table.MEASUREMENTS, "trace", interrupted)
+    monkeypatch.setattr("samovar.measure.hessian.trace", interrupted)
     with pytest.raises(SystemExit) as caught:
         command.run(str(run.path), ["flatness", "trace"], config)
     assert caught.value.code == 130
@@ -97,7 +97,7 @@ def test_an_interruption_keeps_what_is_done(run, monkeypatch, capsys) -> None:
 def test_an_eigenvalue_that_did_not_converge_is_recorded_with_its_residual(run, tmp_path) -> None:
     config = small(max_steps=1, tol=1e-9)
     subject = open_subject(str(run.path), config, CPU)
-    (record,) = table.measure("hessian", subject, config, tmp_path)
+    (record,) = command.measure("hessian", subject, config, tmp_path)
     assert not record.converged
     assert record.residual is not None
     assert record.residual > 0
@@ -108,7 +108,7 @@ def test_an_eigenvalue_that_did_not_converge_is_recorded_with_its_residual(run, 
 def test_lambda_max_of_a_run_is_the_dense_hessians(run, tmp_path) -> None:
     config = small(images=20, dtype="float64", tol=1e-8, max_steps=60, params=("body.head.bias",))
     subject = open_subject(str(run.path), config, CPU)
-    (record,) = table.measure("blocks", subject, config, tmp_path)
+    (record,) = command.measure("blocks", subject, config, tmp_path)
     images, labels = next(iter(subject.batches)).images.double(), next(iter(subject.batches)).labels
     model = subject.model.double()
     head = model.body.head
@@ -231,7 +231,7 @@ def test_arrays_of_older_records_stay_as_they_were(run) -> None:
 def test_what_is_done_is_found_again_whatever_the_loss(run, name, monkeypatch) -> None:
     config = small(
         checkpoint="4", loss="sigmoid", seed=13, points=3, corruption_images=5, severities=(2,),
-        split=table.default_split(name),
+        split=catalog.default_split(name),
     )  # fmt: skip
     subject = open_subject(str(run.path), config, CPU)
     first = command.measure_once(name, subject, config, run)

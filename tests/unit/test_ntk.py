@@ -13,7 +13,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from samovar.measure.ntk import condition_number, ntk, ntk_condition_number
+from samovar.measure.ntk import condition_number, ntk_condition_number
+from samovar.measure.ntk_kernel import ntk
 from samovar.measure.ntk_protocol import gelu_as_relu, random_head
 
 MIB = 2**20

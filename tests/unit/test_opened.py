@@ -257,7 +257,9 @@ def test_a_timm_name_is_measured_at_its_initialisation_unless_asked(monkeypatch)
     monkeypatch.setattr(timm, "create_model", lambda name, pretrained=False, **rest: real(name, **rest))
     subject = open_subject("test_vit.r160_in1k", MeasureConfig(image_size=16), CPU)
     assert subject.settings["weights"] == "initialisation"
-    line = "test_vit.r160_in1k tells 1000 classes in images of 3 channels, and digits has 10 and 1; give --source"
+    line = (
+        "test_vit.r160_in1k classifies images of 3 channels into 1000 classes, and digits has 1 and 10; give --source"
+    )
     with pytest.raises(ValueError, match=line):
         open_subject("test_vit.r160_in1k", MeasureConfig(checkpoint="pretrained"), CPU)
 

@@ -10,7 +10,7 @@ from samovar.attacks import pgd
 from samovar.config import MeasureConfig
 from samovar.data.corruptions import CORRUPTIONS, corrupt, image_seed
 from samovar.measure import robustness
-from samovar.measure.robustness import attack, step_of
+from samovar.measure.attack import attack, step_of
 from samovar.measure.subject import Subject, open_subject
 from tests.unit.short_run import CPU, short_run
 

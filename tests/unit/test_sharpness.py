@@ -507,7 +507,7 @@ def test_bad_settings_are_refused(measure, options, message):
     ("loss", "message"),
     [
         (lambda model, batch: model.flat(), r"shape \[6\].*shape \[\]"),
-        (lambda model, batch: 0.0, "of float"),
+        (lambda model, batch: 0.0, "of type float"),
         (lambda model, batch: model.flat().sum() * math.nan, "batch 0 is nan"),
         (lambda model, batch: model.flat().sum() + math.inf, "batch 0 is inf"),
     ],

@@ -265,7 +265,7 @@ def sketch(tmp_path, four_classes) -> str:
 
 
 def test_a_head_of_another_size_is_refused(sketch):
-    with pytest.raises(ValueError, match="is of 4 classes and seer tells 3 apart; give a model of the 4"):
+    with pytest.raises(ValueError, match="has 4 classes and seer has 3; give a model of the 4 classes"):
         score(subject("abc"), sketch)
 
 

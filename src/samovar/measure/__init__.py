@@ -1,2 +1,1 @@
-"""What is measured on a trained or untrained network: functions of a model and data to numbers with
-their errors."""
+"""Measurements of trained or untrained networks: functions that yield numbers with their errors."""

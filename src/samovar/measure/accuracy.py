@@ -1,5 +1,4 @@
-"""How often a classifier is right, with intervals, and whether its probabilities can be
-believed."""
+"""Accuracy of a classifier with confidence intervals, and calibration of its probabilities."""
 
 from __future__ import annotations
 
@@ -16,40 +15,47 @@ from torch import Tensor, nn
 
 from samovar.config import MeasureConfig
 from samovar.data.loader import Batch
-from samovar.measure.lend import borrowed
 from samovar.measure.subject import Subject, arrays_name
+from samovar.restore import evaluating
 from samovar.runs.records import Record
 
 NUM_BINS = 15
-"""Of Guo et al., arXiv:1706.04599."""
+"""Bins of confidence, as in Guo et al., arXiv:1706.04599."""
 
 
 def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """The interval for a share of n independent trials, 95 % by default; honest near 0 and 1 and
-    for small n.
+    """Return Wilson's interval for a share of n independent trials, of 95 % by default.
+
+    Its coverage holds near 0 and 1 and for small n too.
+
+    Args:
+        z: half width of the interval in standard errors of a normal distribution.
 
     Raises:
         ValueError: no trials, or more successes than trials.
 
     Source: Wilson (1927)."""
+    from scipy.stats import binomtest  # takes a second to import
+
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(
             f"{successes} successes of {n} trials are no share; give 0 <= successes <= n, n >= 1"
         )
-    share, spread = successes / n, z * z / n
-    centre = (share + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * math.sqrt(share * (1 - share) / n + spread / (4 * n))
-    # an end that is 0 or 1 by the formula, but for rounding
-    return (0.0 if successes == 0 else centre - half), (1.0 if successes == n else centre + half)
+    # SciPy takes the probability within +- z
+    confidence = math.erf(z / math.sqrt(2))
+    found = binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    return float(found.low), float(found.high)
 
 
 def top_k(logits: Tensor, labels: Tensor, k: int = 1) -> Tensor:
-    """Whether the label is among the k highest logits, [n] bool; of equal logits the lower class
-    comes first.
+    """Return True for each image whose label is among the k highest logits, [n] bool.
+
+    Of equal logits the lower class comes first.
 
     Args:
         logits: [n, K].
         labels: [n] class indices."""
+    # counted and not sorted: the order of equal logits in a sort depends on the device
     own = logits.gather(1, labels[:, None])
     classes = torch.arange(logits.shape[1], device=logits.device)
     ahead = (logits > own) | ((logits == own) & (classes < labels[:, None]))
@@ -57,14 +63,18 @@ def top_k(logits: Tensor, labels: Tensor, k: int = 1) -> Tensor:
 
 
 def any_of(logits: Tensor, labels: Sequence[Sequence[int]]) -> Tensor:
-    """Whether the highest logit is one of an image's labels, [m] bool; images without labels are
-    left out.
+    """Return True for each image whose highest logit is one of its labels, [m] bool.
 
-    How ReaL is scored. Source: Beyer et al., arXiv:2006.07159.
+    Images without labels are left out, as in the scoring of ReaL.
+
+    Args:
+        logits: [n, K].
+        labels: class indices of each image.
 
     Raises:
-        ValueError: as many lists of labels as images are needed, and at least one that is not
-            empty."""
+        ValueError: more or fewer lists of labels than images, or all of them empty.
+
+    Source: Beyer et al., arXiv:2006.07159."""
     if len(labels) != len(logits):
         raise ValueError(
             f"{len(labels)} lists of labels for {len(logits)} images; give one for each image"
@@ -73,33 +83,33 @@ def any_of(logits: Tensor, labels: Sequence[Sequence[int]]) -> Tensor:
     right = [guess in set(each) for guess, each in zip(found, labels, strict=True) if len(each)]
     if not right:
         raise ValueError(
-            "every list of labels is empty, so there is nothing to score; give the labels of this set"
+            "every list of labels is empty, so there is nothing to score; "
+            "give the labels of this set"
         )
     return torch.tensor(right)
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Confidence against accuracy, in bins of equal width over [0, 1]; confidence is the highest
-    probability."""
+    """Accuracy by confidence, the highest probability, in bins of equal width over [0, 1]."""
 
     ece: float
     """Expected calibration error: mean over images of |accuracy - confidence| of their bin."""
     edges: np.ndarray
-    """[bins + 1]."""
+    """[bins + 1] edges of the bins."""
     confidence: np.ndarray
     """[bins] mean confidence, nan for an empty bin."""
     accuracy: np.ndarray
-    """[bins], nan for an empty bin."""
+    """[bins] accuracy, nan for an empty bin."""
     counts: np.ndarray
-    """[bins] images."""
+    """[bins] number of images."""
 
 
 def calibration(logits: Tensor, labels: Tensor, num_bins: int = NUM_BINS) -> Calibration:
-    """The reliability curve of softmax probabilities, and its expected calibration error.
+    """Compute the reliability curve of softmax probabilities and its expected calibration error.
 
-    A bin is open below and closed above, as Guo et al. have it. Few images per bin make the error
-    too large, many bins too.
+    A bin is open below and closed above, as in Guo et al. Few images per bin, or many bins, bias
+    the error upwards.
 
     Args:
         logits: [n, K], n >= 1.
@@ -107,13 +117,14 @@ def calibration(logits: Tensor, labels: Tensor, num_bins: int = NUM_BINS) -> Cal
         num_bins: >= 1.
 
     Source: Naeini et al. (2015), Guo et al., arXiv:1706.04599."""
+    # float64, since confidences near 1 are the usual case and float32 rounds them together
     confidence, guess = logits.double().softmax(1).max(1)
     right = (guess == labels).double().cpu().numpy()
     sure = confidence.cpu().numpy()
     edges = np.linspace(0, 1, num_bins + 1)
     bins = np.clip(np.searchsorted(edges, sure, side="left") - 1, 0, num_bins - 1)
     counts = np.bincount(bins, minlength=num_bins)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore"):  # 0 / 0 of an empty bin is nan
         means = np.bincount(bins, sure, num_bins) / counts
         rates = np.bincount(bins, right, num_bins) / counts
     return Calibration(
@@ -122,13 +133,14 @@ def calibration(logits: Tensor, labels: Tensor, num_bins: int = NUM_BINS) -> Cal
 
 
 def logits_of(model: nn.Module, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
-    """Logits [n, K] in float32 and labels [n] of all batches, on the host; one forward pass over
-    each.
+    """Return logits [n, K] in float32 and labels [n] of all batches, on the host.
+
+    The model is in eval mode inside and is restored afterwards. Cost: one forward pass.
 
     Raises:
         ValueError: no batches, or logits that are not finite."""
     rows, labels = [], []
-    with borrowed(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for batch in batches:
             rows.append(model(batch.images).float())
             labels.append(batch.labels)
@@ -138,13 +150,13 @@ def logits_of(model: nn.Module, batches: Iterable[Batch]) -> tuple[Tensor, Tenso
     bad = int((~logits.isfinite().all(1)).sum())
     if bad:
         raise ValueError(
-            f"logits of {bad} of {len(logits)} images are not finite; look at the model's weights"
+            f"logits of {bad} of {len(logits)} images are not finite; check the model's weights"
         )
     return logits, torch.cat(labels).cpu()
 
 
 def share(name: str, right: int, n: int, **fields: Any) -> Record:
-    """A record of how many of n are right, with its standard error and Wilson interval."""
+    """Return the record of a share, `right` of n, with standard error and Wilson interval."""
     value = right / n
     return Record(
         name, value, "1", math.sqrt(value * (1 - value) / n), n, interval=wilson(right, n), **fields
@@ -152,10 +164,10 @@ def share(name: str, right: int, n: int, **fields: Any) -> Record:
 
 
 def accuracy(subject: Subject, config: MeasureConfig, arrays: Path) -> Iterator[Record]:
-    """Top-1, top-5, loss, accuracy of each class, and calibration."""
+    """Measure top-1, top-5, softmax loss, accuracy of each class, and calibration."""
     logits, labels = logits_of(subject.model, subject.batches)
     for k in (1, 5):
-        if logits.shape[1] > k:
+        if logits.shape[1] > k:  # top-5 of five classes is always 1
             yield share(f"accuracy/top{k}", int(top_k(logits, labels, k).sum()), len(labels))
     losses = F.cross_entropy(logits.double(), labels, reduction="none")
     stderr = float(losses.std() / math.sqrt(len(losses))) if len(losses) > 1 else None
@@ -168,18 +180,22 @@ def accuracy(subject: Subject, config: MeasureConfig, arrays: Path) -> Iterator[
         settings={"of": "softmax"},
     )
     right = top_k(logits, labels)
+    # classes without images here have no accuracy
     for index in sorted(set(labels.tolist())):
-        of_class = {"class": subject.classes[index], "index": index}
-        of_it = right[labels == index]
-        yield share("accuracy/class", int(of_it.sum()), len(of_it), where=of_class)
+        rows = right[labels == index]
+        where = {"class": subject.classes[index], "index": index}
+        yield share("accuracy/class", int(rows.sum()), len(rows), where=where)
     found = calibration(logits, labels)
-    name = arrays_name("calibration", subject, config)
+    name = arrays_name("accuracy", subject, config, title="calibration")
     if subject.runtime.is_main:
-        columns = {
-            key: getattr(found, key) for key in ("edges", "confidence", "accuracy", "counts")
-        }
-        np.savez(arrays / name, **columns)
+        keys = ("edges", "confidence", "accuracy", "counts")
+        np.savez(arrays / name, **{key: getattr(found, key) for key in keys})
     yield Record(
-        "accuracy/ece", found.ece, "1", n=len(labels), settings={"bins": NUM_BINS, "binning": "equal width"},
-        source="arXiv:1706.04599", arrays=f"arrays/{name}",
-    )  # fmt: skip
+        "accuracy/ece",
+        found.ece,
+        "1",
+        n=len(labels),
+        settings={"bins": NUM_BINS, "binning": "equal width"},
+        source="arXiv:1706.04599",
+        arrays=f"arrays/{name}",
+    )

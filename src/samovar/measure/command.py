@@ -1,14 +1,13 @@
-"""`samovar measure` from the shell: what is done already is not done again, what is found is kept
-at once."""
+"""`samovar measure`: measure what is not recorded yet, record it at once, print a table."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch.distributed as dist
 from rich.console import Console
@@ -17,27 +16,30 @@ from rich.table import Table
 
 from samovar import config as configs
 from samovar.config import MeasureConfig, RunConfig
+from samovar.measure import catalog
 from samovar.measure.subject import Subject, open_subject
-from samovar.measure.table import default_split, measure
 from samovar.models import timm_folder
 from samovar.runs.records import Record, RunDir, timestamp
 from samovar.runtime import Runtime, started
 
 ROWS = 20
-"""Records of one name that a table shows; more are summed up."""
+"""Most records of one name that a table shows one by one; more become one row."""
 
 
 def run(name: str, measurements: Sequence[str], config: MeasureConfig) -> RunDir:
-    """Measure a run or a model, record it, print a table; returns the run folder the records are
-    in.
+    """Measure a run or a model, record the numbers and print a table.
 
     Under torchrun the ranks share the products of `hessian`, `blocks`, `trace` and `density`; the
     main rank records.
 
+    Returns:
+        The run folder that has the records.
+
     Raises:
         ValueError: an unknown subject, or settings that do not fit it.
-        SystemExit: 130 after an interruption; what was done is kept and is not done again."""
-    _look_here(name, config.model)
+        SystemExit: 130 after an interruption; finished measurements are kept."""
+    _import_from_working_folder(name, config.model)
+    # float32 and not `auto`: bf16 rounding would look like sharpness
     with started(
         RunConfig(device=config.device, threads=config.threads, precision="fp32")
     ) as runtime:
@@ -55,9 +57,13 @@ def run(name: str, measurements: Sequence[str], config: MeasureConfig) -> RunDir
     return folder
 
 
-def _look_here(name: str, network: str) -> None:
-    """Let module:function, of this name, of `--model` or of the run's settings, lie in the working
-    folder."""
+def _import_from_working_folder(name: str, network: str) -> None:
+    """Add the working folder to the import path if a model is given as `module:function`.
+
+    Args:
+        name: of the run or model.
+        network: value of `--model`."""
+    # not always: a file timm.py in the working folder would hide the package
     path = Path(name) / "config.json"
     of_run = path.is_file() and not timm_folder.is_one(path.parent)
     if ":" in network or ":" in (configs.load(path).model.name if of_run else name):
@@ -67,11 +73,12 @@ def _look_here(name: str, network: str) -> None:
 def open_subjects(
     name: str, measurements: Sequence[str], config: MeasureConfig, runtime: Runtime
 ) -> dict[str, Subject]:
-    """The subject of each measurement, opened once per split.
+    """Open the subject of each measurement, once per split.
 
     Raises:
         ValueError: as `open_subject`."""
-    splits = {each: config.split or default_split(each) for each in measurements}
+    # reading images and weights takes longer than many measurements do
+    splits = {each: config.split or catalog.default_split(each) for each in measurements}
     opened = {
         split: open_subject(name, replace(config, split=split), runtime)
         for split in dict.fromkeys(splits.values())
@@ -82,8 +89,9 @@ def open_subjects(
 def _measure_all(
     subjects: dict[str, Subject], config: MeasureConfig, folder: RunDir
 ) -> list[Record]:
-    """The records of each measurement by name, of its subject."""
+    """Return the records of all measurements, with a progress bar on a terminal."""
     found: list[Record] = []
+    # a bar of each rank, or in a log file, would only be noise
     quiet = not sys.stderr.isatty() or any(
         not subject.runtime.is_main for subject in subjects.values()
     )
@@ -99,12 +107,17 @@ def _measure_all(
 def measure_once(
     name: str, subject: Subject, config: MeasureConfig, folder: RunDir
 ) -> list[Record]:
-    """The records of one measurement: those that are there under the same settings, else measured
-    now and appended."""
-    request = {"measurement": name, "request": _request(name, config)}
+    """Return the records of one measurement; measure only what the folder does not have.
+
+    Records count as those of this measurement if the subject and all settings that it uses are the
+    same. New records are appended to the folder.
+
+    Raises:
+        ValueError: as `measure`."""
+    request = {"measurement": name, "request": catalog.request(name, config)}
     kept = [record for record in folder.records() if _is_of(record, request, subject)]
     if subject.runtime.world_size > 1:
-        dist.barrier()  # all have looked before the main rank writes
+        dist.barrier()  # until all ranks have read, before the main rank writes
     if kept and len(kept) == kept[0].settings.get("records"):
         return kept
     found = list(measure(name, subject, config, folder.arrays))
@@ -113,65 +126,46 @@ def measure_once(
         for record in found
     ]
     if subject.runtime.is_main:
-        folder.append(
-            *found
-        )  # together, and with their number: a measurement is there whole or not at all
+        # together, and with their number, so that an incomplete measurement is recognized
+        folder.append(*found)
     return found
 
 
-_USED: dict[str, tuple[str, ...]] = {
-    "hessian": ("dtype", "k", "tol", "max_steps"),
-    "blocks": ("dtype", "tol", "max_steps", "params"),
-    "trace": (
-        "dtype",
-        "probes",
-    ),
-    "density": ("dtype", "probes", "density_steps"),
-    "flatness": ("sigma", "draws", "noise"),
-    "sharpness": ("rho", "ascent_steps"),
-    "ntk": ("ntk_batch", "ntk_batches", "ntk_output", "ntk_relu", "ntk_head"),
-    "landscape": (
-        "landscape",
-        "other",
-        "dims",
-        "points",
-        "span",
-        "landscape_images",
-        "tol",
-        "max_steps",
-    ),
-    "activations": (),
-    "attention": ("pictures",),
-    "predictions": ("pictures",),
-    "accuracy": (),
-    "robustness": ("corruptions", "severities", "corruption_images", "pictures"),
-    "attack": (
-        "attack_eps",
-        "attack_steps",
-        "attack_norm",
-        "attack_restarts",
-        "attack_images",
-        "pictures",
-    ),
-    "testset": ("testset", "corruptions", "severities"),
-    "knn": ("probe_images", "knn_k", "knn_temperature"),
-    "linear": ("probe_images",),
-}
+def measure(name: str, subject: Subject, config: MeasureConfig, arrays: Path) -> Iterator[Record]:
+    """Yield the records of one measurement, each with the subject's protocol and its own cost.
 
+    Args:
+        name: of the catalog.
+        arrays: folder for the files of arrays.
 
-def _request(name: str, config: MeasureConfig) -> str:
-    values = configs.to_dict(config)
-    return " ".join(f"{key}={values[key]}" for key in (*_USED[name], "batch_size"))
+    Raises:
+        ValueError: no such measurement, or settings that do not fit the subject."""
+    # what a record itself states goes before what the catalog declares
+    protocol = subject.settings | {"dtype": catalog.dtype(name, config)}
+    start = begun = time.perf_counter()
+    for record in catalog.load(name)(subject, config, arrays):
+        seconds = round(time.perf_counter() - start, 3)
+        # of several numbers that one computation gives, the first has its cost, the others none
+        shared = start != begun and seconds < 1e-2 and record.cost.get("seconds") is None
+        yield replace(
+            record,
+            where=subject.where | record.where,
+            settings=protocol | record.settings,
+            cost=({} if shared else {"seconds": seconds}) | record.cost,
+        )
+        start = time.perf_counter()
 
 
 def _is_of(record: Record, request: dict[str, str], subject: Subject) -> bool:
+    # the precision is part of the request where it can be chosen
     wanted = subject.settings | request
     same = all(record.settings.get(key) == value for key, value in wanted.items())
     return same and record.where.get("step") == subject.where.get("step")
 
 
 def _folder_for(subject: Subject, config: MeasureConfig) -> RunDir:
-    """A run folder for a model that is of no run, the same on every rank."""
+    """Create a run folder for a model that belongs to no run, the same one on every rank."""
+    # the name has the time in it, which differs between ranks
     paths: list[Path | None] = [None]
     if subject.runtime.is_main:
         paths[0] = _make_folder(subject, config).path
@@ -184,6 +178,7 @@ def _folder_for(subject: Subject, config: MeasureConfig) -> RunDir:
 def _make_folder(subject: Subject, config: MeasureConfig) -> RunDir:
     name = config.name or f"measure-{Path(subject.name.replace(':', '-')).name}-{timestamp()}"
     existing = RunDir(config.output / name)
+    # the same --name continues that folder
     if config.name and existing.config_path.is_file():
         return existing
     folder = RunDir.create(config.output, name)
@@ -192,10 +187,11 @@ def _make_folder(subject: Subject, config: MeasureConfig) -> RunDir:
 
 
 def table_of(records: Sequence[Record], subject: Subject) -> Table:
-    """The records for a person: value, error, what it is of, what it took."""
+    """Return a table of records: value, error, where, images, cost."""
     s = subject.settings
     title = f"{subject.name}: {s['weights']}, images of {s['source']}, {s['loss']} loss"
     table = Table("measurement", "value", "error", "of", "on", "cost", title=title)
+    # robustness alone has 95 records; a table is for reading
     many = {
         name for name, count in Counter(record.name for record in records).items() if count > ROWS
     }
@@ -211,21 +207,19 @@ def table_of(records: Sequence[Record], subject: Subject) -> Table:
 
 
 def _row(record: Record) -> tuple[str, ...]:
+    """Return the cells of a record."""
     error = f"± {record.stderr:.2g}" if record.stderr is not None else ""
     if record.residual is not None:
         error = f"residual {record.residual:.2g}"
     where = ", ".join(
-        f"{key} {_short(value)}"
+        f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
         for key, value in record.where.items()
         if key not in ("step", "split")
     )
     cost = ", ".join(f"{value:g} {key}" for key, value in record.cost.items())
     value = f"{record.value:.5g}" + ("" if record.converged else " (not converged)")
     images = record.settings.get("landscape_images") or record.settings["images"]
+    # shares count the images behind them; all other numbers are taken over the subject's images
     of = "" if record.name.startswith("ntk/") else f"{record.n if record.unit == '1' else images} "
     on = of + record.where["split"]
     return record.name, value, error, where, on, cost
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,5 +1,4 @@
-"""How well the features before the classifier tell classes apart: nearest neighbours, and a linear
-probe."""
+"""The measurements `knn` and `linear`: accuracy of simple classifiers on a network's features."""
 
 from __future__ import annotations
 
@@ -19,35 +18,37 @@ from samovar.config import MeasureConfig
 from samovar.data.loader import Batch
 from samovar.data.splits import hold_out
 from samovar.measure.accuracy import share
-from samovar.measure.lend import borrowed
 from samovar.measure.subject import Subject
 from samovar.models.factory import Classifier
+from samovar.restore import evaluating
 from samovar.runs.records import Record
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Inverse strengths C of the L2 penalty that a linear probe chooses from."""
 HELD_OUT_SHARE = 0.1
+"""Share of each class that C is chosen on."""
 MAX_STEPS = 1000
+"""Iterations of L-BFGS at most."""
 _SIMILARITIES = 1 << 24
-"""Cosines held at a time, 64 MiB of them."""
+"""Cosines in memory at a time, 64 MiB."""
 
 
 class NotFinite(ValueError):
-    """Features that are not finite: the network has diverged."""
+    """Features are not finite: the network has diverged."""
 
 
 def features(model: Classifier, stream: Iterable[Batch]) -> tuple[Tensor, Tensor]:
-    """What the classifier layer sees of all batches, [n, D] float32, and labels [n], on the host;
-    one forward pass.
+    """Return the inputs of the classifier layer, [n, D] float32, and labels [n], on the host.
 
-    The model is lent in eval mode.
+    The model is in eval mode inside and is restored afterwards. Cost: one forward pass.
 
     Raises:
-        ValueError: no batches, features that are not finite, or a network that does not tell
-            them."""
+        ValueError: no batches, features that are not finite, or a network without access to its
+            features."""
     rows, labels = [], []
-    with borrowed(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for batch in stream:
+            # on the host: those of all images may not fit on the device
             rows.append(model.features(batch.images).float().cpu())
             labels.append(batch.labels.cpu())
     if not rows:
@@ -56,7 +57,7 @@ def features(model: Classifier, stream: Iterable[Batch]) -> tuple[Tensor, Tensor
     bad = int((~found.isfinite().all(1)).sum())
     if bad:
         raise NotFinite(
-            f"features of {bad} of {len(found)} images are not finite; look at the model's weights"
+            f"features of {bad} of {len(found)} images are not finite; check the model's weights"
         )
     return found, torch.cat(labels)
 
@@ -69,36 +70,35 @@ def knn_guess(
     k: int = MeasureConfig.knn_k,
     temperature: float = MeasureConfig.knn_temperature,
 ) -> Tensor:
-    """The class of the k nearest training features by cosine, each voting exp(cosine /
-    temperature), [m].
+    """Return the class of each test feature by a vote of its nearest training features, [m].
 
-    Of equal votes the lower class wins. Costs n x m x D; the memory beside the arguments is
-    bounded.
+    The k nearest by cosine vote with weight exp(cosine / temperature); of equal votes the lower
+    class wins. Cost: n x m x D operations, in bounded memory.
 
     Args:
         train: [n, D] features, n >= 1.
         labels: [n] class indices.
         test: [m, D] features.
         k: neighbours, 1 or more; n where there are fewer.
-        temperature: above 0; the smaller, the more the nearest decides.
+        temperature: above 0; the smaller it is, the more weight the nearest have.
 
     Raises:
-        ValueError: no neighbours or a temperature that divides by nothing, features and labels that
-            do not fit.
+        ValueError: k or temperature is out of range, or features and labels do not fit.
 
     Source: Wu et al., arXiv:1805.01978, section 3.4."""
     _check(train, labels, test)
     if k < 1 or not temperature > 0:
         raise ValueError(
-            f"k {k} and temperature {temperature} give no vote; give k of 1 or more and one above 0"
+            f"k {k} and temperature {temperature} give no vote; "
+            "give k of 1 or more and a temperature above 0"
         )
+    # of unit vectors, dot products are cosines
     bank, num_classes = F.normalize(train), int(labels.max()) + 1
     guesses = []
     for part in torch.split(F.normalize(test), max(1, _SIMILARITIES // len(bank))):
         nearest, rows = (part @ bank.T).topk(min(k, len(bank)), dim=1)
-        weights = (
-            (nearest - nearest[:, :1]).double() / temperature
-        ).exp()  # relative to the nearest: no overflow
+        # relative to the nearest, so that exp does not overflow
+        weights = ((nearest - nearest[:, :1]).double() / temperature).exp()
         votes = weights.new_zeros(len(part), num_classes).scatter_add_(1, labels[rows], weights)
         guesses.append(votes.argmax(1))
     return torch.cat(guesses) if guesses else labels.new_empty(0)
@@ -111,15 +111,16 @@ class Probe:
     regression: Any
     """scikit-learn's LogisticRegression, fitted."""
     mean: npt.NDArray[np.float64]
+    """[D] mean of the training features."""
     std: npt.NDArray[np.float64]
-    """[D], 1 where a feature is constant."""
+    """[D] standard deviation of the training features, 1 where a feature is constant."""
     strength: float
-    """The C that was chosen: inverse strength of the L2 penalty."""
+    """The chosen C, the inverse strength of the L2 penalty."""
     converged: bool
-    """False where L-BFGS stopped at its last step."""
+    """False where L-BFGS stopped at its iteration limit."""
 
     def guess(self, test: Tensor) -> Tensor:
-        """The likeliest class of each of the features [m, D], [m]."""
+        """Return the most probable class [m] of features [m, D]."""
         if not len(test):
             return torch.empty(0, dtype=torch.int64)
         rows = (test.double().numpy() - self.mean) / self.std
@@ -129,7 +130,7 @@ class Probe:
 def linear_probe(
     train: Tensor, labels: Tensor, test: Tensor, *, strengths: Sequence[float] = STRENGTHS
 ) -> Tensor:
-    """The classes that `fit_probe` of the training features gives to the features [m, D], [m]."""
+    """Predict classes [m] of features [m, D] with a probe fitted on training features."""
     _check(train, labels, test)
     return fit_probe(train, labels, strengths=strengths).guess(test)
 
@@ -141,25 +142,26 @@ def fit_probe(
     strengths: Sequence[float] = STRENGTHS,
     max_steps: int = MAX_STEPS,
 ) -> Probe:
-    """A linear classifier of features by scikit-learn's LogisticRegression (L-BFGS), the same for
-    the same arguments.
+    """Fit a linear classifier of features by scikit-learn's LogisticRegression (L-BFGS).
 
-    Its C is the one of `strengths` that is right most often on a tenth of each class (the smallest
-    of equals), then all features train; where no class has two images to part, C is the middle one.
+    C is the value of `strengths` with the highest accuracy on a tenth of each class (the smallest
+    of equals); the fit then uses all features. Where no class has two images, C is the middle
+    value. The result depends on the arguments alone.
 
     Args:
         train: [n, D] features of two classes or more.
         labels: [n] class indices.
         strengths: values of C, above 0.
-        max_steps: L-BFGS iterations at most, for each of them.
+        max_steps: L-BFGS iterations at most, of each fit.
 
     Raises:
-        ValueError: one class, features and labels that do not fit."""
+        ValueError: only one class, or features and labels that do not fit."""
     _check(train, labels, train)
     if labels.min() == labels.max():
         raise ValueError("a linear probe needs features of two classes or more; give more images")
     rows, classes = train.double().numpy(), labels.numpy()
     mean, std = rows.mean(0), rows.std(0)
+    # dead units are constant; they stay 0 after centring
     std[std == 0] = 1
     rows = (rows - mean) / std
     strength = _choose(rows, classes, sorted(strengths), max_steps)
@@ -173,8 +175,10 @@ def _choose(
     strengths: Sequence[float],
     max_steps: int,
 ) -> float:
-    """The strength that is best on the held-out tenth, each fitted from where the one before
-    ended."""
+    """Return the strength with the highest accuracy on the held-out tenth.
+
+    Each fit starts from the coefficients of the one before."""
+    # training images alone: the images that are scored must not choose C
     kept, held = hold_out(classes, HELD_OUT_SHARE, seed=0)
     if len(strengths) == 1 or not len(held):
         return strengths[len(strengths) // 2]
@@ -192,7 +196,7 @@ def _regression(strength: float, max_steps: int) -> Any:
 
 
 def _fit(regression: Any, rows: npt.NDArray[np.float64], classes: npt.NDArray[np.int64]) -> bool:
-    """Fit in place; whether L-BFGS reached its tolerance."""
+    """Fit in place; return True if L-BFGS reached its tolerance."""
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings(record=True) as caught:
@@ -210,21 +214,18 @@ def _check(train: Tensor, labels: Tensor, test: Tensor) -> None:
     ):
         shapes = f"{list(train.shape)}, {list(labels.shape)} and {list(test.shape)}"
         raise ValueError(
-            f"training features, labels and features have shapes {shapes}; give [n, D], [n] and [m, D]"
+            f"training features, labels and features have shapes {shapes}; "
+            "give [n, D], [n] and [m, D]"
         )
 
 
-# --- measured
-# --------------------------------------------------------------------------------------------------------
+# --- the measurements
 
 
 def knn(subject: Subject, config: MeasureConfig, _: Path) -> Iterator[Record]:
-    """How often the nearest training images, by cosine of their features, vote for the right
-    class."""
-    (train, labels), (test, truth) = (
-        _known(subject, config),
-        features(cast(Classifier, subject.model), subject.batches),
-    )
+    """Measure the accuracy of a vote of the nearest training images, by cosine of features."""
+    train, labels = _training_features(subject, config)
+    test, truth = features(cast(Classifier, subject.model), subject.batches)
     guess = knn_guess(train, labels, test, k=config.knn_k, temperature=config.knn_temperature)
     settings = {
         "k": min(config.knn_k, len(train)),
@@ -238,11 +239,9 @@ def knn(subject: Subject, config: MeasureConfig, _: Path) -> Iterator[Record]:
 
 
 def linear(subject: Subject, config: MeasureConfig, _: Path) -> Iterator[Record]:
-    """How often a linear classifier, which learned from features of training images, is right."""
-    (train, labels), (test, truth) = (
-        _known(subject, config),
-        features(cast(Classifier, subject.model), subject.batches),
-    )
+    """Measure the accuracy of a linear classifier fitted on features of training images."""
+    train, labels = _training_features(subject, config)
+    test, truth = features(cast(Classifier, subject.model), subject.batches)
     probe = fit_probe(train, labels)
     settings = {
         "C": probe.strength,
@@ -256,14 +255,16 @@ def linear(subject: Subject, config: MeasureConfig, _: Path) -> Iterator[Record]
     )
 
 
-def _known(subject: Subject, config: MeasureConfig) -> tuple[Tensor, Tensor]:
-    """Features and labels of the training images that the others are told by.
+def _training_features(subject: Subject, config: MeasureConfig) -> tuple[Tensor, Tensor]:
+    """Return features and labels of `--probe-images` training images.
 
     Raises:
-        ValueError: they are the others, or there are none."""
+        ValueError: the subject's images are the training images, or there are no others."""
     if subject.train is None or subject.settings["split"] == "train":
         raise ValueError(
-            "--split train: knn and linear learn from training images, which then know themselves; leave --split out"
+            "--split train: knn and linear learn from the training images, so they cannot be "
+            "tested on them; leave --split out"
         )
+    # evenly per class, so that images of every class have neighbours
     count = config.probe_images or len(subject.train.split)
     return features(cast(Classifier, subject.model), subject.train.few(count, config.seed))

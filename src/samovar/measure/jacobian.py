@@ -1,4 +1,4 @@
-"""The Jacobian of logits by parameters, one row per sample (and logit), in chunks of columns."""
+"""The Jacobian of logits by parameters: a row per sample (and logit), in chunks of columns."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ Output = Literal["sum", "full"] | int
 
 
 class Setup(NamedTuple):
-    """A model as a function of its parameters, and what it is differentiated at."""
+    """A model as a function of its parameters, and the point where it is differentiated."""
 
     model: nn.Module
     state: dict[str, Tensor]
-    """Parameters and buffers, detached copies in the dtype of the kernel."""
+    """Detached copies of parameters and buffers, in the dtype of the kernel."""
     wanted: dict[str, Tensor]
-    """The parameters of the kernel, out of `state`."""
+    """Parameters of the kernel, a part of `state`."""
     images: Tensor
     cotangents: Tensor
-    """[R, K]: the combinations of logits that are a sample's rows."""
+    """[R, K]: R combinations of the logits, each a row of every sample."""
 
 
 class Slice(NamedTuple):
-    """Columns of the Jacobian: entries start to stop of one parameter, flattened."""
+    """Columns of the Jacobian: entries `start` to `stop` of one flattened parameter."""
 
     name: str
     start: int
@@ -41,8 +41,14 @@ def set_up(
     patterns: Sequence[str] | None,
     dtype: torch.dtype,
 ) -> Setup:
-    """A model's copies in dtype, and what of them is differentiated; refuses weights that are not
-    finite."""
+    """Copy a model's tensors in `dtype` and choose those that are differentiated.
+
+    Args:
+        patterns: names of parameters as shell patterns; None chooses all that require a gradient.
+
+    Raises:
+        ValueError: a tensor is not finite, no parameter fits, or an unknown output.
+        TypeError: the model does not return a tensor."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
@@ -59,7 +65,8 @@ def set_up(
     }
     if not wanted:
         raise ValueError(
-            f"params={patterns} selects no parameter that requires a gradient; None selects all that do"
+            f"params={patterns} selects no parameter that requires a gradient; "
+            "None selects all that do"
         )
     images = images.to(next(iter(wanted.values())).device, dtype, copy=True)
     with torch.no_grad():
@@ -72,6 +79,7 @@ def set_up(
 
 
 def _cotangents(output: Output, logits: Tensor) -> Tensor:
+    """Return the combinations of logits [R, K] that `output` names."""
     eye = torch.eye(logits.numel(), dtype=logits.dtype, device=logits.device)
     if output == "full":
         return eye
@@ -85,7 +93,8 @@ def _cotangents(output: Output, logits: Tensor) -> Tensor:
 
 
 def column_chunks(params: dict[str, Tensor], width: int) -> Iterator[list[Slice]]:
-    """All columns in order, at most `width` at a time."""
+    """Yield all columns in order, at most `width` at a time."""
+    # a parameter larger than the rest of a chunk is split between chunks
     chunk: list[Slice] = []
     room = width
     for name, param in params.items():
@@ -103,7 +112,13 @@ def column_chunks(params: dict[str, Tensor], width: int) -> Iterator[list[Slice]
 
 
 def jacobian_columns(setup: Setup, chunk: list[Slice], chunk_bytes: int) -> Tensor:
-    """Some columns of the Jacobian, [rows, columns]; row i * R + r is combination r of sample i."""
+    """Compute columns of the Jacobian, [rows, columns].
+
+    Row i * R + r is combination r of the logits of sample i.
+
+    Args:
+        chunk: the columns.
+        chunk_bytes: most memory of the gradients that are computed together."""
     variables = {piece.name: setup.wanted[piece.name] for piece in chunk}
     per_sample = len(setup.cotangents)
     rows = len(setup.images) * per_sample
@@ -126,7 +141,7 @@ def jacobian_columns(setup: Setup, chunk: list[Slice], chunk_bytes: int) -> Tens
 def _row_gradients(
     setup: Setup, variables: dict[str, Tensor], images: Tensor, cotangents: Tensor
 ) -> dict[str, Tensor]:
-    """Gradients [rows, *shape] of one combination of the logits of one image each."""
+    """Compute gradients [rows, *shape], each of one combination of the logits of one image."""
 
     def combined(variables: dict[str, Tensor], image: Tensor, cotangent: Tensor) -> Tensor:
         logits = functional_call(setup.model, setup.state | variables, (image[None],))
@@ -137,9 +152,8 @@ def _row_gradients(
         return cast("dict[str, Tensor]", rows)
     except torch.OutOfMemoryError:
         raise
-    except (
-        RuntimeError
-    ):  # a model that vmap cannot follow: branches on data, operators without a batching rule
+    except RuntimeError:
+        # vmap cannot follow branches on data, nor operators without a batching rule: row by row
         leaves = {name: tensor.clone().requires_grad_() for name, tensor in variables.items()}
         values = (
             combined(leaves, image, cotangent)

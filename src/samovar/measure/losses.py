@@ -1,36 +1,37 @@
-"""The mean loss over batches, and its gradient: one number per batch, weighted by its examples.
-
-A loss maps (model, batch) to its mean over the batch."""
+"""The mean loss over batches and its gradient, each batch weighted by its number of examples."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from samovar.curvature.inputs import num_examples
-from samovar.measure.lend import borrowed, rng_kept
+from samovar.restore import evaluating, rng
 
-LossFn = Callable[[nn.Module, Any], Tensor]
+LossFn: TypeAlias = Callable[[nn.Module, Any], Tensor]
+"""Maps (model, batch) to the mean loss [] over the batch."""
 
 
 def mean_loss(model: nn.Module, loss: LossFn, batches: Iterable[Any]) -> float:
-    """Mean loss over all examples, summed in float64; one forward pass over the batches.
+    """Return the mean loss over all examples, summed in float64.
+
+    Cost: one forward pass over the batches.
 
     Args:
-        model: any; lent in eval mode.
-        loss: mean loss [] of a batch. Global random numbers it draws are the same in every pass
-            over the batches.
-        batches: can be iterated over again and again in one order. A batch has a length, or is a
-            tuple, list or mapping whose first tensor has its examples along dim 0.
+        model: any; in eval mode inside, restored afterwards.
+        loss: maps (model, batch) to the mean loss [] over the batch. Global random numbers that it
+            draws are the same in every pass over the batches.
+        batches: can be read several times, in the same order. A batch has a length, or is a tuple,
+            list or mapping whose first tensor has the examples along dim 0.
 
     Raises:
         ValueError: no batches, a loss that is not a scalar or not finite, a batch of unknown size.
         TypeError: batches is an iterator."""
-    with borrowed(model):
+    with evaluating(model):
         return finite(batch_losses(model, loss, batches)).mean
 
 
@@ -38,7 +39,7 @@ EMPTY = "batches is empty; give at least one batch"
 
 
 class Losses:
-    """Losses of batches, in order, with the numbers of their examples."""
+    """The losses of batches, in order, and their numbers of examples."""
 
     def __init__(self, values: list[float], sizes: list[int]) -> None:
         self.values, self.sizes = values, sizes
@@ -48,39 +49,33 @@ class Losses:
 
     @property
     def mean(self) -> float:
-        """Over examples."""
-        return sum(value * size for value, size in zip(self.values, self.sizes, strict=True)) / sum(
-            self.sizes
-        )
+        """Mean loss over examples."""
+        weighted = (value * size for value, size in zip(self.values, self.sizes, strict=True))
+        return sum(weighted) / sum(self.sizes)
 
 
 def batch_losses(model: nn.Module, loss: LossFn, batches: Iterable[Any]) -> Losses:
-    """Loss of each batch, without a graph."""
+    """Compute the loss of each batch, without gradients."""
     return losses_and_gradient(model, loss, batches, ())[0]
 
 
 def losses_and_gradient(
     model: nn.Module, loss: LossFn, batches: Iterable[Any], params: Sequence[Tensor]
 ) -> tuple[Losses, list[Tensor]]:
-    """Loss of each batch, and the gradient of their weighted mean for params, in at least
-    float32."""
+    """Compute the loss of each batch, and the gradient of their weighted mean by `params`.
+
+    The gradient is summed in float32 or the type of the parameter, whichever is more precise.
+
+    Raises:
+        ValueError: no batches, a loss that is no scalar tensor or does not depend on `params`."""
     values, sizes = [], []
     sums = [torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in params]
-    # the same random numbers in every pass, else the noise of the loss would count as sharpness.
-    # Not inference mode: what a model caches in it (rotary tables) could not be trained on
-    # afterwards
-    with rng_kept(), torch.set_grad_enabled(bool(params)):
+    # the same random numbers in every pass, else the noise of the loss would count as sharpness;
+    # no_grad and not inference mode: a model that caches tensors (rotary tables) could not be
+    # trained on with those
+    with rng(), torch.set_grad_enabled(bool(params)):
         for batch in checked(batches):
-            value = loss(model, batch)
-            if not isinstance(value, Tensor) or value.ndim:
-                got = (
-                    f"shape {list(value.shape)}"
-                    if isinstance(value, Tensor)
-                    else type(value).__name__
-                )
-                raise ValueError(
-                    f"the loss of a batch is of {got}; return its mean over the batch, a tensor of shape []"
-                )
+            value = _scalar(loss(model, batch))
             size = num_examples(batch)
             values.append(float(value.detach()))
             sizes.append(size)
@@ -99,8 +94,21 @@ def losses_and_gradient(
     return Losses(values, sizes), sums
 
 
+def _scalar(value: object) -> Tensor:
+    if isinstance(value, Tensor) and not value.ndim:
+        return value
+    got = (
+        f"a tensor of shape {list(value.shape)}"
+        if isinstance(value, Tensor)
+        else f"an object of type {type(value).__name__}"
+    )
+    raise ValueError(
+        f"the loss of a batch is {got}; return its mean over the batch, a tensor of shape []"
+    )
+
+
 def checked(batches: Iterable[Any]) -> Iterable[Any]:
-    """The batches, if they can be read again."""
+    """Return the batches; raise TypeError if they can be read only once."""
     if iter(batches) is batches:
         raise TypeError(
             "batches is an iterator, which gives its batches once; give a list or a DataLoader"
@@ -109,7 +117,7 @@ def checked(batches: Iterable[Any]) -> Iterable[Any]:
 
 
 def finite(found: Losses) -> Losses:
-    """What was found, if weights and data are sound."""
+    """Return the losses; raise ValueError if one is not finite."""
     for i, value in enumerate(found.values):
         if not math.isfinite(value):
             raise ValueError(
@@ -119,7 +127,10 @@ def finite(found: Losses) -> Losses:
 
 
 def weighted_stderr(values: Sequence[float], sizes: Sequence[int]) -> float | None:
-    """Standard error of the weighted mean; that of the plain mean for equal sizes."""
+    """Return the standard error of a mean weighted by `sizes`.
+
+    For equal sizes it is that of the plain mean. None for fewer than two values, or values that are
+    not finite."""
     n, total = len(values), sum(sizes)
     if n < 2 or not all(math.isfinite(value) for value in values):
         return None

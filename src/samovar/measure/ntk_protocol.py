@@ -1,5 +1,4 @@
-"""What the NTK protocol changes about a model for a while: GELU for ReLU, a zero head for a random
-one."""
+"""Temporary changes that the NTK protocol makes to a model: ReLU for GELU, a random head."""
 
 from __future__ import annotations
 
@@ -15,10 +14,9 @@ from torch.overrides import TorchFunctionMode
 
 @contextmanager
 def gelu_as_relu(model: nn.Module) -> Iterator[None]:
-    """Inside, the model computes ReLU wherever it has GELU, a module of any such class or a call of
-    F.gelu.
+    """Replace GELU by ReLU inside: modules of such a class, and calls of F.gelu.
 
-    Modules are known by class: a name with GELU in it, no parameters, no children."""
+    A module counts as GELU if its class has GELU in its name, no parameters and no children."""
     swapped = [
         (parent._modules, name, child)
         for parent in model.modules()
@@ -26,6 +24,7 @@ def gelu_as_relu(model: nn.Module) -> Iterator[None]:
         if child is not None and _is_gelu(child)
     ]
     try:
+        # in the dict of the parent, since a model may override setattr
         for siblings, name, _ in swapped:
             siblings[name] = nn.ReLU()
         with _GeluCalls():
@@ -36,7 +35,7 @@ def gelu_as_relu(model: nn.Module) -> Iterator[None]:
 
 
 class _GeluCalls(TorchFunctionMode):
-    """Answers F.gelu with ReLU."""
+    """A function mode that computes F.relu where F.gelu is called."""
 
     def __torch_function__(
         self,
@@ -60,18 +59,21 @@ def _is_gelu(module: nn.Module) -> bool:
 
 @contextmanager
 def random_head(model: nn.Module, generator: Generator) -> Iterator[None]:
-    """Inside, the classifier's weights are drawn from N(0, 1 / fan_in), LeCun's scale; outside, as
-    before to the bit.
+    """Draw the classifier's weights from N(0, 1 / fan_in), LeCun's scale; restore them on exit.
 
-    Its bias stays: a constant, which no gradient of a logit depends on.
+    Its bias stays as it is: no gradient of a logit depends on it.
+
+    Args:
+        generator: on the CPU; weights are drawn in float32.
 
     Raises:
-        ValueError: the model has no classifier that can be told."""
+        ValueError: the model has no classifier that can be found."""
     weights = [layer.weight for layer in head_layers(model)]
     if not weights:
         raise ValueError(
             "no classifier head found (get_classifier(), or a last nn.Linear); use head='keep'"
         )
+    # a copy, since subtracting what was added does not restore all bits
     copies = [weight.detach().clone() for weight in weights]
     try:
         with torch.no_grad():
@@ -86,8 +88,9 @@ def random_head(model: nn.Module, generator: Generator) -> Iterator[None]:
 
 
 def head_layers(model: nn.Module) -> list[Any]:
-    """Layers with the classifier's kernels: what `get_classifier` of timm names, else the last
-    nn.Linear."""
+    """Return the layers of the classifier: those of timm's `get_classifier`, or the last nn.Linear.
+
+    Only layers with a weight of two or more dimensions count."""
     owner: Any = next(
         (module for module in model.modules() if hasattr(module, "get_classifier")), None
     )

@@ -15,62 +15,66 @@ from samovar.curvature.graphs import free_bytes
 from samovar.measure.grid import (
     Direction,
     Execution,
-    Grid,
+    GridRow,
+    LandscapeGrid,
     Offsets,
     PointLoss,
-    Row,
     Segment,
-    compute,
 )
+from samovar.measure.grid_processes import compute
 
-POINT_BYTES = 64  # of a point's two numbers, in the files' arrays and the plane's
+POINT_BYTES = 64
+"""Memory of a point's two numbers: in the arrays of files and plane, and in copies of these."""
 ALONE = Execution()
+"""One process, without files."""
 
 
 @dataclass(frozen=True)
 class Plane:
-    """The loss around weights, as float64 on the host."""
+    """The loss on a line or plane through a model's weights, as float64 on the host."""
 
     x: Tensor
-    """[X]."""
+    """[X] coordinates along the first direction."""
     y: Tensor | None
-    """[Y]; None for a line."""
+    """[Y] coordinates along the second direction; None for a line."""
     loss: Tensor
-    """[Y, X], or [X] for a line: mean over all examples."""
+    """Mean loss over all examples, [Y, X], or [X] for a line."""
     accuracy: Tensor | None
-    """Share of right answers, as `loss`; None if the loss does not tell it."""
+    """Share of right answers, of the shape of `loss`; None if the loss function returns none."""
     center_loss: float
-    """At the weights as they are, whether the grid has that point or not."""
+    """Loss at the model's own weights, whether the grid has that point or not."""
     center_accuracy: float | None
     num_forwards: int
-    """Forward passes over a batch that the values took."""
+    """Number of forward passes that were made, each over a batch."""
 
     @property
     def height(self) -> float:
-        """Highest finite loss less that at the centre; nan if there is none."""
+        """Highest finite loss minus that at the centre; nan if there is none."""
         finite = self.loss[self.loss.isfinite()]
         return float(finite.max()) - self.center_loss if len(finite) else math.nan
 
 
 def axis(points: int, span: float) -> Tensor:
-    """Coordinates [points] from -span to span, symmetric; 0 is among them, exactly, if points is
-    odd."""
+    """Return coordinates [points] from -span to span.
+
+    They are symmetric to the bit, and exactly 0 in the middle if `points` is odd."""
+    # by integers, since steps of linspace are symmetric only up to rounding
     steps = torch.arange(points, dtype=torch.float64)
     return (2 * steps - (points - 1)) / (points - 1) * span
 
 
 def filter_direction(model: nn.Module, generator: Generator) -> dict[str, Tensor]:
-    """A Gaussian direction in weight space, each filter of which is as long as that of the weights.
+    """Draw a Gaussian direction whose filters have the norms of the weights' filters.
 
     A parameter of two or more dimensions that requires a gradient is cut along dim 0 into filters;
-    position embeddings and class tokens [1, ...] are one. Parameters of fewer dimensions, biases
-    and scales of norms, stand still.
+    position embeddings and class tokens [1, ...] are one filter. Parameters of fewer dimensions,
+    which are biases and scales of norms, do not move.
 
     Args:
         generator: on the CPU; numbers are drawn in float32, parameter by parameter.
 
     Raises:
-        ValueError: no parameters to move.
+        ValueError: no parameter to move.
 
     Source: Li et al., arXiv:1712.09913."""
     direction = {}
@@ -82,7 +86,8 @@ def filter_direction(model: nn.Module, generator: Generator) -> dict[str, Tensor
             direction[name] = d * (norms[0] / norms[1].clamp(min=torch.finfo(w.dtype).tiny))
     if not direction:
         raise ValueError(
-            "no trainable parameter has two or more dimensions, so there are no filters; unfreeze some"
+            "no trainable parameter has two or more dimensions, so there are no filters; "
+            "unfreeze some"
         )
     return direction
 
@@ -96,38 +101,45 @@ def loss_plane(
     y: Sequence[float] | Tensor | None = None,
     how: Execution = ALONE,
 ) -> Plane:
-    """The loss at the weights plus x times a direction, or plus x times one and y times another.
+    """Compute the loss at the weights plus x times one direction (plus y times another).
 
-    The weights are moved in place, in eval mode, and are afterwards as they were to the bit,
-    gradients, flags, buffers and random states too. At (0, 0) they are exactly the model's. A point
-    costs a forward pass over the batches and little else; on a CPU take batches of
-    `fast_batch_size`. Memory: twice what moves, beside model and directions.
+    The weights are moved in place, in eval mode, and restored to the bit, as are gradients, flags,
+    buffers and random states. At (0, 0) they are exactly the model's. A point costs a forward pass
+    over the batches and little else; on a CPU use batches of `fast_batch_size`. Memory: two copies
+    of the tensors that move, in addition to model and directions.
 
     Args:
         loss: maps (model, batch) to the mean loss [] over the batch, or to a pair of it and of
             which examples are right, bool [B]. Random numbers of torch that it draws are the same
             at every point.
-        batches: kept in memory; each weighs as many examples as it has.
+        batches: kept in memory, and weighted by their numbers of examples.
         directions: one for a line, two for a plane; steps by names of parameters.
         x: coordinates along the first direction.
         y: coordinates along the second.
-        how: processes that share the rows, and the folder that keeps them.
+        how: processes that share the rows, and the folder that keeps the rows.
 
     Raises:
-        ValueError: weights, directions or coordinates that are not finite or do not fit; a loss
-            that is not as said; what a worker raises.
+        ValueError: weights, directions or coordinates are not finite or do not fit; `loss` returns
+            something else; a worker fails.
 
     Source: Li et al., arXiv:1712.09913; the paper's protocol: appendix B.1 of arXiv:2106.01548."""
     if len(directions) != (1 if y is None else 2):
         raise ValueError(f"{len(directions)} directions: give one with x, or two with x and y")
     xs, ys = _coordinates(x), [0.0] if y is None else _coordinates(y)
     steps = [_fitting(model, direction, "a direction") for direction in directions]
+    # rows of a plane are lines of equal y: the inner direction is x
     if y is None:
         return _plane(
-            Grid(model, loss, list(batches), Offsets(steps[0]), _rows(xs, [0.0])), xs, None, how
+            LandscapeGrid(model, loss, list(batches), Offsets(steps[0]), _rows(xs, [0.0])),
+            xs,
+            None,
+            how,
         )
     return _plane(
-        Grid(model, loss, list(batches), Offsets(steps[1], steps[0]), _rows(ys, xs)), xs, ys, how
+        LandscapeGrid(model, loss, list(batches), Offsets(steps[1], steps[0]), _rows(ys, xs)),
+        xs,
+        ys,
+        how,
     )
 
 
@@ -139,54 +151,59 @@ def loss_between(
     x: Sequence[float] | Tensor,
     how: Execution = ALONE,
 ) -> Plane:
-    """The loss on the straight line from a model's weights, at x = 0, to another's, at x = 1: both
-    exactly.
+    """Compute the loss on the straight line from a model's weights, x = 0, to another's, x = 1.
 
-    Buffers, such as BatchNorm's statistics, are interpolated like weights. Everything else is as
-    for `loss_plane`.
+    Both ends are exact. Buffers, such as BatchNorm's statistics, are interpolated like weights.
+    Everything else is as in `loss_plane`.
 
     Raises:
-        ValueError: models of two architectures, or as `loss_plane`."""
+        ValueError: models of different architectures, or as `loss_plane`."""
     end = {**dict(other.named_parameters()), **dict(other.named_buffers())}
+    # buffers as well: without BatchNorm's statistics the ends would not be the two models
     missing = [
         name for name, _ in [*model.named_parameters(), *model.named_buffers()] if name not in end
     ]
     if missing:
         raise ValueError(
-            f"the other model has no {missing[0]}, which the model has; give one of the same architecture"
+            f"the other model has no {missing[0]}, which the model has; "
+            "give one of the same architecture"
         )
     xs = _coordinates(x)
     moves = Segment(_fitting(model, end, "the other model"))
-    return _plane(Grid(model, loss, list(batches), moves, _rows(xs, [0.0])), xs, None, how)
+    return _plane(LandscapeGrid(model, loss, list(batches), moves, _rows(xs, [0.0])), xs, None, how)
 
 
 def _rows(
     outer: Sequence[float], inner: Sequence[float]
 ) -> tuple[tuple[float, tuple[float, ...]], ...]:
-    """Rows of a grid, and if it has no (0, 0), that point as one more."""
+    """Return the rows of a grid, and one more of the point (0, 0) if the grid does not have it.
+
+    Raises:
+        ValueError: the grid does not fit into memory."""
     need, free = POINT_BYTES * len(outer) * len(inner), free_bytes(torch.device("cpu"))
     if need > free:
         raise ValueError(
-            f"a grid of {len(outer)} x {len(inner)} points takes {need / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are "
-            "free; give fewer points"
+            f"a grid of {len(outer)} x {len(inner)} points takes {need / 2**30:.1f} GiB and "
+            f"{free / 2**30:.1f} GiB are free; give fewer points"
         )
     ts = tuple(inner)
     return (*((s, ts) for s in outer), *(() if 0 in outer and 0 in inner else ((0.0, (0.0,)),)))
 
 
-def _plane(grid: Grid, xs: list[float], ys: list[float] | None, how: Execution) -> Plane:
+def _plane(grid: LandscapeGrid, xs: list[float], ys: list[float] | None, how: Execution) -> Plane:
+    """Check and compute a grid, and return its values as a plane or line."""
     for name, tensor in [*grid.model.named_parameters(), *grid.model.named_buffers()]:
         if not _finite(tensor):
             raise ValueError(
-                f"{name} is not finite; a landscape needs finite weights: load an earlier checkpoint"
+                f"{name} is not finite; a landscape needs finite weights: "
+                "load an earlier checkpoint"
             )
     if not grid.batches:
         raise ValueError("batches is empty; give at least one batch")
     rows = compute(grid, how)
     outer = xs if ys is None else ys
-    values = torch.from_numpy(
-        np.stack(rows[: len(outer)], axis=1)
-    )  # [2, Y, X], of a line [2, X, 1]
+    # [2, Y, X], for a line [2, X, 1]
+    values = torch.from_numpy(np.stack(rows[: len(outer)], axis=1))
     center = _center(grid, rows)
     loss, accuracy = values.squeeze(-1) if ys is None else values
     known = bool(np.isfinite(center[1]))
@@ -201,8 +218,8 @@ def _plane(grid: Grid, xs: list[float], ys: list[float] | None, how: Execution) 
     )
 
 
-def _center(grid: Grid, rows: Sequence[Row]) -> Any:
-    """Loss and accuracy [2] at (0, 0)."""
+def _center(grid: LandscapeGrid, rows: Sequence[GridRow]) -> Any:
+    """Return loss and accuracy [2] at (0, 0)."""
     return next(
         row[:, ts.index(0)]
         for row, (s, ts) in zip(rows, grid.rows, strict=True)
@@ -214,23 +231,31 @@ def _coordinates(values: Sequence[float] | Tensor) -> list[float]:
     numbers: list[float] = torch.as_tensor(values, dtype=torch.float64).tolist()
     if not numbers or not all(map(math.isfinite, numbers)):
         raise ValueError(
-            f"coordinates {numbers[:3]} are none, or not all finite; give at least one finite number"
+            f"coordinates {numbers[:3]} are empty or not all finite; "
+            "give at least one finite number"
         )
     return numbers
 
 
 def _fitting(model: nn.Module, tensors: Direction, title: str) -> dict[str, Tensor]:
-    """The tensors on the devices and in the types of the model's own, which they are checked
-    against."""
+    """Return the tensors on the devices and in the types of the model's own.
+
+    Args:
+        title: of the tensors in errors.
+
+    Raises:
+        ValueError: no tensors, a name or shape that the model does not have, values not finite."""
     own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     fitting = {}
     for name, tensor in tensors.items():
         if name not in own or own[name].shape != tensor.shape:
             there = f"{list(own[name].shape)} in the model" if name in own else "not in the model"
             raise ValueError(
-                f"{title} has {name} of shape {list(tensor.shape)}, which is {there}; give one that fits it"
+                f"{title} has {name} of shape {list(tensor.shape)}, which is {there}; "
+                "give one that fits the model"
             )
         fitted = tensor.detach().to(own[name])
+        # a direction that is the model's own weights would move with them
         moves_itself = fitted.untyped_storage().data_ptr() == own[name].untyped_storage().data_ptr()
         fitting[name] = fitted.clone() if moves_itself else fitted
         if not _finite(fitted):
@@ -241,7 +266,7 @@ def _fitting(model: nn.Module, tensors: Direction, title: str) -> dict[str, Tens
 
 
 def _finite(tensor: Tensor) -> bool:
-    # the extremes, and not `isfinite`: nothing of the tensor's size is made
+    # by the extremes, since `isfinite` allocates another tensor of the same size
     return (
         not tensor.is_floating_point()
         or not tensor.numel()

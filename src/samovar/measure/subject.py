@@ -1,5 +1,4 @@
-"""What is measured: a model with its weights, and the images the loss is taken over, without
-augmentation."""
+"""The subject of a measurement: a model with its weights, and images without augmentation."""
 
 from __future__ import annotations
 
@@ -18,6 +17,7 @@ from samovar.config import Config, DataConfig, MeasureConfig, ModelConfig
 from samovar.data.loader import Batch, eval_batches
 from samovar.data.sources import open_source
 from samovar.data.splits import Source, Split, evenly, keep_fraction
+from samovar.measure import catalog
 from samovar.models import table, timm_folder
 from samovar.models.factory import Classifier, create, describe
 from samovar.models.load import load_init
@@ -31,7 +31,7 @@ from samovar.runtime import Runtime, seed_everything
 
 @dataclass(frozen=True)
 class Batches:
-    """A split's images in evaluation form, read anew by every pass."""
+    """A split's images, cropped as in evaluation; every pass reads them again."""
 
     split: Split
     config: DataConfig
@@ -51,12 +51,13 @@ class Batches:
         )
 
     def few(self, count: int, seed: int) -> Batches:
-        """`count` images alone (or all), even over the classes, and so is every beginning of
-        them."""
+        """Return `count` of the images (or all, if fewer), spread evenly over the classes.
+
+        So is every first part of them, such as the first half."""
         return replace(self, split=self.split.take(evenly(self.split.labels, count, seed)))
 
     def share(self, runtime: Runtime) -> Batches:
-        """A rank's part of the images."""
+        """Return the rank's part of the images."""
         return replace(self, rank=runtime.rank, world_size=runtime.world_size)
 
     def __len__(self) -> int:
@@ -65,68 +66,90 @@ class Batches:
 
 @dataclass(frozen=True)
 class Subject:
-    """A model, what its loss is taken over, and the protocol that goes into every record."""
+    """A model, the images of its loss, and the protocol that every record states."""
 
     name: str
     model: nn.Module
     batches: Batches
     settings: dict[str, Any]
-    """Whatever, changed, would change the numbers: checkpoint, images, loss, mode."""
+    """Everything that changes the numbers: checkpoint, images, loss, mode, seed."""
     where: dict[str, Any]
-    """Step and split."""
+    """Step and split, for the records."""
     classes: tuple[str, ...]
+    """Names of the classes, in the order of the logits."""
     runtime: Runtime
-    """Ranks share the Hessian's products; everything else each of them computes in full."""
+    """Ranks share the products of the Hessian; each rank computes everything else in full."""
     run: RunDir | None = None
-    """The run it is from; None for a model by name."""
+    """The run that the weights come from; None for a model by name."""
     config: Config = field(default_factory=Config)
+    """Settings of the run, or of the model by name."""
     train: Batches | None = None
-    """The training split, whatever split `batches` are of; None where images have none."""
+    """The training images, whatever the split of `batches`; None where there are none."""
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Mean loss [] over a batch, without label smoothing."""
+        """Return the mean loss [] over a batch, without label smoothing."""
+        # losses of models are comparable only without it
         settings = replace(self.config, loss=self.settings["loss"], label_smoothing=0.0)
         return make_objective(settings, len(self.classes))(model, batch).value
 
 
-def arrays_name(title: str, subject: Subject, config: MeasureConfig) -> str:
-    """The name of a file of arrays, another one for every protocol, so that no older record loses
-    its own."""
-    free = ("output", "name", "device", "threads", "workers", "processes")
-    asked = {key: value for key, value in configs.to_dict(config).items() if key not in free}
-    protocol = json.dumps([subject.settings, asked], sort_keys=True, default=str).encode()
-    digest = hashlib.sha256(protocol).hexdigest()[:8]
-    return f"{title}-step{subject.where.get('step', 0)}-{subject.settings['split']}-{digest}.npz"
+def arrays_name(
+    measurement: str, subject: Subject, config: MeasureConfig, *, title: str = ""
+) -> str:
+    """Return the name of a measurement's file of arrays, another one for every protocol.
+
+    No record then loses its arrays to a later one.
+
+    Args:
+        title: begins the name; empty takes that of the measurement."""
+    protocol = protocol_digest(measurement, subject, config)
+    where = f"step{subject.where.get('step', 0)}-{subject.settings['split']}"
+    return f"{title or measurement}-{where}-{protocol}.npz"
+
+
+def protocol_digest(measurement: str, subject: Subject, config: MeasureConfig) -> str:
+    """Return 8 characters that change with the subject and with each setting that is used."""
+    # only the settings that are used: others would give the same numbers another file
+    protocol = [subject.settings, subject.where, catalog.request(measurement, config)]
+    text = json.dumps(protocol, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def open_subject(name: str, config: MeasureConfig, runtime: Runtime) -> Subject:
-    """The subject of a run folder, of trained weights from elsewhere, or of a model's name at its
-    initialisation.
+    """Open a run folder, trained weights from elsewhere, or a model by name at initialisation.
+
+    Args:
+        name: of the folder, file or model.
+        config: chooses the checkpoint, the images and the loss.
 
     Raises:
-        ValueError: none of these, a checkpoint that is not there, data that does not fit."""
+        ValueError: `name` is none of these, the checkpoint is not there, or the data does not
+            fit."""
     folder = Path(name)
     if (folder / "config.json").is_file() and not timm_folder.is_one(folder):
         run = RunDir.open(folder)
         if config.model:
             raise ValueError(
-                f"--model {config.model}: {name} is a run, which knows its network; leave it out"
+                f"--model {config.model}: {name} is a run, which knows its network; "
+                "leave --model out"
             )
         return _subject(name, configs.load(run.config_path), config, runtime, run)
     if folder.exists() or folder.suffix in SUFFIXES or config.checkpoint == "pretrained":
         return _opened_subject(name, config, runtime)
     if config.model:
         raise ValueError(
-            f"--model {config.model}: {name} is a network at its initialisation; add --checkpoint pretrained"
+            f"--model {config.model}: {name} is a network at its initialisation; "
+            "add --checkpoint pretrained"
         )
     return _subject(name, _config_of_model(name, config), config, runtime, None)
 
 
 def _opened_subject(name: str, config: MeasureConfig, runtime: Runtime) -> Subject:
-    """The subject of weights that are of no run, their classifier included."""
+    """Open trained weights that belong to no run, with their classifier."""
     if config.checkpoint not in ("best", "pretrained"):
         raise ValueError(
-            f"--checkpoint {config.checkpoint}: {name} is no run and has no others; leave it out"
+            f"--checkpoint {config.checkpoint}: {name} is no run and has no others; "
+            "leave --checkpoint out"
         )
     opened = open_model(name, name=config.model, image_size=config.image_size)
     data = DataConfig(image_size=opened.image_size)
@@ -137,7 +160,8 @@ def _opened_subject(name: str, config: MeasureConfig, runtime: Runtime) -> Subje
 
 
 def _config_of_model(name: str, config: MeasureConfig) -> Config:
-    """Settings for a network outside any run; its own image size, the data the flags name."""
+    """Return settings for a network outside any run: its own image size, the flags' data."""
+    # images of the size that the network is made for, even where those of the data are smaller
     row = table.MODELS.get(name)
     size = config.image_size or (row.image_size if row else 0)
     if not size:
@@ -161,9 +185,11 @@ def _subject(
     data = base.data
     if run and config.image_size not in (0, data.image_size):
         raise ValueError(
-            f"--image-size {config.image_size}: {name} was trained at {data.image_size} px; leave it out"
+            f"--image-size {config.image_size}: {name} was trained at {data.image_size} px; "
+            "leave --image-size out"
         )
     if config.source:
+        # shares of the run's own data mean nothing for other images
         data = replace(data, source=config.source, fraction=1.0, tune_share=0.0)
     data = replace(data, root=config.root or data.root, workers=config.workers)
     source = open_source(data)
@@ -171,6 +197,7 @@ def _subject(
     split = source.train if title == "train" else source.val
     if config.images and config.images < len(split):
         split = split.take(keep_fraction(split.labels, config.images / len(split), config.seed))
+    # weights from elsewhere come with a classifier; a run's network is made for the source
     if opened:
         _check_fits(opened, source)
         model, weights, step = opened.model, {"weights": opened.notes[0]}, 0
@@ -201,42 +228,49 @@ def _subject(
 
 
 def _check_fits(opened: Opened, source: Source) -> None:
-    """Refuse images that a network was not trained to tell apart."""
+    """Raise ValueError for images of classes that a network was not trained on."""
     same = opened.num_classes == len(source.classes) and opened.channels == source.channels
     if not same:
         raise ValueError(
-            f"{opened.name} tells {opened.num_classes} classes in images of {opened.channels} channels, and "
-            f"{source.name} has {len(source.classes)} and {source.channels}; give --source with images of its classes"
+            f"{opened.name} classifies images of {opened.channels} channels into "
+            f"{opened.num_classes} classes, and {source.name} has {source.channels} and "
+            f"{len(source.classes)}; give --source with images of the model's classes"
         )
     if opened.classes != tuple(source.classes) and set(opened.classes) == set(source.classes):
         raise ValueError(
-            f"{opened.name} and {source.name} have the same classes in another order; give --source with folders that "
-            "sort as its classes do"
+            f"{opened.name} and {source.name} have the same classes in another order; "
+            "give --source with folders that sort in the order of the model's classes"
         )
 
 
 def _created(
     name: str, base: Config, config: MeasureConfig, run: RunDir | None, source: Source
 ) -> tuple[Classifier, dict[str, str], int]:
-    """A run's network, or one at its initialisation; what its weights are, as settings, and their
-    step."""
+    """Create the network of a run, or one at initialisation.
+
+    Returns:
+        The network, the settings that name its weights, and their step."""
     size, num_classes = base.data.image_size, len(source.classes)
+    # --checkpoint init gives the weights that the run began with
     seed_everything(base.seed if run else config.seed)
     model = create(base.model, num_classes=num_classes, image_size=size, channels=source.channels)
     try:
         return model, *_load_weights(model, base, run, config)
-    except RuntimeError:  # torch's list of every tensor that does not fit
+    except RuntimeError:  # in place of torch's list of every tensor that does not fit
         raise ValueError(
-            f"the weights of {name} do not fit images of {base.data.source}: {num_classes} classes, "
-            f"{source.channels} channels, {size} px; give --source with the data it was trained on"
+            f"the weights of {name} do not fit images of {base.data.source}: {num_classes} "
+            f"classes, {source.channels} channels, {size} px; "
+            "give --source with the data it was trained on"
         ) from None
 
 
 def _load_weights(
     model: Classifier, base: Config, run: RunDir | None, config: MeasureConfig
 ) -> tuple[dict[str, str], int]:
-    """Load what `config.checkpoint` names into the model; returns what it was, as settings, and its
-    step."""
+    """Load the weights that `config.checkpoint` names into the model.
+
+    Returns:
+        The settings that name the weights, and their step."""
     if run is None or config.checkpoint == "init":
         started = {"init": "; ".join(load_init(model, base))} if base.init else {}
         return {"weights": "initialisation"} | started, 0

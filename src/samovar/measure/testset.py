@@ -1,5 +1,7 @@
-"""Accuracy on published test sets: as their authors score them and, of 200 classes, as the paper
-must have done too."""
+"""The measurement `testset`: accuracy on published test sets, scored as their authors do.
+
+Sets of 200 of ImageNet's classes are also scored over all 1,000, as the paper must have done.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,8 +22,8 @@ from samovar.measure.accuracy import any_of, logits_of, share, top_k
 from samovar.measure.subject import Subject
 from samovar.runs.records import Record
 
-Rule = Callable[[Tensor, Tensor], Tensor]
-"""Of logits [n, K] and labels [n], whether each image is right, [n] bool."""
+ScoringRule: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""Maps logits [n, K] and labels [n] to which images are right, [n] bool."""
 
 ALEXNET = {
     "gaussian_noise": 0.886428,
@@ -39,16 +42,18 @@ ALEXNET = {
     "pixelate": 0.717840,
     "jpeg_compression": 0.606500,
 }
-"""AlexNet's error on the published ImageNet-C, mean of the five severities. Source:
-arXiv:1903.12261 and its code."""
+"""AlexNet's error on the published ImageNet-C, the mean over the five severities.
+
+Source: arXiv:1903.12261 and its code."""
 
 
 def testset(subject: Subject, config: MeasureConfig, _: Path) -> Iterator[Record]:
-    """Top-1 accuracy on the set of `--testset`, under each way it is scored; of a corruption set
-    also the means.
+    """Measure the top-1 accuracy on the set of `--testset`, by each of its scoring rules.
+
+    Sets of corruptions get the means over corruptions as well.
 
     Raises:
-        ValueError: no such set, files that are not it, a model of other classes."""
+        ValueError: no such set, files that do not belong to it, a model of other classes."""
     tests = open_testset(config.testset, config.corruptions, config.severities)
     settings = {
         "testset": tests.title,
@@ -65,15 +70,16 @@ def testset(subject: Subject, config: MeasureConfig, _: Path) -> Iterator[Record
 
 
 def class_order(subject: Subject, tests: TestSet, text: str) -> str:
-    """What is known of the order of the model's classes against the set's.
+    """Return how the order of the model's classes is known to be the set's, in words.
 
     Raises:
-        ValueError: other classes or another order, as far as can be told, or grey images."""
+        ValueError: the model has other classes or another order, as far as names say, or reads grey
+            images."""
     theirs, ours = tests.classes, subject.classes
     if len(ours) != tests.num_classes:
         raise ValueError(
-            f"--testset {text} is of {tests.num_classes} classes and {subject.name} tells {len(ours)} apart; give a "
-            f"model of the {tests.num_classes}"
+            f"--testset {text} has {tests.num_classes} classes and {subject.name} has {len(ours)}; "
+            f"give a model of the {tests.num_classes} classes"
         )
     if theirs == ours:
         return "the set's"
@@ -82,13 +88,15 @@ def class_order(subject: Subject, tests: TestSet, text: str) -> str:
             index for index, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1]
         )
         raise ValueError(
-            f"--testset {text}: class {place} of {subject.name} is {ours[place]}, and of the set {theirs[place]}; give "
-            "a model of the set's classes in their order"
+            f"--testset {text}: class {place} of {subject.name} is {ours[place]}, and of the set "
+            f"{theirs[place]}; give a model of the set's classes in their order"
         )
+    # names do not settle it, so only the number of channels can still be checked
     split = subject.batches.split
     if isinstance(split, Arrays) and split.images.shape[1] != 3:
         raise ValueError(
-            f"--testset {text} is in colour and {subject.name} reads grey images; give a model for colour"
+            f"--testset {text} is in colour and {subject.name} reads grey images; "
+            "give a model for colour"
         )
     return "assumed to be the set's" + (
         ", sorted WordNet ids" if theirs and _is_wnid(theirs[0]) else ""
@@ -102,7 +110,7 @@ def _is_wnid(name: str) -> bool:
 def _scored(
     subject: Subject, tests: TestSet, condition: Condition, settings: dict[str, Any]
 ) -> Iterator[Record]:
-    """One record for each way of scoring, all of one pass over the images."""
+    """Yield a record for each scoring rule, from one pass over the images."""
     logits, labels = logits_of(subject.model, replace(subject.batches, split=condition.split))
     rules = _rules(tests)
     for scoring, rule in rules.items():
@@ -123,23 +131,24 @@ def _scored(
         )
 
 
-def _rules(tests: TestSet) -> dict[str, Rule]:
-    """The ways a set is scored, by their names in the records."""
+def _rules(tests: TestSet) -> dict[str, ScoringRule]:
+    """Return the scoring rules of a set, by their names in the records."""
     if tests.label_sets is not None:
         scoring = f"any of the labels; {tests.left_out} images without labels left out"
         return {scoring: partial(_any_label, tests.label_sets)}
-    rules: dict[str, Rule] = {f"{tests.num_classes} classes": top_k}
+    rules: dict[str, ScoringRule] = {f"{tests.num_classes} classes": top_k}
     if tests.allowed is not None:
         rules[f"{len(tests.allowed)} classes"] = partial(masked, torch.tensor(tests.allowed))
     return rules
 
 
 def _any_label(label_sets: Sequence[Sequence[int]], logits: Tensor, rows: Tensor) -> Tensor:
+    """Score by ReaL's rule; the labels of an image are `label_sets[row]`."""
     return any_of(logits, [label_sets[row] for row in rows.tolist()])
 
 
 def masked(allowed: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-    """Whether the label is the highest logit among the allowed classes, [n] bool.
+    """Return True where the label has the highest logit among the allowed classes, [n] bool.
 
     Args:
         allowed: rising class indices; every label is among them.
@@ -149,7 +158,8 @@ def masked(allowed: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _means(tests: TestSet, found: list[Record]) -> Iterator[Record]:
-    """The plain mean over conditions and, where it is the published benchmark, the mCE."""
+    """Yield the plain mean over conditions, and the mCE where these are the published benchmark."""
+    # mCE averages over severities first, relative to AlexNet, then over corruptions
     by_name: dict[str, list[Record]] = {}
     for record in found:
         by_name.setdefault(record.where["corruption"], []).append(record)
@@ -161,13 +171,20 @@ def _means(tests: TestSet, found: list[Record]) -> Iterator[Record]:
         "missing": list(tests.missing),
     }
     fields: dict[str, Any] = {"n": min(r.n or 0 for r in found), "where": {"split": tests.title}}
+    # all conditions are made of the same images, so their errors may be fully correlated: the mean
+    # of standard errors is the most that the error of the mean can be
     yield Record(
-        "testset/mean_corruption_accuracy", _mean(r.value for r in found), "1", _mean(r.stderr or 0 for r in found),
-        settings=settings, source="plain mean over corruptions and severities: arXiv:2106.01548", **fields,
-    )  # fmt: skip
+        "testset/mean_corruption_accuracy",
+        fmean(record.value for record in found),
+        "1",
+        fmean(record.stderr or 0 for record in found),
+        settings=settings,
+        source="plain mean over corruptions and severities: arXiv:2106.01548",
+        **fields,
+    )
     if tests.title == "ImageNet-C" and set(MAIN) <= set(by_name) and severities == list(SEVERITIES):
-        relative = [_mean(1 - r.value for r in by_name[name]) / ALEXNET[name] for name in MAIN]
-        errors = [_mean(r.stderr or 0 for r in by_name[name]) / ALEXNET[name] for name in MAIN]
+        relative = [fmean(1 - r.value for r in by_name[name]) / ALEXNET[name] for name in MAIN]
+        errors = [fmean(r.stderr or 0 for r in by_name[name]) / ALEXNET[name] for name in MAIN]
         mce = {
             "average": "15 corruptions",
             "corruption_names": list(MAIN),
@@ -175,17 +192,10 @@ def _means(tests: TestSet, found: list[Record]) -> Iterator[Record]:
         }
         yield Record(
             "testset/mce",
-            _mean(relative),
+            fmean(relative),
             "",
-            _mean(errors),
+            fmean(errors),
             settings=settings | mce,
             source=tests.source,
             **fields,
         )
-
-
-def _mean(values: Iterator[float] | list[float]) -> float:
-    """The mean; of standard errors, the most that of the mean can be, as all conditions are of the
-    same images."""
-    values = list(values)
-    return sum(values) / len(values)

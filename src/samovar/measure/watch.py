@@ -1,5 +1,4 @@
-"""Sharpness while a model trains: what a fixed batch sees every so many steps, and the edge of
-stability beside it."""
+"""Sharpness during training: measured on a fixed batch, beside the edge of stability."""
 
 from __future__ import annotations
 
@@ -21,10 +20,10 @@ SOURCE = "Cohen et al., arXiv:2103.00065; with SAM: Long and Bartlett, arXiv:230
 
 
 class Watch:
-    """lambda_max, gradient norm and SAM sharpness of the training loss on one batch, in eval mode.
+    """A measurement of lambda_max, gradient norm and SAM sharpness on one batch, in eval mode.
 
-    Lanczos starts from the eigenvector of the time before, so it takes few products: a watch costs
-    some 30 gradients of the batch. The weights, random state and mode of the model are as before
+    Lanczos starts from the eigenvector of the last time, so it takes few products: one measurement
+    costs some 30 gradients of the batch. Weights, random state and mode of the model are restored
     afterwards."""
 
     def __init__(self, config: Config, source: Source, device: torch.device) -> None:
@@ -37,9 +36,14 @@ class Watch:
         self.vector: Tensor | None = None
 
     def records(self, model: nn.Module, step: int, lr: float) -> Iterator[Record]:
-        """What the batch sees at this step."""
+        """Yield the numbers of one step.
+
+        Args:
+            lr: learning rate of the step, for the edge of stability."""
         op = Hessian(model, self._loss, self.batches)
+        # a coarse tolerance: the curve over training matters, not the third digit
         pairs = top_eigenvalues(op, tol=1e-2, max_steps=50, start=self.vector)
+        # diverged weights give no vector to start from
         if pairs.vectors is not None and bool(torch.isfinite(pairs.vectors).all()):
             self.vector = pairs.vectors[:, 0]
         _, gradient = op.loss_and_gradient()
@@ -47,10 +51,16 @@ class Watch:
         settings = {"images": sum(map(len, self.batches)), "augmentation": "none", "mode": "eval"}
         where = {"step": step}
         yield Record(
-            "watch/lambda_max", pairs.values[0].item(), where=where, settings=settings | {"tol": 1e-2},
-            cost={"matvecs": pairs.num_products}, converged=pairs.converged, residual=pairs.residuals[0].item(),
-        )  # fmt: skip
+            "watch/lambda_max",
+            pairs.values[0].item(),
+            where=where,
+            settings=settings | {"tol": 1e-2},
+            cost={"matvecs": pairs.num_products},
+            converged=pairs.converged,
+            residual=pairs.residuals[0].item(),
+        )
         yield Record("watch/grad_norm", norm, where=where, settings=settings)
+        # plain runs are measured at SAM's usual radius
         rho = self.config.sam.rho or 0.05
         found = sam_sharpness(model, self._loss, self.batches, rho=rho)
         yield Record(
@@ -61,20 +71,24 @@ class Watch:
             settings=settings | {"rho": rho},
         )
         yield Record(
-            "watch/stability_threshold", threshold(lr, self.config.sam.rho, norm), where=where,
-            settings={"lr": lr, "rho": self.config.sam.rho, "assumes": "gradient descent"}, source=SOURCE,
-        )  # fmt: skip
+            "watch/stability_threshold",
+            threshold(lr, self.config.sam.rho, norm),
+            where=where,
+            settings={"lr": lr, "rho": self.config.sam.rho, "assumes": "gradient descent"},
+            source=SOURCE,
+        )
 
     def _loss(self, model: nn.Module, batch: Batch) -> Tensor:
         return self.objective(model, batch).value
 
 
 def threshold(lr: float, rho: float, grad_norm: float) -> float:
-    """The lambda at which gradient descent on a quadratic stops converging: 2 / lr, or SAM's
-    smaller one.
+    """Return the lambda above which gradient descent on a quadratic diverges.
 
-    SAM's solves lr * lambda * (1 + rho * lambda / |g|) = 2. With Adam-like optimizers it is the
-    preconditioned Hessian that counts, so there the number is only a landmark."""
+    It is 2 / lr for plain training. SAM's is smaller and solves lr * lambda * (1 + rho * lambda /
+    |g|) = 2. Adam-like optimizers depend on the preconditioned Hessian instead, so there the number
+    is only a landmark."""
+    # the positive root of the quadratic equation in lambda
     if lr == 0:
         return math.inf
     if rho == 0 or grad_norm == 0:

@@ -12,9 +12,9 @@ from typing import Any
 
 from samovar import config as configs
 from samovar.config import Config, RunConfig, cores
+from samovar.measure.catalog import default_split
 from samovar.measure.command import measure_once
 from samovar.measure.subject import open_subject
-from samovar.measure.table import default_split
 from samovar.runs.records import Record, RunDir
 from samovar.runtime import Runtime, started
 from samovar.runtime.workers import Stopped, share, signals_raise
