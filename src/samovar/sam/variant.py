@@ -9,9 +9,10 @@ line that obeys it: a direction in `sam/climb.py`, a use of the two gradients in
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
+
+from samovar.ranges import Range, out_of_range
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,12 @@ class SamVariant:
     momentum: bool = False
     """Momentum-SAM (MSAM): climb along minus the optimizer's momentum, in one pass; wants a rho ten
     times larger."""
-    sigma: float = 0.0
+    sigma: Annotated[float, Range("a number of 0 or more, 0 for SAM's own direction", ge=0)] = 0.0
     """Friendly SAM (F-SAM): climb along g - sigma x (average gradient of the steps before); its
     authors use 1."""
-    sigma_decay: float = 0.9
+    sigma_decay: Annotated[float, Range("a decay from 0 up to 1", ge=0, lt=1)] = 0.9
     """Decay per step of that average; its authors use 0.6 to 0.95."""
-    ascent_steps: int = 1
+    ascent_steps: Annotated[int, Range("a number of steps, 1 or more", ge=1)] = 1
     """Steps of the climb, each rho / ascent_steps long and a pass of its own."""
     norms_only: bool = False
     """SAM-ON: only the parameters of normalization layers climb; wants a rho about ten times
@@ -36,14 +37,16 @@ class SamVariant:
     layerwise: bool = False
     """Each parameter climbs along its own unit gradient, rho x |w_l| / |w| far (as LookSAM for
     large batches)."""
-    every: int = 1
+    every: Annotated[int, Range("a number of steps, 1 for all of them", ge=1)] = 1
     """Climb at each k-th step only; the steps between are plain."""
-    reuse: float = 0.0
+    reuse: Annotated[float, Range("a share of 0 or more, 0 for plain steps between", ge=0)] = 0.0
     """LookSAM's alpha: the steps between add this share of |g| along g_s's part across g, parameter
     by parameter."""
-    alpha: float = 0.0
+    alpha: Annotated[float, Range("a number of 0 or more, 0 for SAM", ge=0)] = 0.0
     """GSAM: g_s - alpha x (the component of g across g_s) is applied."""
-    gamma: float = 0.5
+    gamma: Annotated[float, Range("a number from 0 (plain) over 0.5 (SAM) up to 1", ge=0, lt=1)] = (
+        0.5
+    )
     """WSAM: g + gamma / (1 - gamma) x (g_s - g) is applied; 0.5 is SAM, its authors recommend 0.8
     to 0.95."""
     decoupled: bool = False
@@ -70,16 +73,6 @@ class SamVariant:
         """Whether a step needs a `SamMemory`, if only until the optimizer has stepped."""
         return self.remembers or self.decoupled
 
-
-_ALLOWED: dict[str, tuple[Callable[[float], bool], str]] = {
-    "sigma": (lambda x: 0 <= x < math.inf, "a number of 0 or more, 0 for SAM's own direction"),
-    "sigma_decay": (lambda x: 0 <= x < 1, "a decay from 0 up to 1"),
-    "ascent_steps": (lambda x: x >= 1, "a number of steps, 1 or more"),
-    "every": (lambda x: x >= 1, "a number of steps, 1 for all of them"),
-    "reuse": (lambda x: 0 <= x < math.inf, "a share of 0 or more, 0 for plain steps between"),
-    "alpha": (lambda x: 0 <= x < math.inf, "a number of 0 or more, 0 for SAM"),
-    "gamma": (lambda x: 0 <= x < 1, "a number from 0 (plain) over 0.5 (SAM) up to 1"),
-}
 
 ALONE = "the optimizer's momentum is the whole direction, and there is no gradient at the weights"
 _PAIRS: tuple[tuple[str, str, str], ...] = (
@@ -111,11 +104,8 @@ def changed(variant: SamVariant) -> dict[str, object]:
 
 
 def fault(variant: SamVariant) -> tuple[str, str] | None:
-    """The first setting that is out of range, and what is allowed."""
-    for name, (fits, allowed) in _ALLOWED.items():
-        if not fits(getattr(variant, name)):
-            return name, allowed
-    return None
+    """Return the first setting out of its range, and what is allowed; None if all fit."""
+    return next(((name, allowed) for name, _, allowed in out_of_range(variant)), None)
 
 
 def conflict(variant: SamVariant) -> tuple[str, str, str] | None:
