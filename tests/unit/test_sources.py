@@ -7,18 +7,21 @@ import sys
 import tarfile
 import urllib.error
 from dataclasses import replace
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from samovar import plugins
+from samovar.cli.listing import list_names
 from samovar.config import DataConfig
+from samovar.data.catalog import SOURCES, count_images, listed
 from samovar.data.draws import Purpose
-from samovar.data.folders import SOURCE_NAMES, count_images
 from samovar.data.shards import expand
-from samovar.data.sources import SOURCES, open_source
-from samovar.data.splits import hold_out, keep_fraction
+from samovar.data.sources import has_one_size, open_source
+from samovar.data.splits import Arrays, Source, hold_out, keep_fraction
 from tests.conftest import SHARED
 
 
@@ -44,11 +47,95 @@ def folder(path: Path, **settings) -> DataConfig:
 
 
 def test_the_table_and_its_torch_free_listing_name_the_same_sources():
-    assert [name[: name.find(":") + 1] or name for name in SOURCE_NAMES] == list(SOURCES)
+    assert [name.partition(":")[0] for name in listed()] == list(SOURCES)
+
+
+def test_only_sources_of_arrays_have_one_size():
+    assert [name for name, entry in SOURCES.items() if entry.one_size] == [
+        "digits", "cifar10", "cifar100", "fashion-mnist",
+    ]  # fmt: skip
+    assert has_one_size(DataConfig())
+    assert not has_one_size(DataConfig(source="folder:somewhere"))
+
+
+# --- sources of other packages ---------------------------------------------------------------------------------------
+
+
+def open_mine(config: DataConfig) -> Source:
+    """A source as another package would bring it; --data.source mine:3 has three classes."""
+    count = int(config.source.partition(":")[2] or "2")
+    labels = np.arange(10 * count) % count
+    images = np.zeros((len(labels), 1, 8, 8), np.uint8)
+    train, val = (Arrays(labels, images, part) for part in ("train", "val"))
+    return Source(config.source, tuple(map(str, range(count))), train, val, channels=1, image_size=8)
+
+
+def open_nothing(config: DataConfig) -> list[str]:
+    return []
+
+
+@pytest.fixture
+def other_package(monkeypatch):
+    """An installed package that adds the sources `mine`, `broken` and `wrong`."""
+    here = "tests.unit.test_sources"
+    points = [
+        EntryPoint(name, value, "samovar.sources")
+        for name, value in (
+            ("mine", f"{here}:open_mine"),
+            ("broken", f"{here}:gone"),
+            ("wrong", f"{here}:open_nothing"),
+        )
+    ]
+
+    def installed(group: str, **params: str) -> list[EntryPoint]:
+        return [point for point in points if point.matches(group=group, **params)]
+
+    monkeypatch.setattr(plugins, "entry_points", installed)
+    plugins.names.cache_clear()
+    yield
+    plugins.names.cache_clear()
+
+
+@pytest.mark.usefixtures("other_package")
+@pytest.mark.parametrize(("name", "classes"), [("mine", 2), ("mine:3", 3)])
+def test_a_source_of_another_package_opens_by_its_name(name, classes):
+    source = open_source(DataConfig(source=name, fraction=0.5))
+    assert len(source.classes) == classes
+    assert len(source.train) == 5 * classes
+    assert has_one_size(DataConfig(source=name))
+
+
+@pytest.mark.usefixtures("other_package")
+def test_a_source_of_another_package_is_listed_and_suggested(capsys):
+    list_names(["sources"])
+    printed = capsys.readouterr().out
+    assert "  mine " in printed
+    assert "  folder:PATH " in printed
+    with pytest.raises(ValueError, match=r"--data.source mime is unknown; did you mean mine\?"):
+        open_source(DataConfig(source="mime"))
+    with pytest.raises(ValueError, match="mine is not a folder of images"):
+        count_images("mine", 0.1)
+
+
+@pytest.mark.usefixtures("other_package")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("broken", "'broken' of samovar.sources does not import"),
+        ("wrong", "opens as list, not as a samovar.data.splits"),
+    ],
+)
+def test_a_package_that_adds_no_source_is_refused_in_one_line(name, message):
+    with pytest.raises(ValueError, match=message) as error:
+        open_source(DataConfig(source=name))
+    assert "\n" not in str(error.value)
+
+
+# --- listing ---------------------------------------------------------------------------------------------------------
 
 
 def test_listing_and_counting_import_no_torch():
-    code = "import sys, samovar.data.sources, samovar.data.folders; sys.exit('torch' in sys.modules)"
+    code = "import sys, samovar.data.sources, samovar.data.catalog; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -54,7 +54,7 @@ class DataConfig:
     """The images, and their processing before the model sees them."""
 
     source: str = "digits"
-    """A name of `samovar list sources`, or folder:PATH, imagenet:PATH, hf:NAME, shards:PATTERN."""
+    """A source of `samovar list sources`, such as digits or folder:PATH."""
     root: Path = Path("data")
     """Folder of downloaded data sets."""
     fraction: Annotated[float, Range("a share above 0, up to 1", gt=0, le=1)] = 1.0

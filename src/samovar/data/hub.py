@@ -37,7 +37,7 @@ class Rows:
         return f"{self.title}[{row}]"
 
 
-def open_hub(source: str, name: str) -> tuple[Encoded, Encoded | None, tuple[str, ...]]:
+def load_hub(source: str, name: str) -> tuple[Encoded, Encoded | None, tuple[str, ...]]:
     """Training split, validation split where there is one, and class names of a hub, saved or local
     data set.
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from samovar.data.folders import images_in, list_classes, readable
-from samovar.data.sources import Files
+from samovar.data.openers import Files
 from samovar.data.splits import Arrays, Encoded, Split, encoded
 
 MAIN = (

@@ -17,14 +17,12 @@ from samovar import config as configs
 from samovar.config import Loss
 from samovar.data.decode import decode
 from samovar.data.pipeline import frame
+from samovar.data.sources import has_one_size
 from samovar.models import timm_folder
 from samovar.models.open import Opened
 
 KEY = "samovar"
 """Under which an export says all this."""
-ONE_SIZE = ("digits", "fashion-mnist", "cifar10", "cifar100")
-"""Sources whose images have one size: evaluation scales those whole, and cuts others to a central
-square."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ def interface_of(opened: Opened) -> Interface:
         opened.classes or tuple(map(str, range(opened.num_classes))),
         opened.image_size,
         opened.channels,
-        whole=opened.data is not None and opened.data.source in ONE_SIZE,
+        whole=opened.data is not None and has_one_size(opened.data),
         loss="sigmoid"
         if loss == "sigmoid"
         else "softmax",  # contrastive runs end in a softmax classifier
