@@ -1,4 +1,4 @@
-"""Test sets of ImageNet's classes: one folder a class, and ReaL's labels of its validation images."""
+"""Test sets of ImageNet's classes: one folder a class, or ReaL's labels of validation images."""
 
 from __future__ import annotations
 
