@@ -100,8 +100,8 @@ def batches(
 ) -> Generator[Batch, None, None]:
     """Yield this rank's training batches of steps `start` to `stop` - 1.
 
-    Any start costs the same. Close the generator when done. Workers of the streaming loader import the main module, so a script
-    that calls this needs the usual `if __name__ == "__main__":`.
+    Any start costs the same. Close the generator when done. Workers of the streaming loader import
+    the main module, so a script that calls this needs the usual `if __name__ == "__main__":`.
 
     Args:
         source: the source whose training split is used.
