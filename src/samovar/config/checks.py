@@ -119,7 +119,7 @@ def _conflict(config: Config) -> tuple[str, str, str] | None:
     sam, part = config.sam, config.sam.fraction < 1
     attacked = config.adversarial.eps > 0
     steady = config.optim.schedule == "constant" and not config.optim.warmup_steps
-    # Subtracting gradients only makes sense where both are of the same images.
+    # Subtracting gradients only makes sense if both are of the same images.
     other_images = "the two gradients would be of different images; leave one of them out"
     scales = "each scales the climb by the weights; leave one of them out"
     # One backward pass serves images and weights, so there is neither a part nor a second step.

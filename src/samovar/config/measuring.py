@@ -87,7 +87,7 @@ class MeasureConfig:
     points: Annotated[int, Range("a number of grid points per axis, 2 to 1001", ge=2, le=1001)] = 25
     """Grid points per axis; an odd number includes the trained point. The paper uses 50."""
     span: Annotated[float, Range("a distance above 0", ge=1e-9)] = 1.0
-    """The axes run from -span to span; eigenvectors have length 1, for which 0.1 is already
+    """Axes run from -span to span; eigenvectors have length 1, for which 0.1 is already
     far."""
     landscape_images: ImagesOrAll = 512
     """Images for the landscape's loss, evenly per class; 0 is all measured images."""

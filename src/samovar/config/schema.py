@@ -1,4 +1,4 @@
-"""The JSON Schema of a run's `config.json`, derived from the dataclasses of settings."""
+"""JSON Schema of a run's `config.json`, derived from the dataclasses of settings."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ Decay = Annotated[float, Range("a decay rate from 0 up to 1", ge=0, lt=1)]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The network and its initial weights."""
+    """Network and its initial weights."""
 
     name: str = "vit-digits"
     """A name of `samovar list models`, any timm model name, or `module:function` returning an
@@ -51,7 +51,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The images, and their processing before the model sees them."""
+    """Images and their processing before the model sees them."""
 
     source: str = "digits"
     """A source of `samovar list sources`, such as digits or folder:PATH."""
@@ -111,7 +111,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """The optimizer, the learning-rate schedule, gradient clipping and weight averaging."""
+    """Optimizer, learning-rate schedule, gradient clipping and weight averaging."""
 
     name: str = "adamw"
     """`adamw`, `sgd`, `lamb`, or any optimizer name timm knows (`sgdw`, `lion`, ...)."""

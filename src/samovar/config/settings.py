@@ -99,7 +99,7 @@ def _head_optim() -> OptimConfig:
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """The second stage under `--loss supcon`: a linear softmax classifier on the frozen encoder."""
+    """Second stage under `--loss supcon`: a linear softmax classifier on the frozen encoder."""
 
     epochs: Annotated[
         float, Range("passes over the data, above 0 unless --head.steps is given", ge=0)

@@ -13,7 +13,7 @@ class BadImages(ValueError):
 
 
 class BadFiles:
-    """The unreadable images of one split, also listed in a file as `role TAB path TAB reason`.
+    """Unreadable images of one split, also listed in a file as `role TAB path TAB reason`.
 
     Images count that this process and, by way of the file, the other ranks met since the start.
     Lines from before a resume do not count, as the images may have been repaired. A name is listed

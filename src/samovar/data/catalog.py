@@ -1,4 +1,4 @@
-"""The table of sources: everything about a value of `--data.source` that is known in advance.
+"""Table of sources: all facts about a value of `--data.source` that are known in advance.
 
 Nothing here needs torch. Other packages add sources through the entry point group
 `samovar.sources`: a function of a `DataConfig` that returns a `Source`."""
@@ -22,19 +22,19 @@ class SourceEntry:
     """One kind of source."""
 
     help: str
-    """What the source is, in one line."""
+    """One line of help."""
     open: Callable[[DataConfig, str], Source]
     """Function of the settings and the part after the colon."""
     argument: str = ""
-    """What follows the name and a colon, such as PATH; empty where nothing does."""
+    """Name of the part after the colon, such as PATH; empty for a source without one."""
     one_size: bool = False
-    """Whether all images have one size, so that evaluation scales them whole and crops nothing."""
+    """True: all images have one size, so evaluation scales them whole and crops nothing."""
     num_train: int | None = None
     """Number of training images, where it is fixed."""
     class_folders: bool = False
-    """Whether the argument is a folder whose images can be counted without opening them."""
+    """True: the argument is a folder whose images can be counted without opening them."""
     needs_val: bool = False
-    """Whether such a folder must hold a validation split."""
+    """True: that folder must hold a validation split."""
 
 
 SOURCES: dict[str, SourceEntry] = {

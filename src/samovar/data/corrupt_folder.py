@@ -34,7 +34,7 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class _Copies:
-    """The copies of each image: every corruption at every severity."""
+    """Copies of each image: every corruption at every severity."""
 
     data: Path
     output: Path

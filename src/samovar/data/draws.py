@@ -22,7 +22,7 @@ _MASK = 0xFFFFFFFFFFFFFFFF
 
 
 class Purpose(IntEnum):
-    """The purpose of a draw; each has an independent stream.
+    """Purpose of a draw; each has an independent stream.
 
     A new augmentation thus leaves the draws of the others alone. The values are part of every run's
     identity: append, never renumber."""
@@ -108,7 +108,7 @@ def order(seed: int, epoch: int, n: int) -> Ints:
 
 @dataclass(frozen=True)
 class Plan:
-    """The images of each step: an endless stream of shuffled epochs, cut into batches.
+    """Images of each step: an endless stream of shuffled epochs, cut into batches.
 
     Position p of the stream holds image `order(seed, p // n, n)[p % n]`, so every image is seen
     equally often and none is dropped; a batch may straddle two epochs. Step t takes the positions

@@ -1,4 +1,4 @@
-"""The two splits of a source: arrays in memory, or encoded files read one by one.
+"""Splits of a source: arrays in memory, or encoded files read one by one.
 
 Nothing here needs torch."""
 

@@ -1,10 +1,9 @@
-"""What tells the relatives of SAM from it: a few choices, each neutral by default. Nothing in this
-file needs torch.
+"""The settings in which the relatives of SAM differ from it; each is neutral by default. No torch.
 
-A step of any of them climbs from the weights w to w + e, takes the gradient there, and makes of the
-gradients at both points the one that is applied. To add a relative is to add a setting here and the
-line that obeys it: a direction in `sam/climb.py`, a use of the two gradients in
-    `sam/combine.py`."""
+A step of any relative climbs from the weights w to w + e, takes the gradient there, and combines
+the gradients at both points into the one that the optimizer applies. To add a relative, add a
+setting here and the line that obeys it: a direction of the climb in `sam/directions.py` or
+`sam/engine.py`, a use of both gradients in `sam/combine.py`. Both front ends use these."""
 
 from __future__ import annotations
 
@@ -17,60 +16,59 @@ from samovar.ranges import Range, out_of_range
 
 @dataclass(frozen=True)
 class SamVariant:
-    """Departures from plain SAM; they go together, unless `conflict` knows better.
+    """Departures from plain SAM. They combine freely, except for the pairs that `conflict` names.
 
-    Written: g and g_s are the gradients at the weights and at the top of the climb."""
+    Notation: g is the gradient at the weights, g_s the gradient at the top of the climb."""
 
     momentum: bool = False
-    """Momentum-SAM (MSAM): climb along minus the optimizer's momentum, in one pass; wants a rho ten
+    """Momentum-SAM (MSAM): climb along minus the optimizer's momentum, in one pass; needs a rho ten
     times larger."""
     sigma: Annotated[float, Range("a number of 0 or more, 0 for SAM's own direction", ge=0)] = 0.0
-    """Friendly SAM (F-SAM): climb along g - sigma x (average gradient of the steps before); its
+    """Friendly SAM (F-SAM): climb along g - sigma x (average gradient of the earlier steps); its
     authors use 1."""
     sigma_decay: Annotated[float, Range("a decay from 0 up to 1", ge=0, lt=1)] = 0.9
-    """Decay per step of that average; its authors use 0.6 to 0.95."""
+    """Decay per step of F-SAM's average; its authors use 0.6 to 0.95."""
     ascent_steps: Annotated[int, Range("a number of steps, 1 or more", ge=1)] = 1
-    """Steps of the climb, each rho / ascent_steps long and a pass of its own."""
+    """Steps of the climb, each rho / ascent_steps long and with a pass of its own."""
     norms_only: bool = False
-    """SAM-ON: only the parameters of normalization layers climb; wants a rho about ten times
-    larger."""
+    """SAM-ON: only parameters of normalization layers climb; needs a rho about ten times larger."""
     layerwise: bool = False
-    """Each parameter climbs along its own unit gradient, rho x |w_l| / |w| far (as LookSAM for
+    """Each parameter climbs along its own unit gradient, by rho x |w_l| / |w| (LookSAM's rule for
     large batches)."""
     every: Annotated[int, Range("a number of steps, 1 for all of them", ge=1)] = 1
-    """Climb at each k-th step only; the steps between are plain."""
+    """Climb at every k-th step only; the steps in between are plain."""
     reuse: Annotated[float, Range("a share of 0 or more, 0 for plain steps between", ge=0)] = 0.0
-    """LookSAM's alpha: the steps between add this share of |g| along g_s's part across g, parameter
-    by parameter."""
+    """LookSAM's alpha: the steps in between add this share of |g| along the part of g_s orthogonal
+    to g, parameter by parameter."""
     alpha: Annotated[float, Range("a number of 0 or more, 0 for SAM", ge=0)] = 0.0
-    """GSAM: g_s - alpha x (the component of g across g_s) is applied."""
+    """GSAM: apply g_s - alpha x (the component of g orthogonal to g_s)."""
     gamma: Annotated[float, Range("a number from 0 (plain) over 0.5 (SAM) up to 1", ge=0, lt=1)] = (
         0.5
     )
-    """WSAM: g + gamma / (1 - gamma) x (g_s - g) is applied; 0.5 is SAM, its authors recommend 0.8
-    to 0.95."""
+    """WSAM: apply g + gamma / (1 - gamma) x (g_s - g); 0.5 is SAM, its authors recommend 0.8 to
+    0.95."""
     decoupled: bool = False
-    """WSAM's other form: g goes to the optimizer, and lr x gamma / (1 - gamma) x (g_s - g) is
-    subtracted after it."""
+    """WSAM's other form: the optimizer gets g, and lr x gamma / (1 - gamma) x (g_s - g) is
+    subtracted after its step."""
 
     @property
     def weight(self) -> float:
-        """WSAM's gamma / (1 - gamma), the weight of g_s."""
+        """Return WSAM's gamma / (1 - gamma), the weight of g_s."""
         return self.gamma / (1 - self.gamma)
 
     @property
     def uses_both(self) -> bool:
-        """Whether what is applied, or kept, is made of both gradients."""
+        """Return whether both gradients are needed, to be applied or to be kept."""
         return bool(self.alpha or self.gamma != 0.5 or self.decoupled or self.reuse)
 
     @property
     def remembers(self) -> bool:
-        """Whether a step depends on those before by more than weights and optimizer."""
+        """Return whether a step depends on earlier ones beyond weights and optimizer."""
         return bool(self.sigma or self.every > 1)
 
     @property
     def needs_memory(self) -> bool:
-        """Whether a step needs a `SamMemory`, if only until the optimizer has stepped."""
+        """Return whether a step needs a `SamMemory`, if only until the optimizer has stepped."""
         return self.remembers or self.decoupled
 
 
@@ -90,11 +88,11 @@ _PAIRS: tuple[tuple[str, str, str], ...] = (
     ("alpha", "decoupled", "each says in its own way what to apply of the two gradients"),
     ("reuse", "decoupled", "the steps between would have no difference to subtract"),
 )
-"""Settings that exclude each other, and why."""
+"""Pairs of settings that exclude each other, with the reason."""
 
 
 def changed(variant: SamVariant) -> dict[str, object]:
-    """The settings that are not neutral, by name."""
+    """Return the settings that are not neutral, by name."""
     names = (field.name for field in dataclasses.fields(SamVariant))
     return {
         name: getattr(variant, name)
@@ -104,13 +102,14 @@ def changed(variant: SamVariant) -> dict[str, object]:
 
 
 def fault(variant: SamVariant) -> tuple[str, str] | None:
-    """Return the first setting out of its range, and what is allowed; None if all fit."""
+    """Return the first setting that is out of range and what is allowed; None if all fit."""
     return next(((name, allowed) for name, _, allowed in out_of_range(variant)), None)
 
 
 def conflict(variant: SamVariant) -> tuple[str, str, str] | None:
-    """The first two settings that mean nothing together, and why; the second is one that is missing
-    where the reason says so."""
+    """Return the first two settings that contradict each other, with the reason; None if none do.
+
+    The second may be one that is missing; the reason then says so."""
     given = changed(variant)
     for one, other, why in _PAIRS:
         if one in given and other in given:
@@ -121,6 +120,7 @@ def conflict(variant: SamVariant) -> tuple[str, str, str] | None:
         return (
             "alpha",
             "every",
-            "plain steps between would undo what the others do to the gap; give a share to reuse as well",
+            "plain steps between would undo what the others do to the gap; "
+            "give a share to reuse as well",
         )
     return None

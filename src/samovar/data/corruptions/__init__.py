@@ -1,4 +1,4 @@
-"""The corruptions of ImageNet-C: 19 ways to degrade an image, each in 5 severities.
+"""Corruptions of ImageNet-C: 19 ways to degrade an image, each in 5 severities.
 
 The fifteen of `MAIN` are the benchmark, the four of `EXTRA` were meant for validation; the paper
 counts all. They are rewritten from their definitions, for any image size. Images whose shorter side

@@ -79,7 +79,8 @@ def _disk(radius: float, sigma: float) -> list[list[int]]:
     """Return the published kernel in units of 2^-15.
 
     It is a disk in a window of at least 17 x 17, smoothed with the window mirrored. At radius 8 and
-    10 the disk touches the window, and the mirror adds 1 % to its sum: those images are brighter."""
+    10 the disk touches the window, and the mirror adds 1 % to its sum: such images are
+    brighter."""
     reach = max(8, int(radius))
     half = 1 if radius <= 8 else 2
     squares = np.arange(-reach, reach + 1) ** 2
