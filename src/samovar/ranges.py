@@ -56,6 +56,7 @@ def ranges_of(cls: type) -> dict[str, Range]:
     """Return the range of each field of a dataclass that has one, by name.
 
     The range of a tuple limits each of its items."""
+    # cached, because resolving annotations is slow and every check asks for them
     hints = typing.get_type_hints(cls, include_extras=True)
     found = {name: _range_in(hint) for name, hint in hints.items()}
     return {name: limit for name, limit in found.items() if limit}

@@ -425,6 +425,7 @@ def test_cifar_comes_as_channels_first_bytes(tmp_path, monkeypatch):
     assert np.array_equal(source.train.images, pixels.reshape(20, 3, 32, 32))
     assert source.classes == tuple("abcdefghij")
     assert source.train.name(3) == "cifar10[3]"
+    assert isinstance(source.train, Arrays) == SOURCES["cifar10"].one_size
 
 
 def test_fashion_mnist_comes_as_grey_bytes(tmp_path):
@@ -440,6 +441,7 @@ def test_fashion_mnist_comes_as_grey_bytes(tmp_path):
     source = open_source(DataConfig(source="fashion-mnist", root=tmp_path))
     assert np.array_equal(source.train.images[:, 0], pixels)
     assert (source.channels, source.image_size) == (1, 28)
+    assert isinstance(source.train, Arrays) == SOURCES["fashion-mnist"].one_size
 
 
 def test_pets_train_on_trainval_and_validate_on_test(tmp_path):
@@ -451,6 +453,7 @@ def test_pets_train_on_trainval_and_validate_on_test(tmp_path):
     source = open_source(DataConfig(source="pets", root=tmp_path))
     assert source.classes == ("Abyssinian", "Beagle")
     assert source.train.name(1) == str(base / "images/beagle_2.jpg")
+    assert isinstance(source.train, Arrays) == SOURCES["pets"].one_size
     assert source.val.labels.tolist() == [1]
 
 
@@ -465,6 +468,7 @@ def test_flowers_train_on_train_and_val_together(tmp_path, monkeypatch):
     source = open_source(DataConfig(source="flowers102", root=tmp_path))
     assert (len(source.train), len(source.val), len(source.classes)) == (204, 102, 102)
     assert source.train.name(102) == str(tmp_path / "102.jpg")
+    assert isinstance(source.train, Arrays) == SOURCES["flowers102"].one_size
 
 
 # --- shards and the hub ----------------------------------------------------------------------------------------------

@@ -48,6 +48,7 @@ def validate_measure(config: MeasureConfig) -> None:
             f"--ntk-output {config.ntk_output} is unknown; give sum, full or the index of a logit"
         )
     _check_severities(config)
+    # both are plausible alone: the default radius is meant for the other norm
     if config.attack_norm == "2" and config.attack_eps == MeasureConfig.attack_eps:
         raise ValueError(
             f"--attack-norm 2 with --attack-eps {config.attack_eps:.3g}, the default, which suits "
@@ -75,6 +76,7 @@ def validate_layout(config: Config, world_size: int) -> None:
 
     Raises:
         ValueError: names the numbers that do not fit and those that do."""
+    # without SAM there are no ascent groups, so m does not matter
     batch, m = config.data.batch_size, config.sam.m if config.sam.rho else 0
     if batch % world_size:
         raise ValueError(
@@ -171,6 +173,7 @@ def _check_contrastive(config: Config) -> None:
         raise ValueError(
             "--head.epochs 0 with --head.steps 0 trains no classifier; give one of the two"
         )
+    # most of these split the batch or mix the classes that the loss compares
     flat, free = flatten(config), flatten(Config())
     for name in (
         "sam.m", "sam.fraction", "run.micro_batch", "adversarial.eps", "data.mixup", "data.cutmix",

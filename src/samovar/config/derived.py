@@ -20,6 +20,7 @@ def stages(config: Config) -> tuple[Config, ...]:
     A run has one stage; under `supcon` a linear classifier follows as a second."""
     if config.loss != "supcon":
         return (config,)
+    # the frozen encoder needs neither a second view nor SAM
     head = replace(
         config,
         loss="softmax",
@@ -46,6 +47,7 @@ def image_gradients(config: Config, num_train: int) -> float:
 
 def sam_words(sam: SamConfig) -> str:
     """Return how a relative differs from SAM, such as `alpha 0.4, rho_min 0.02`; empty for SAM."""
+    # plain SAM has these settings too, so they name no relative
     shared = {"m", "rho", "adaptive", "eta", "shared_ascent"}
     free = flatten(SamConfig())
     given = {
@@ -62,6 +64,7 @@ def passes(config: Config) -> float:
     Plain training takes 1, SAM takes 2."""
     attack = config.adversarial.num_steps if config.adversarial.eps else 0
     sam = config.sam
+    # along the momentum the ascent takes no gradient
     if not sam.rho or sam.momentum:
         return 1.0 + attack
     climbing = (sam.end - sam.start) / sam.every
@@ -71,4 +74,5 @@ def passes(config: Config) -> float:
 
 def cores() -> int:
     """Return the number of cores this process may use."""
+    # containers and taskset restrict the affinity, which cpu_count ignores
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -32,6 +32,7 @@ def from_dict(values: dict[str, Any], cls: type[Section] = Config) -> Section:  
 
     Raises:
         ValueError: an unknown setting, or a value of the wrong type."""
+    # without include_extras, so that ranges do not stand in the way of the types
     hints = typing.get_type_hints(cls)
     unknown = sorted(set(values) - set(hints))
     if unknown:
@@ -122,8 +123,10 @@ def to_flags(config: Config, base: Config) -> list[str]:
     """Return the command-line flags that turn `base` into `config`."""
     flags: list[str] = []
     for name, (value, _) in differences(config, base).items():
+        # follows from the command and has no flag
         if name == "recipe":
             continue
+        # a switch is off as `--data.no-flip`, the way tyro spells it
         if isinstance(value, bool):
             head, _, last = name.rpartition(".")
             flags.append("--" + dashed(name if value else f"{head}.no-{last}".lstrip(".")))

@@ -45,6 +45,7 @@ def field_docs(cls: type) -> dict[str, str]:
     A field without one has an empty string."""
     (node,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
     assert isinstance(node, ast.ClassDef)
+    # Python keeps no docstrings of fields, so they are read from the source
     docs: dict[str, str] = {}
     for base in filter(dataclasses.is_dataclass, cls.__bases__):
         docs |= field_docs(base)
@@ -90,6 +91,7 @@ def _value(hint: Any) -> dict[str, Any]:
     if origin is tuple and args[-1] is Ellipsis:
         return {"type": "array", "items": _value(args[0])}
     if origin is tuple:
+        # `items: false` forbids items beyond the prefix
         items = [_value(arg) for arg in args]
         return {"type": "array", "prefixItems": items, "items": False, "minItems": len(items)}
     return {"type": _PLAIN[hint]}

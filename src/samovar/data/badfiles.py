@@ -34,6 +34,7 @@ class BadFiles:
             name = " ".join(self.split.name(index).split())
             if name in self.met:
                 continue
+            # another rank may have met more since
             listed = self._listed()
             self.met |= {other: why for other, why in listed.items() if other not in self._earlier}
             self.met[name] = " ".join(reason.split())

@@ -5,6 +5,7 @@ Nothing here needs torch. Other packages add sources through the entry point gro
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,11 @@ class SourceEntry:
     """True: the argument is a folder whose images can be counted without opening them."""
     needs_val: bool = False
     """True: that folder must hold a validation split."""
+
+
+def _of_class_folders(help: str, *, needs_val: bool) -> SourceEntry:
+    open_it = functools.partial(openers.open_class_folders, needs_val=needs_val)
+    return SourceEntry(help, open_it, argument="PATH", class_folders=True, needs_val=needs_val)
 
 
 SOURCES: dict[str, SourceEntry] = {
@@ -71,19 +77,11 @@ SOURCES: dict[str, SourceEntry] = {
         openers.open_pets,
         num_train=3680,
     ),
-    "folder": SourceEntry(
+    "folder": _of_class_folders(
         "your photos: PATH/train/CLASS and PATH/val/CLASS, or PATH/CLASS with a share held out",
-        openers.open_folder,
-        argument="PATH",
-        class_folders=True,
+        needs_val=False,
     ),
-    "imagenet": SourceEntry(
-        "ImageNet: PATH/train/WNID and PATH/val/WNID",
-        openers.open_imagenet,
-        argument="PATH",
-        class_folders=True,
-        needs_val=True,
-    ),
+    "imagenet": _of_class_folders("ImageNet: PATH/train/WNID and PATH/val/WNID", needs_val=True),
     "hf": SourceEntry(
         "a Hugging Face data set by name or path; needs samovar[hf]",
         openers.open_hub,

@@ -142,6 +142,7 @@ def _paths(data: Path) -> list[str]:
         paths = sorted(path.removeprefix("./") for path in images_in(data, "."))
     if not paths:
         raise ValueError(f"no images in {data}; known endings: {' '.join(EXTENSIONS)}")
+    # every copy ends in .png, so a.jpg and a.png would overwrite each other
     stems: dict[Path, str] = {}
     for path in paths:
         other = stems.setdefault(Path(path).with_suffix(""), path)
@@ -178,6 +179,7 @@ def _ignore_sigint() -> None:
 
 
 def _write(image: Image.Image, target: Path) -> None:
+    # aside first, so that an interrupted run leaves no half file that counts as done
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:

@@ -65,6 +65,7 @@ def _with_pillow(data: bytes, channels: int) -> Tensor:
         ) from error
     except Exception as error:  # decoders fed garbage raise whatever they stumble over
         raise UnreadableImage(str(error).strip() or type(error).__name__) from error
+    # copied, since Pillow's buffer is read-only
     return torch.from_numpy(pixels.copy().reshape(*pixels.shape[:2], channels)).permute(2, 0, 1)
 
 

@@ -52,6 +52,7 @@ def load_hub(source: str, name: str) -> tuple[Encoded, Encoded | None, tuple[str
         raise ValueError(
             f"--data.source {source} needs an extra; pip install 'samovar[hf]'"
         ) from error
+    # load_dataset refuses folders that save_to_disk wrote
     path = Path(name)
     saved = any((path / file).is_file() for file in ("dataset_dict.json", "state.json"))
     try:
@@ -84,6 +85,7 @@ def _split(source: str, table: Any, split: str) -> tuple[Encoded, tuple[str, ...
             f"--data.source {source}: split {split} needs an image column and a column named "
             f"label; it has {', '.join(table.features)}"
         )
+    # labels are read at once, images stay encoded until a worker asks for one
     labels = np.asarray(table[label][:], np.int64)
     kind = table.features[label]
     count = int(labels.max(initial=-1)) + 1

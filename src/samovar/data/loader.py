@@ -160,6 +160,7 @@ def _resident(
         torch.from_numpy(split.images).to(device),
         torch.from_numpy(split.labels).to(device),
     )
+    # an Inception crop needs the original size, all else starts from framed images
     if config.crop != "inception":
         images = _framed(images, config.image_size)
     for step in steps:
@@ -273,6 +274,7 @@ def _eval_encoded(
     split: Encoded, config: DataConfig, parts: list[Ints], device: torch.device, bad: BadFiles
 ) -> Generator[Batch, None, None]:
     tasks = [Task(rows, None) for part in parts for rows in _parts(part, IMAGES_PER_TASK)]
+    # a single task is done here: starting a worker would take longer
     workers = min(num_workers(config), max(0, len(tasks) - 1))
     ahead = 2 * max(map(len, parts), default=0)
     stream = make_all(Maker(split, config), tasks, workers=workers, ahead=ahead, device=device)

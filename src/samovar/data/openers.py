@@ -64,6 +64,7 @@ def open_flowers102(config: DataConfig, _: str) -> Source:
         )
         for these in (parts[:2], parts[2:])
     )
+    # older versions of torchvision have no names of the flowers
     classes = getattr(parts[0], "classes", None) or [f"flower {k + 1}" for k in range(102)]
     return Source(config.source, tuple(classes), train, val, channels=3, image_size=None)
 
@@ -101,18 +102,15 @@ def _fetch(config: DataConfig, name: str, **which: Any) -> Any:
 # --- the user's own ---
 
 
-def open_folder(config: DataConfig, path: str) -> Source:
-    """Open a folder of class folders, with or without splits."""
-    return _open_class_folders(config, path, needs_val=False)
+def open_class_folders(config: DataConfig, path: str, *, needs_val: bool) -> Source:
+    """Open a folder of class folders, with or without splits.
 
-
-def open_imagenet(config: DataConfig, path: str) -> Source:
-    """Open a folder with a train and a val split of class folders."""
-    return _open_class_folders(config, path, needs_val=True)
-
-
-def _open_class_folders(config: DataConfig, path: str, *, needs_val: bool) -> Source:
+    Args:
+        config: the settings.
+        path: the folder.
+        needs_val: refuse a folder without a validation split."""
     layout = find_layout(config.source, Path(path), needs_val=needs_val)
+    # the training split defines the classes; validation may lack some
     listed = list_classes(config.source, layout.train)
     classes = tuple(listed)
     train = _files_of(layout.train, listed, classes)
@@ -134,6 +132,7 @@ def open_shards(config: DataConfig, pattern: str) -> Source:
     from samovar.data.shards import index_shards
 
     train_pattern, colons, val_pattern = pattern.partition("::")
+    # shards name no classes, so a label is its own name
     train = index_shards(config.source, train_pattern)
     val = index_shards(config.source, val_pattern) if colons else _none_of(train)
     classes = tuple(map(str, range(int(train.labels.max()) + 1)))

@@ -28,6 +28,7 @@ def open_source(config: DataConfig) -> Source:
         source = open_it(config)
     _check(source, config)
     source = _with_val(source, config)
+    # after the held-out share, so that a fraction of any size validates on the same images
     kept = keep_fraction(source.train.labels, config.fraction, config.split_seed)
     if len(kept) < len(source.train):
         source = replace(source, train=source.train.take(kept))

@@ -125,11 +125,13 @@ def evenly(labels: Ints, count: int, seed: int) -> Ints:
 
     Any first part of them is thus even over the classes."""
     ranks, _ = _ranks_in_class(labels, Purpose.FRACTION, seed)
+    # by rank first: the first image of each class, then the second of each, ...
     return np.lexsort((labels, ranks))[:count]
 
 
 def _ranks_in_class(labels: Ints, purpose: Purpose, seed: int) -> tuple[Ints, Ints]:
     """Return each row's place in its class's random order, [n], and the class sizes, [K]."""
+    # sorting hashes within each class shuffles it, whatever the other classes hold
     words = hashes((seed, purpose), np.arange(len(labels)), 1)[:, 0]
     by_class = np.lexsort((words, labels))
     counts = np.bincount(labels)

@@ -100,6 +100,7 @@ class Maker(Dataset[Made]):
             decoded[index] = self._try(index, bad)
         image = decoded[index]
         if image is None and task.positions is not None:
+            # an image of the same class keeps the label right
             mates = np.flatnonzero(self.split.labels == self.split.labels[index])
             words = hashes(
                 (self.seed, Purpose.REPLACEMENT), task.positions[[place]], MAX_REPLACEMENTS
@@ -133,6 +134,7 @@ def make_all(
         workers: processes; 0 works in this one.
         ahead: images to have ready or in the making.
         device: the device they will go to; memory is pinned for a GPU."""
+    # in this process, which tests and small evaluations use
     if workers == 0:
         yield from map(maker.__getitem__, tasks)
         return

@@ -44,6 +44,7 @@ def pad_crop(images: Tensor, u: Floats, pad: int) -> Tensor:
         u: [B, 2] draws: vertical and horizontal place.
         pad: pixels on each side."""
     height, width = images.shape[-2:]
+    # a view of all windows, so that one gather crops the whole batch
     windows = F.pad(images, (pad, pad, pad, pad)).unfold(2, height, 1).unfold(3, width, 1)
     places = _on(np.floor(u * (2 * pad + 1)).astype(np.int64), images)
     rows = torch.arange(len(images), device=images.device)
@@ -120,6 +121,7 @@ def inception_attempt(
     min_area, max_area = MIN_AREA * heights * widths, MAX_AREA * heights * widths
     low = _round(np.sqrt(min_area / aspect))
     high = _round(np.sqrt(max_area / aspect))
+    # the largest height whose rounded width still fits into the image
     widest = ((widths + 0.5 - 1e-7) / aspect).astype(np.int64)
     widest -= _round(widest * aspect) > widths
     high = np.minimum(np.where(_round(high * aspect) > widths, widest, high), heights)

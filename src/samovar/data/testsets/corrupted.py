@@ -39,6 +39,7 @@ def open_imagenet_c(path: str, chosen: Chosen) -> TestSet:
             f"the severities {', '.join(absent)} are missing; a mean over fewer is another number, "
             "so add them or say with --severities which to score"
         )
+    # all conditions hold the same images, so the first one's list serves for all
     reference = parts[0][2]
     listed = imagenet.list_named(title, reference, names)
     _check_jpeg(reference, listed)
