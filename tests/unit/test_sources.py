@@ -17,6 +17,7 @@ from PIL import Image
 from samovar import plugins
 from samovar.cli.listing import list_names
 from samovar.config import DataConfig
+from samovar.data import openers
 from samovar.data.catalog import SOURCES, count_images, listed
 from samovar.data.draws import Purpose
 from samovar.data.shards import expand
@@ -48,6 +49,7 @@ def folder(path: Path, **settings) -> DataConfig:
 
 def test_the_table_and_its_torch_free_listing_name_the_same_sources():
     assert [name.partition(":")[0] for name in listed()] == list(SOURCES)
+    assert all(callable(getattr(openers, entry.opener)) for entry in SOURCES.values())
 
 
 def test_only_sources_of_arrays_have_one_size():

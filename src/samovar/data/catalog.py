@@ -1,7 +1,8 @@
 """Table of sources: all facts about a value of `--data.source` that are known in advance.
 
-Nothing here needs torch. Other packages add sources through the entry point group
-`samovar.sources`: a function of a `DataConfig` that returns a `Source`."""
+Nothing here needs torch or NumPy, so `samovar list` answers at once. Other packages add sources
+through the entry point group `samovar.sources`: a function of a `DataConfig` that returns a
+`Source`. NAME and NAME:REST both reach it, as `config.source`."""
 
 from __future__ import annotations
 
@@ -9,13 +10,15 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from samovar import plugins
 from samovar.config import DataConfig
-from samovar.data import openers
 from samovar.data.folders import count_class_folders
-from samovar.data.splits import Source
 from samovar.words import suggest
+
+if TYPE_CHECKING:
+    from samovar.data.splits import Source
 
 
 @dataclass(frozen=True)
@@ -24,8 +27,8 @@ class SourceEntry:
 
     help: str
     """One line of help."""
-    open: Callable[[DataConfig, str], Source]
-    """Function of the settings and the part after the colon."""
+    opener: str
+    """Name of the function in `openers` that opens it; by name, since its file needs NumPy."""
     argument: str = ""
     """Name of the part after the colon, such as PATH; empty for a source without one."""
     one_size: bool = False
@@ -38,58 +41,61 @@ class SourceEntry:
     """True: that folder must hold a validation split."""
 
 
-def _of_class_folders(help: str, *, needs_val: bool) -> SourceEntry:
-    open_it = functools.partial(openers.open_class_folders, needs_val=needs_val)
-    return SourceEntry(help, open_it, argument="PATH", class_folders=True, needs_val=needs_val)
-
-
 SOURCES: dict[str, SourceEntry] = {
     "digits": SourceEntry(
         "1,797 grey 8 x 8 digits, embedded; 10 classes, a share held out",
-        openers.open_digits,
+        "open_digits",
         one_size=True,
     ),
     "cifar10": SourceEntry(
         "CIFAR-10: 50,000 + 10,000 colour 32 x 32, 10 classes; downloaded to --data.root",
-        lambda config, _: openers.open_cifar(config, "CIFAR10"),
+        "open_cifar10",
         one_size=True,
         num_train=50_000,
     ),
     "cifar100": SourceEntry(
         "CIFAR-100: 50,000 + 10,000 colour 32 x 32, 100 classes; downloaded to --data.root",
-        lambda config, _: openers.open_cifar(config, "CIFAR100"),
+        "open_cifar100",
         one_size=True,
         num_train=50_000,
     ),
     "fashion-mnist": SourceEntry(
         "Fashion-MNIST: 60,000 + 10,000 grey 28 x 28, 10 classes; downloaded to --data.root",
-        openers.open_fashion_mnist,
+        "open_fashion_mnist",
         one_size=True,
         num_train=60_000,
     ),
     "flowers102": SourceEntry(
         "Oxford Flowers: 2,040 + 6,149 photos, 102 classes; downloaded to --data.root",
-        openers.open_flowers102,
+        "open_flowers102",
         num_train=2040,
     ),
     "pets": SourceEntry(
         "Oxford-IIIT Pets: 3,680 + 3,669 photos, 37 classes; downloaded to --data.root",
-        openers.open_pets,
+        "open_pets",
         num_train=3680,
     ),
-    "folder": _of_class_folders(
+    "folder": SourceEntry(
         "your photos: PATH/train/CLASS and PATH/val/CLASS, or PATH/CLASS with a share held out",
-        needs_val=False,
+        "open_class_folders",
+        argument="PATH",
+        class_folders=True,
     ),
-    "imagenet": _of_class_folders("ImageNet: PATH/train/WNID and PATH/val/WNID", needs_val=True),
+    "imagenet": SourceEntry(
+        "ImageNet: PATH/train/WNID and PATH/val/WNID",
+        "open_class_folders",
+        argument="PATH",
+        class_folders=True,
+        needs_val=True,
+    ),
     "hf": SourceEntry(
         "a Hugging Face data set by name or path; needs samovar[hf]",
-        openers.open_hub,
+        "open_hub",
         argument="NAME",
     ),
     "shards": SourceEntry(
         "webdataset tar shards, shards:train-{000..146}.tar::val-{00..06}.tar, or one pattern",
-        openers.open_shards,
+        "open_shards",
         argument="PATTERN",
     ),
 }
@@ -116,7 +122,10 @@ def find(source: str) -> Callable[[DataConfig], Source]:
         return added
     if entry is None or bool(argument) != bool(entry.argument) or (colon and not argument):
         raise ValueError(f"--data.source {source} is unknown; {_nearest(source)}")
-    return lambda config: entry.open(config, argument)
+    from samovar.data import openers
+
+    needed = {"needs_val": entry.needs_val} if entry.class_folders else {}
+    return functools.partial(getattr(openers, entry.opener), argument=argument, **needed)
 
 
 def can_count(source: str) -> bool:

@@ -1,7 +1,7 @@
-"""Functions that open each kind of data set.
+"""Functions that open each kind of data set; the table in `catalog` names them.
 
-torch and the packages behind a data set are imported when it is opened, so that the table of
-sources can be listed without them."""
+Each takes the settings and the part of `--data.source` after the colon, empty if there is none.
+torch and the packages behind a data set are imported when it is opened."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from samovar.data.splits import Arrays, Encoded, Source, Split, encoded
 # --- embedded and downloaded ---
 
 
-def open_digits(config: DataConfig, _: str) -> Source:
+def open_digits(config: DataConfig, argument: str) -> Source:
     """Open scikit-learn's digits."""
     from sklearn.datasets import load_digits
 
@@ -34,8 +34,17 @@ def open_digits(config: DataConfig, _: str) -> Source:
     return Source(config.source, classes, train, _none_of(train), channels=1, image_size=8)
 
 
-def open_cifar(config: DataConfig, name: str) -> Source:
-    """Open CIFAR-10 or CIFAR-100; `name` is torchvision's class."""
+def open_cifar10(config: DataConfig, argument: str) -> Source:
+    """Open CIFAR-10."""
+    return _open_cifar(config, "CIFAR10")
+
+
+def open_cifar100(config: DataConfig, argument: str) -> Source:
+    """Open CIFAR-100."""
+    return _open_cifar(config, "CIFAR100")
+
+
+def _open_cifar(config: DataConfig, name: str) -> Source:
     # torchvision unpickles these files, but first checks their MD5 against the official archive's
     parts = [_fetch(config, name, train=flag) for flag in (True, False)]
     train, val = (
@@ -44,7 +53,7 @@ def open_cifar(config: DataConfig, name: str) -> Source:
     return Source(config.source, tuple(parts[0].classes), train, val, channels=3, image_size=32)
 
 
-def open_fashion_mnist(config: DataConfig, _: str) -> Source:
+def open_fashion_mnist(config: DataConfig, argument: str) -> Source:
     """Open Fashion-MNIST."""
     parts = [_fetch(config, "FashionMNIST", train=flag) for flag in (True, False)]
     train, val = (
@@ -53,7 +62,7 @@ def open_fashion_mnist(config: DataConfig, _: str) -> Source:
     return Source(config.source, tuple(parts[0].classes), train, val, channels=1, image_size=28)
 
 
-def open_flowers102(config: DataConfig, _: str) -> Source:
+def open_flowers102(config: DataConfig, argument: str) -> Source:
     """Open Oxford Flowers: the official train and val splits train (2,040), test validates."""
     # the transfer task of ViT papers
     parts = [_fetch(config, "Flowers102", split=split) for split in ("train", "val", "test")]
@@ -69,7 +78,7 @@ def open_flowers102(config: DataConfig, _: str) -> Source:
     return Source(config.source, tuple(classes), train, val, channels=3, image_size=None)
 
 
-def open_pets(config: DataConfig, _: str) -> Source:
+def open_pets(config: DataConfig, argument: str) -> Source:
     """Open Oxford-IIIT Pets: trainval trains, test validates."""
     parts = [_fetch(config, "OxfordIIITPet", split=split) for split in ("trainval", "test")]
     train, val = (_files(part._images, part._labels) for part in parts)
@@ -102,14 +111,14 @@ def _fetch(config: DataConfig, name: str, **which: Any) -> Any:
 # --- the user's own ---
 
 
-def open_class_folders(config: DataConfig, path: str, *, needs_val: bool) -> Source:
+def open_class_folders(config: DataConfig, argument: str, *, needs_val: bool) -> Source:
     """Open a folder of class folders, with or without splits.
 
     Args:
         config: the settings.
-        path: the folder.
+        argument: the folder.
         needs_val: refuse a folder without a validation split."""
-    layout = find_layout(config.source, Path(path), needs_val=needs_val)
+    layout = find_layout(config.source, Path(argument), needs_val=needs_val)
     # the training split defines the classes; validation may lack some
     listed = list_classes(config.source, layout.train)
     classes = tuple(listed)
@@ -127,11 +136,11 @@ def open_class_folders(config: DataConfig, path: str, *, needs_val: bool) -> Sou
     return Source(config.source, classes, train, val, channels=3, image_size=None)
 
 
-def open_shards(config: DataConfig, pattern: str) -> Source:
+def open_shards(config: DataConfig, argument: str) -> Source:
     """Open webdataset shards; a second pattern after `::` is the validation split."""
     from samovar.data.shards import index_shards
 
-    train_pattern, colons, val_pattern = pattern.partition("::")
+    train_pattern, colons, val_pattern = argument.partition("::")
     # shards name no classes, so a label is its own name
     train = index_shards(config.source, train_pattern)
     val = index_shards(config.source, val_pattern) if colons else _none_of(train)
@@ -139,11 +148,11 @@ def open_shards(config: DataConfig, pattern: str) -> Source:
     return Source(config.source, classes, train, val, channels=3, image_size=None)
 
 
-def open_hub(config: DataConfig, name: str) -> Source:
+def open_hub(config: DataConfig, argument: str) -> Source:
     """Open a Hugging Face data set."""
     from samovar.data.hub import load_hub
 
-    train, val, classes = load_hub(config.source, name)
+    train, val, classes = load_hub(config.source, argument)
     return Source(
         config.source, classes, train, val or _none_of(train), channels=3, image_size=None
     )
