@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from samovar import plugins
-from samovar.cli.listing import list_names
+from samovar.cli import main
 from samovar.config import DataConfig
 from samovar.data import openers
 from samovar.data.catalog import SOURCES, count_images, listed
@@ -109,7 +109,7 @@ def test_a_source_of_another_package_opens_by_its_name(name, classes):
 
 @pytest.mark.usefixtures("other_package")
 def test_a_source_of_another_package_is_listed_and_suggested(capsys):
-    list_names(["sources"])
+    main(["list", "sources"])
     printed = capsys.readouterr().out
     assert "  mine " in printed
     assert "  folder:PATH " in printed
