@@ -18,6 +18,7 @@ from typing import Any
 
 import samovar
 from samovar import cli, config
+from samovar.config.schema import field_docs
 from samovar.measure.catalog import CATALOG
 
 PAGE = Path(__file__).parent / "reference.md"
@@ -92,25 +93,6 @@ def result_of(item: Any) -> type | None:
     name = getattr(function, "__annotations__", {}).get("return")
     result = function.__globals__.get(name) if isinstance(name, str) else name
     return result if inspect.isclass(result) and dataclasses.is_dataclass(result) else None
-
-
-def field_docs(item: type) -> dict[str, str]:
-    """The string below each annotated attribute of a class, inherited ones first; empty where there
-    is none."""
-    (node,) = ast.parse(textwrap.dedent(inspect.getsource(item))).body
-    assert isinstance(node, ast.ClassDef)
-    docs: dict[str, str] = {}
-    for base in filter(dataclasses.is_dataclass, item.__bases__):
-        docs |= field_docs(base)
-    for statement, after in zip(node.body, [*node.body[1:], ast.Pass()], strict=True):
-        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-            text = (
-                after.value.value
-                if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-                else ""
-            )
-            docs[statement.target.id] = inspect.cleandoc(str(text))
-    return {name: text for name, text in docs.items() if name[0] != "_"}
 
 
 def commands() -> Iterator[str]:

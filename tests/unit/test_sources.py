@@ -7,18 +7,22 @@ import sys
 import tarfile
 import urllib.error
 from dataclasses import replace
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from samovar import plugins
+from samovar.cli import main
 from samovar.config import DataConfig
+from samovar.data import openers
+from samovar.data.catalog import SOURCES, count_images, listed
 from samovar.data.draws import Purpose
-from samovar.data.folders import SOURCE_NAMES, count_images
 from samovar.data.shards import expand
-from samovar.data.sources import SOURCES, open_source
-from samovar.data.splits import hold_out, keep_fraction
+from samovar.data.sources import has_one_size, open_source
+from samovar.data.splits import Arrays, Source, hold_out, keep_fraction
 from tests.conftest import SHARED
 
 
@@ -44,11 +48,96 @@ def folder(path: Path, **settings) -> DataConfig:
 
 
 def test_the_table_and_its_torch_free_listing_name_the_same_sources():
-    assert [name[: name.find(":") + 1] or name for name in SOURCE_NAMES] == list(SOURCES)
+    assert [name.partition(":")[0] for name in listed()] == list(SOURCES)
+    assert all(callable(getattr(openers, entry.opener)) for entry in SOURCES.values())
+
+
+def test_only_sources_of_arrays_have_one_size():
+    assert [name for name, entry in SOURCES.items() if entry.one_size] == [
+        "digits", "cifar10", "cifar100", "fashion-mnist",
+    ]  # fmt: skip
+    assert has_one_size(DataConfig())
+    assert not has_one_size(DataConfig(source="folder:somewhere"))
+
+
+# --- sources of other packages ---------------------------------------------------------------------------------------
+
+
+def open_mine(config: DataConfig) -> Source:
+    """A source as another package would bring it; --data.source mine:3 has three classes."""
+    count = int(config.source.partition(":")[2] or "2")
+    labels = np.arange(10 * count) % count
+    images = np.zeros((len(labels), 1, 8, 8), np.uint8)
+    train, val = (Arrays(labels, images, part) for part in ("train", "val"))
+    return Source(config.source, tuple(map(str, range(count))), train, val, channels=1, image_size=8)
+
+
+def open_nothing(config: DataConfig) -> list[str]:
+    return []
+
+
+@pytest.fixture
+def other_package(monkeypatch):
+    """An installed package that adds the sources `mine`, `broken` and `wrong`."""
+    here = "tests.unit.test_sources"
+    points = [
+        EntryPoint(name, value, "samovar.sources")
+        for name, value in (
+            ("mine", f"{here}:open_mine"),
+            ("broken", f"{here}:gone"),
+            ("wrong", f"{here}:open_nothing"),
+        )
+    ]
+
+    def installed(group: str, **params: str) -> list[EntryPoint]:
+        return [point for point in points if point.matches(group=group, **params)]
+
+    monkeypatch.setattr(plugins, "entry_points", installed)
+    plugins.names.cache_clear()
+    yield
+    plugins.names.cache_clear()
+
+
+@pytest.mark.usefixtures("other_package")
+@pytest.mark.parametrize(("name", "classes"), [("mine", 2), ("mine:3", 3)])
+def test_a_source_of_another_package_opens_by_its_name(name, classes):
+    source = open_source(DataConfig(source=name, fraction=0.5))
+    assert len(source.classes) == classes
+    assert len(source.train) == 5 * classes
+    assert has_one_size(DataConfig(source=name))
+
+
+@pytest.mark.usefixtures("other_package")
+def test_a_source_of_another_package_is_listed_and_suggested(capsys):
+    main(["list", "sources"])
+    printed = capsys.readouterr().out
+    assert "  mine " in printed
+    assert "  folder:PATH " in printed
+    with pytest.raises(ValueError, match=r"--data.source mime is unknown; did you mean mine\?"):
+        open_source(DataConfig(source="mime"))
+    with pytest.raises(ValueError, match="mine is not a folder of images"):
+        count_images("mine", 0.1)
+
+
+@pytest.mark.usefixtures("other_package")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("broken", "'broken' of samovar.sources does not import"),
+        ("wrong", "opens as list, not as a samovar.data.splits"),
+    ],
+)
+def test_a_package_that_adds_no_source_is_refused_in_one_line(name, message):
+    with pytest.raises(ValueError, match=message) as error:
+        open_source(DataConfig(source=name))
+    assert "\n" not in str(error.value)
+
+
+# --- listing ---------------------------------------------------------------------------------------------------------
 
 
 def test_listing_and_counting_import_no_torch():
-    code = "import sys, samovar.data.sources, samovar.data.folders; sys.exit('torch' in sys.modules)"
+    code = "import sys, samovar.data.sources, samovar.data.catalog; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -338,6 +427,7 @@ def test_cifar_comes_as_channels_first_bytes(tmp_path, monkeypatch):
     assert np.array_equal(source.train.images, pixels.reshape(20, 3, 32, 32))
     assert source.classes == tuple("abcdefghij")
     assert source.train.name(3) == "cifar10[3]"
+    assert isinstance(source.train, Arrays) == SOURCES["cifar10"].one_size
 
 
 def test_fashion_mnist_comes_as_grey_bytes(tmp_path):
@@ -353,6 +443,7 @@ def test_fashion_mnist_comes_as_grey_bytes(tmp_path):
     source = open_source(DataConfig(source="fashion-mnist", root=tmp_path))
     assert np.array_equal(source.train.images[:, 0], pixels)
     assert (source.channels, source.image_size) == (1, 28)
+    assert isinstance(source.train, Arrays) == SOURCES["fashion-mnist"].one_size
 
 
 def test_pets_train_on_trainval_and_validate_on_test(tmp_path):
@@ -364,6 +455,7 @@ def test_pets_train_on_trainval_and_validate_on_test(tmp_path):
     source = open_source(DataConfig(source="pets", root=tmp_path))
     assert source.classes == ("Abyssinian", "Beagle")
     assert source.train.name(1) == str(base / "images/beagle_2.jpg")
+    assert isinstance(source.train, Arrays) == SOURCES["pets"].one_size
     assert source.val.labels.tolist() == [1]
 
 
@@ -378,6 +470,7 @@ def test_flowers_train_on_train_and_val_together(tmp_path, monkeypatch):
     source = open_source(DataConfig(source="flowers102", root=tmp_path))
     assert (len(source.train), len(source.val), len(source.classes)) == (204, 102, 102)
     assert source.train.name(102) == str(tmp_path / "102.jpg")
+    assert isinstance(source.train, Arrays) == SOURCES["flowers102"].one_size
 
 
 # --- shards and the hub ----------------------------------------------------------------------------------------------

@@ -10,9 +10,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from samovar.config import DataConfig, MeasureConfig
-from samovar.data import testsets
 from samovar.data.splits import Arrays
-from samovar.data.testsets import EXTRA, MAIN
+from samovar.data.testsets import EXTRA, MAIN, corrupted, imagenet
 from samovar.measure import testset as published
 from samovar.measure.accuracy import wilson
 from samovar.measure.subject import Batches, Subject
@@ -74,8 +73,8 @@ def put(folder: Path, guesses, kind: str = "PNG") -> None:
 def art(tmp_path_factory) -> Path:
     """An ImageNet-R: the first 50 classes are read rightly, the next 30 as the class before, the others as one of R."""
     path = tmp_path_factory.mktemp("r")
-    places = [index for index, sets in enumerate(testsets.wnids().values()) if "R" in sets]
-    wnids = list(testsets.wnids())
+    places = [index for index, sets in enumerate(imagenet.wnids().values()) if "R" in sets]
+    wnids = list(imagenet.wnids())
     outside = [place for place in places[50:] if place - 1 not in places][:30]
     for place in places:
         guess = place if place in places[:50] else place - 1 if place in outside else places[0]
@@ -84,7 +83,7 @@ def art(tmp_path_factory) -> Path:
 
 
 def test_r_is_scored_plain_and_masked_in_records_that_cannot_be_mixed_up(art):
-    of = subject(testsets.wnids())
+    of = subject(imagenet.wnids())
     plain, masked = score(of, f"imagenet-r:{art}")
     assert plain.name == masked.name == "testset/accuracy"
     assert (plain.settings["testset"], plain.settings["scoring"]) == ("ImageNet-R", "1000 classes")
@@ -113,14 +112,14 @@ def test_masking_is_the_largest_of_the_columns_that_are_kept():
 
 @pytest.fixture
 def four_classes(monkeypatch):
-    monkeypatch.setattr(testsets, "wnids", lambda: FOUR)
+    monkeypatch.setattr(imagenet, "wnids", lambda: FOUR)
 
 
 def test_v2_is_scored_by_the_number_of_its_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(testsets, "wnids", lambda: {f"n{i:08}": "" for i in range(12)})
+    monkeypatch.setattr(imagenet, "wnids", lambda: {f"n{i:08}": "" for i in range(12)})
     for k in range(12):
         put(tmp_path / str(k), [k, k, 0])
-    (record,) = score(subject(testsets.wnids()), f"imagenet-v2:{tmp_path}")
+    (record,) = score(subject(imagenet.wnids()), f"imagenet-v2:{tmp_path}")
     assert record.value == 25 / 36
     assert record.where == {"split": "ImageNet-V2"}
     assert record.settings["scoring"] == "12 classes"
@@ -237,7 +236,7 @@ def test_corruption_errors_are_those_others_publish_of_torchvisions_resnet50(nam
 
 
 def test_cifar_c_is_counted_by_hand_and_has_no_mce(tmp_path, monkeypatch):
-    monkeypatch.setattr(testsets, "CIFAR_IMAGES", 10)
+    monkeypatch.setattr(corrupted, "CIFAR_IMAGES", 10)
     labels = np.arange(10)
     np.save(tmp_path / "labels.npy", np.tile(labels, 5))
     images = np.zeros((5, 10, 32, 32, 3), np.uint8)
@@ -245,7 +244,7 @@ def test_cifar_c_is_counted_by_hand_and_has_no_mce(tmp_path, monkeypatch):
         images[level, ..., 1] = (STEP * np.where(labels < 2 * level, (labels + 1) % 10, labels))[:, None, None]
     for name in MAIN:
         np.save(tmp_path / f"{name}.npy", images.reshape(50, 32, 32, 3))
-    *single, mean = score(subject(testsets.CIFAR10, size=32), f"cifar10-c:{tmp_path}")
+    *single, mean = score(subject(corrupted.CIFAR10, size=32), f"cifar10-c:{tmp_path}")
     assert [r.value for r in single[:5]] == [1, 0.8, 0.6, 0.4, 0.2]
     assert len(single) == 75
     assert mean.name == "testset/mean_corruption_accuracy"

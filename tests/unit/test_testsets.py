@@ -11,7 +11,8 @@ from PIL import Image
 
 from samovar.data import testsets
 from samovar.data.splits import Encoded
-from samovar.data.testsets import EXTRA, MAIN, open_testset
+from samovar.data.testsets import EXTRA, MAIN, imagenet, open_testset
+from samovar.data.testsets import corrupted as corruption_sets
 from tests.conftest import SHARED
 
 LABELS = SHARED / "data/labels"
@@ -22,7 +23,7 @@ FOUR = {"n00000010": "", "n00000020": "R", "n00000030": "A R", "n00000040": ""}
 @pytest.fixture
 def four_classes(monkeypatch):
     """An ImageNet of four classes."""
-    monkeypatch.setattr(testsets, "wnids", lambda: FOUR)
+    monkeypatch.setattr(imagenet, "wnids", lambda: FOUR)
 
 
 def picture(value: int = 0, kind: str = "JPEG") -> bytes:
@@ -104,33 +105,33 @@ def test_a_folder_that_is_not_there_or_empty_is_named(tmp_path, name):
 
 
 def test_the_thousand_ids_are_sorted_and_two_sets_have_two_hundred():
-    assert len(testsets.wnids()) == 1000
-    assert list(testsets.wnids()) == sorted(testsets.wnids())
-    assert [sum(one in sets for sets in testsets.wnids().values()) for one in "AR"] == [200, 200]
+    assert len(imagenet.wnids()) == 1000
+    assert list(imagenet.wnids()) == sorted(imagenet.wnids())
+    assert [sum(one in sets for sets in imagenet.wnids().values()) for one in "AR"] == [200, 200]
 
 
 @needs_labels
 def test_ids_and_sets_are_those_of_the_label_files():
     lines = (LABELS / "imagenet_classes.tsv").read_text().splitlines()
-    assert [line.split("\t")[:2] for line in lines] == [[str(i), wnid] for i, wnid in enumerate(testsets.wnids())]
+    assert [line.split("\t")[:2] for line in lines] == [[str(i), wnid] for i, wnid in enumerate(imagenet.wnids())]
     for one in "AR":
         listed = (LABELS / f"imagenet_{one.lower()}_wnids.txt").read_text().split()
-        assert [wnid for wnid, sets in testsets.wnids().items() if one in sets] == listed
+        assert [wnid for wnid, sets in imagenet.wnids().items() if one in sets] == listed
 
 
 @pytest.mark.parametrize(
     ("name", "only", "title"), [("imagenet-r", "R", "ImageNet-R"), ("imagenet-a", "A", "ImageNet-A")]
 )
 def test_two_hundred_folders_get_their_places_among_the_thousand(tmp_path, name, only, title):
-    places = {wnid: index for index, (wnid, sets) in enumerate(testsets.wnids().items()) if only in sets}
+    places = {wnid: index for index, (wnid, sets) in enumerate(imagenet.wnids().items()) if only in sets}
     found = open_testset(f"{name}:{tree(tmp_path, places)}")
-    assert (found.title, found.num_classes, found.classes) == (title, 1000, tuple(testsets.wnids()))
+    assert (found.title, found.num_classes, found.classes) == (title, 1000, tuple(imagenet.wnids()))
     assert found.allowed == tuple(places.values())
     assert labels_of(found.conditions[0].split) == places
 
 
 def test_r_is_not_taken_for_a_and_neither_when_a_class_is_lost(tmp_path):
-    classes = [wnid for wnid, sets in testsets.wnids().items() if "R" in sets]
+    classes = [wnid for wnid, sets in imagenet.wnids().items() if "R" in sets]
     tree(tmp_path, classes)
     refused(f"imagenet-a:{tmp_path}", "n01443537 is no class of ImageNet-A, which has 200 folders")
     shutil.rmtree(tmp_path / classes[7])
@@ -142,7 +143,7 @@ def test_folders_that_are_no_ids_of_imagenet_are_refused(tmp_path):
 
 
 def test_v2_folders_are_numbers_not_words(tmp_path, monkeypatch):
-    monkeypatch.setattr(testsets, "wnids", lambda: {f"n{i:08}": "" for i in range(12)})
+    monkeypatch.setattr(imagenet, "wnids", lambda: {f"n{i:08}": "" for i in range(12)})
     found = open_testset(f"imagenet-v2:{tree(tmp_path, map(str, range(12)))}")
     assert labels_of(found.conditions[0].split) == {str(i): i for i in range(12)}  # "10" sorts before "2"
     assert found.allowed is None
@@ -297,7 +298,7 @@ def test_copies_made_here_are_not_taken_for_imagenet_c(tmp_path, four_classes):
 
 @pytest.fixture
 def small_cifar(monkeypatch):
-    monkeypatch.setattr(testsets, "CIFAR_IMAGES", 20)
+    monkeypatch.setattr(corruption_sets, "CIFAR_IMAGES", 20)
 
 
 def test_blocks_of_a_file_are_severities_and_stay_on_disk(tmp_path, small_cifar):
@@ -314,7 +315,7 @@ def test_blocks_of_a_file_are_severities_and_stay_on_disk(tmp_path, small_cifar)
 
 
 def test_cifar100_c_is_of_a_hundred_classes(tmp_path, monkeypatch):
-    monkeypatch.setattr(testsets, "CIFAR_IMAGES", 100)
+    monkeypatch.setattr(corruption_sets, "CIFAR_IMAGES", 100)
     path = cifar(tmp_path / "c", 100, ["fog"], 100)
     found = open_testset(f"cifar100-c:{path}", ["fog"])
     assert (found.title, found.num_classes, len(found.conditions)) == ("CIFAR-100-C", 100, 5)

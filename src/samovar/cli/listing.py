@@ -9,7 +9,7 @@ from samovar import config as configs
 from samovar import recipes
 from samovar.cli.flags import nearest
 from samovar.config import Config
-from samovar.data.folders import SOURCE_NAMES
+from samovar.data import catalog
 from samovar.models import table
 
 
@@ -18,7 +18,7 @@ def list_names(args: list[str]) -> None:
     tables = {
         "recipes": {name: recipe.summary for name, recipe in recipes.RECIPES.items()},
         "models": {name: table.line(name) for name in table.names()},
-        "sources": SOURCE_NAMES,
+        "sources": catalog.listed(),
     }
     if args in (["-h"], ["--help"]):
         print("usage: samovar list [recipes|models|sources]")

@@ -11,7 +11,7 @@ from samovar import recipes
 from samovar.cli.flags import count, parse_flags, peek, take, take_last
 from samovar.cli.texts import TRAIN_HELP, TUNE_HELP
 from samovar.config import Config
-from samovar.data.folders import can_count, count_images
+from samovar.data.catalog import can_count, count_images
 from samovar.studies.tune.search import AXES, Search, make, parse_values
 
 

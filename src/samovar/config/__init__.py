@@ -1,23 +1,21 @@
-"""The settings of a run: frozen dataclasses, their checks, JSON, and the flags that replay them;
-without torch."""
+"""Settings: frozen dataclasses, their checks, their JSON, and the flags that replay them.
+
+Nothing in this room imports torch."""
 
 from samovar.config.checks import validate, validate_corrupt, validate_layout, validate_measure
 from samovar.config.derived import cores, image_gradients, num_steps, passes, sam_words, stages
 from samovar.config.encoded import differences, flatten, from_dict, load, save, to_dict, to_flags
+from samovar.config.measuring import CorruptConfig, MeasureConfig
+from samovar.config.schema import schema
+from samovar.config.sections import AutoAugment, DataConfig, ModelConfig, OptimConfig
 from samovar.config.settings import (
     AdversarialConfig,
-    AutoAugment,
     Config,
     ContrastiveConfig,
-    CorruptConfig,
-    DataConfig,
     GridConfig,
     HeadConfig,
     Logger,
     Loss,
-    MeasureConfig,
-    ModelConfig,
-    OptimConfig,
     Precision,
     RunConfig,
     SamConfig,
@@ -50,6 +48,7 @@ __all__ = [
     "passes",
     "sam_words",
     "save",
+    "schema",
     "stages",
     "to_dict",
     "to_flags",

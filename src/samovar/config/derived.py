@@ -1,4 +1,4 @@
-"""What follows from settings: stages, steps, gradients."""
+"""Quantities that follow from settings: stages, steps, gradients, cores."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from samovar.config.settings import Config, SamConfig
 
 
 def num_steps(config: Config, num_train: int) -> int:
-    """Optimizer steps of a run on `num_train` images."""
+    """Return the optimizer steps of a run on `num_train` images."""
     return config.steps or max(1, round(config.epochs * num_train / config.data.batch_size))
 
 
 def stages(config: Config) -> tuple[Config, ...]:
-    """What a run trains one after the other: itself, and under `supcon` a linear classifier after
-    it."""
+    """Return the config of each stage of a run, in order.
+
+    A run has one stage; under `supcon` a linear classifier follows as a second."""
     if config.loss != "supcon":
         return (config,)
+    # the frozen encoder needs neither a second view nor SAM
     head = replace(
         config,
         loss="softmax",
@@ -33,8 +35,7 @@ def stages(config: Config) -> tuple[Config, ...]:
 
 
 def image_gradients(config: Config, num_train: int) -> float:
-    """Gradients of images that a whole training on `num_train` of them takes; evaluation is left
-    out.
+    """Return the image gradients of a whole training on `num_train` images, without evaluation.
 
     A step with SAM takes two of each image, one with an adversary of k steps k + 1, with SAM or
     without; each view is an image."""
@@ -45,28 +46,33 @@ def image_gradients(config: Config, num_train: int) -> float:
 
 
 def sam_words(sam: SamConfig) -> str:
-    """What tells a relative of SAM from it, as `alpha 0.4, rho_min 0.02`; empty for SAM."""
-    told = {"m", "rho", "adaptive", "eta", "shared_ascent"}
+    """Return how a relative differs from SAM, such as `alpha 0.4, rho_min 0.02`; empty for SAM."""
+    # plain SAM has these settings too, so they name no relative
+    shared = {"m", "rho", "adaptive", "eta", "shared_ascent"}
     free = flatten(SamConfig())
     given = {
         name: value
         for name, value in flatten(sam).items()
-        if value != free[name] and name not in told
+        if value != free[name] and name not in shared
     }
     return ", ".join(name if value is True else f"{name} {value}" for name, value in given.items())
 
 
 def passes(config: Config) -> float:
-    """Gradients of each of its images that a step takes, on average over the run; 1 is plain, 2 is
-    SAM."""
+    """Return the gradients a step takes of each of its images, on average over the run.
+
+    Plain training takes 1, SAM takes 2."""
     attack = config.adversarial.num_steps if config.adversarial.eps else 0
     sam = config.sam
+    # along the momentum the ascent takes no gradient
     if not sam.rho or sam.momentum:
         return 1.0 + attack
     climbing = (sam.end - sam.start) / sam.every
+    # the attack's first gradient comes with that of the climb
     return 1.0 + climbing * max(attack, sam.ascent_steps * sam.fraction) + (1 - climbing) * attack
 
 
 def cores() -> int:
     """Return the number of cores this process may use."""
+    # containers and taskset restrict the affinity, which cpu_count ignores
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

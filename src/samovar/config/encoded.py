@@ -1,4 +1,4 @@
-"""Settings as JSON, by dotted names, and as flags that replay them."""
+"""Settings as JSON, as a flat dict of dotted names, and as flags that replay them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Section = TypeVar("Section")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Nested plain dict of a config, ready for JSON."""
+    """Return a config as a nested dict of plain values, ready for JSON."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
@@ -28,10 +28,11 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(values: dict[str, Any], cls: type[Section] = Config) -> Section:  # type: ignore[assignment]
-    """Config of a dict as `to_dict` makes it; settings that are absent take their defaults.
+    """Make a config from a dict of `to_dict`; missing settings take their defaults.
 
     Raises:
-        ValueError: a setting that does not exist here, or a value of another type."""
+        ValueError: an unknown setting, or a value of the wrong type."""
+    # without include_extras, so that ranges do not stand in the way of the types
     hints = typing.get_type_hints(cls)
     unknown = sorted(set(values) - set(hints))
     if unknown:
@@ -42,28 +43,41 @@ def from_dict(values: dict[str, Any], cls: type[Section] = Config) -> Section:  
 
 
 def _typed(value: Any, hint: Any, name: str) -> Any:
-    origin = typing.get_origin(hint)
+    """Return a JSON value as the type of its setting."""
     if isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, dict):
         return from_dict(value, hint)
-    if hint is Path and isinstance(value, str):
-        return Path(value)
-    if origin is tuple and isinstance(value, list):
-        args = typing.get_args(hint)
-        items = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+    if typing.get_origin(hint) is tuple and isinstance(value, list):
+        items = _item_hints(hint, len(value))
         if len(items) == len(value):
             return tuple(_typed(v, h, name) for v, h in zip(value, items, strict=True))
-    if origin is Literal and value in typing.get_args(hint):
-        return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(hint, type) and not isinstance(hint, types.GenericAlias) and type(value) is hint:
-        return value
-    allowed = (
-        ", ".join(map(str, typing.get_args(hint)))
-        if origin is Literal
-        else getattr(hint, "__name__", str(hint))
-    )
-    raise ValueError(f"setting {name!r} is {value!r}; allowed: {allowed}")
+    elif _fits(value, hint):
+        # JSON has no paths, and no difference between 1.0 and 1
+        return hint(value) if hint in (Path, float) else value
+    raise ValueError(f"setting {name!r} is {value!r}; allowed: {_allowed(hint)}")
+
+
+def _item_hints(hint: Any, count: int) -> list[Any]:
+    first, *rest = typing.get_args(hint)
+    return [first] * count if rest == [Ellipsis] else [first, *rest]
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Return whether a JSON value can be one of a setting that is neither section nor tuple."""
+    if typing.get_origin(hint) is Literal:
+        return value in typing.get_args(hint)
+    if hint is Path:
+        return isinstance(value, str)
+    if hint is float:
+        return type(value) in (int, float)
+    # type, not isinstance: True is no number of steps
+    is_plain = isinstance(hint, type) and not isinstance(hint, types.GenericAlias)
+    return is_plain and type(value) is hint
+
+
+def _allowed(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return ", ".join(map(str, typing.get_args(hint)))
+    return getattr(hint, "__name__", str(hint))
 
 
 def save(config: Config, path: Path) -> None:
@@ -88,7 +102,7 @@ def load(path: Path) -> Config:
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Settings by dotted name, `{"sam.rho": 0.05, ...}`."""
+    """Return the settings by dotted name, such as `{"sam.rho": 0.05, ...}`."""
     flat: dict[str, Any] = {}
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
@@ -100,17 +114,19 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
-    """Settings in which two configs differ, by dotted name."""
+    """Return the settings in which two configs differ, both values by dotted name."""
     flat_a, flat_b = flatten(a), flatten(b)
     return {name: (flat_a[name], flat_b[name]) for name in flat_a if flat_a[name] != flat_b[name]}
 
 
 def to_flags(config: Config, base: Config) -> list[str]:
-    """Command-line flags that turn `base` into `config`."""
+    """Return the command-line flags that turn `base` into `config`."""
     flags: list[str] = []
     for name, (value, _) in differences(config, base).items():
+        # follows from the command and has no flag
         if name == "recipe":
             continue
+        # a switch is off as `--data.no-flip`, the way tyro spells it
         if isinstance(value, bool):
             head, _, last = name.rpartition(".")
             flags.append("--" + dashed(name if value else f"{head}.no-{last}".lstrip(".")))
@@ -122,5 +138,5 @@ def to_flags(config: Config, base: Config) -> list[str]:
 
 
 def dashed(name: str) -> str:
-    """A setting as its flag spells it."""
+    """Return a setting's name as its flag spells it."""
     return name.replace("_", "-")

@@ -1,4 +1,4 @@
-"""Images: where they come from, which of them a step takes, and what is done to them.
+"""Images: their sources, the ones each step takes, and their processing.
 
-Import the rooms themselves (`samovar.data.sources`, `.loader`, ...); this file stays empty so that
-`folders` and `sources` can be read without torch."""
+Import the modules themselves (`samovar.data.sources`, `.loader`, ...); this file stays empty so
+that `catalog` and `folders` can be read without torch."""

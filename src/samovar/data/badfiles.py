@@ -1,4 +1,4 @@
-"""Images that cannot be read: named once, counted, and too many of them end the run."""
+"""Unreadable images: named once, counted, and an error above a limit."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ class BadImages(ValueError):
 
 
 class BadFiles:
-    """The unreadable images of one split, counted here, and listed in a file as lines
-    `role TAB path TAB reason`.
+    """Unreadable images of one split, also listed in a file as `role TAB path TAB reason`.
 
-    What this process and, by way of the file, the other ranks met since the start counts; lines of
-    before a resume do not, as the images may have been repaired. A name is listed once: ranks read
-    the file again before they append, so a line is doubled only when two of them meet the same
-    image at the same moment."""
+    Images count that this process and, by way of the file, the other ranks met since the start.
+    Lines from before a resume do not count, as the images may have been repaired. A name is listed
+    once: ranks read the file again before they append, so a line is doubled only when two of them
+    meet the same image at the same moment."""
 
     def __init__(self, split: Split, role: str, max_share: float, path: Path | None) -> None:
         self.split, self.role, self.max_share, self.path = split, role, max_share, path
@@ -27,35 +26,36 @@ class BadFiles:
         self._earlier = self._listed()
 
     def add(self, found: Iterable[tuple[int, str]]) -> None:
-        """Note images (index, reason).
+        """Count images (index, reason) and list them in the file.
 
         Raises:
-            BadImages: too many by now."""
+            BadImages: too many so far."""
         for index, reason in found:
             name = " ".join(self.split.name(index).split())
             if name in self.met:
                 continue
+            # another rank may have met more since
             listed = self._listed()
             self.met |= {other: why for other, why in listed.items() if other not in self._earlier}
             self.met[name] = " ".join(reason.split())
             if self.path and name not in listed:
                 with self.path.open("a", encoding="utf-8", errors="surrogateescape") as file:
-                    file.write(
-                        f"{self.role}\t{name}\t{self.met[name]}\n"
-                    )  # one write: ranks' lines stay whole
+                    # in one write, so that the lines of several ranks stay whole
+                    file.write(f"{self.role}\t{name}\t{self.met[name]}\n")
         if len(self.met) > self.max_share * len(self.split):
             raise self.error(f"more than --data.max-bad-share {self.max_share:g}")
 
     def error(self, why: str) -> BadImages:
-        """The exception that says what is wrong, and where the list is."""
+        """Return the exception that names the problem, one of the images and the file."""
         name, reason = next(iter(self.met.items()))
         listed = f"; all are in {self.path}" if self.path else ""
         return BadImages(
-            f"{len(self.met)} of {len(self.split)} {self.role} images cannot be read, {why}: {name} ({reason})"
-            f"{listed}; repair or remove them, or raise the share"
+            f"{len(self.met)} of {len(self.split)} {self.role} images cannot be read, {why}: "
+            f"{name} ({reason}){listed}; repair or remove them, or raise the share"
         )
 
     def _listed(self) -> dict[str, str]:
+        """Return the reason for each image that the file lists under this role."""
         if self.path is None or not self.path.exists():
             return {}
         lines = self.path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,14 +26,15 @@ from samovar.data.folders import EXTENSIONS, images_in, readable
 from samovar.data.pipeline import frame
 from samovar.data.streaming import num_workers, worker_context
 from samovar.runs.records import replace_text
+from samovar.words import suggest
 
 SHOWN = 5
-"""Unreadable files that are named."""
+"""Most unreadable files that are named."""
 
 
 @dataclass(frozen=True)
-class _Work:
-    """What a worker does to an image: every corruption at every severity."""
+class _Copies:
+    """Copies of each image: every corruption at every severity."""
 
     data: Path
     output: Path
@@ -42,13 +44,13 @@ class _Work:
     seed: int
 
     def __call__(self, path: str) -> str:
-        """Write the copies that are not there yet; returns why not, if the image cannot be read."""
-        torch.set_num_threads(1)
+        """Write the missing copies of an image; return the reason if it cannot be read, else ""."""
+        torch.set_num_threads(1)  # processes share the cores, not threads
         missing = [
             (name, level)
             for name in self.names
             for level in self.severities
-            if not self._is_there(name, level, path)
+            if not self._target(name, level, path).exists()
         ]
         if not missing:
             return ""
@@ -64,9 +66,6 @@ class _Work:
     def _target(self, name: str, severity: int, path: str) -> Path:
         return (self.output / name / str(severity) / path).with_suffix(".png")
 
-    def _is_there(self, name: str, severity: int, path: str) -> bool:
-        return self._target(name, severity, path).exists()
-
     def _read(self, path: str) -> np.ndarray:
         pixels = decode((self.data / path).read_bytes())
         if self.size:
@@ -74,35 +73,34 @@ class _Work:
         return pixels.permute(1, 2, 0).contiguous().numpy()
 
     def _seed(self, path: str) -> int:
-        # of the path, not of its place in the list, so that a file more changes no other
-        return int.from_bytes(
-            hashlib.sha256(f"{self.seed}:".encode() + os.fsencode(path)).digest()[:7], "big"
-        )
+        # from the path, not from its place in the list, so that a new file changes no other
+        text = f"{self.seed}:".encode() + os.fsencode(path)
+        return int.from_bytes(hashlib.sha256(text).digest()[:7], "big")
 
 
 def corrupt_folder(data: Path, output: Path, config: CorruptConfig) -> int:
-    """Write a PNG of every image, corruption and severity; copies that are there stay. Returns how
-    many images.
+    """Write a PNG of every image, corruption and severity; return the number of images.
 
-    Images are RGB, upright by their EXIF. One that cannot be read is named on stderr and left out.
+    Copies that exist stay. Images are RGB, upright by their EXIF. One that cannot be read is named
+    on stderr and left out.
 
     Raises:
         ValueError: no folder, no images or none that can be read, an unknown corruption, an output
-            inside the data."""
+            inside the data, a process that died."""
     names = _names(config.corruptions)
     paths = _paths(data)
     if data.resolve() in (output.resolve(), *output.resolve().parents):
         raise ValueError(
-            f"{output} lies within {data}, so the copies would be images to corrupt; give another folder"
+            f"{output} lies within {data}, so the copies would be images to corrupt; "
+            "give another folder"
         )
     _claim(output, config)
-    work = _Work(data, output, names, config.severities, config.size, config.seed)
+    copies = _Copies(data, output, names, config.severities, config.size, config.seed)
     workers = num_workers(DataConfig(workers=config.workers))
     unread = []
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
-        for reason in progress.track(
-            _run(work, paths, workers), total=len(paths), description="corrupting"
-        ):
+        reasons = _write_all(copies, paths, workers)
+        for reason in progress.track(reasons, total=len(paths), description="corrupting"):
             unread += [reason] if reason else []
     if len(unread) == len(paths):
         raise ValueError(
@@ -116,8 +114,7 @@ def corrupt_folder(data: Path, output: Path, config: CorruptConfig) -> int:
 
 
 def _claim(output: Path, config: CorruptConfig) -> None:
-    """State beside the copies what they were made with; copies of another seed or size are not
-    mixed in."""
+    """Write the settings beside the copies; refuse a folder with copies of another seed or size."""
     stated, wanted = output / "samovar.json", {"seed": config.seed, "size": config.size}
     if stated.is_file():
         found = json.loads(stated.read_text(encoding="utf-8"))
@@ -133,19 +130,19 @@ def _claim(output: Path, config: CorruptConfig) -> None:
 def _names(asked: tuple[str, ...]) -> tuple[str, ...]:
     for name in asked:
         if name not in CORRUPTIONS:
-            raise ValueError(
-                f"--corruptions {name} is unknown; give some of: {', '.join(CORRUPTIONS)}"
-            )
+            raise ValueError(f"--corruptions {name} is unknown; {suggest(name, CORRUPTIONS)}")
     return asked or tuple(CORRUPTIONS)
 
 
 def _paths(data: Path) -> list[str]:
+    """Return the images below a folder, sorted, as paths relative to it."""
     if not data.is_dir():
         raise ValueError(f"{data} is no folder; give the folder that holds the images")
     with readable(str(data)):
         paths = sorted(path.removeprefix("./") for path in images_in(data, "."))
     if not paths:
         raise ValueError(f"no images in {data}; known endings: {' '.join(EXTENSIONS)}")
+    # every copy ends in .png, so a.jpg and a.png would overwrite each other
     stems: dict[Path, str] = {}
     for path in paths:
         other = stems.setdefault(Path(path).with_suffix(""), path)
@@ -156,23 +153,33 @@ def _paths(data: Path) -> list[str]:
     return paths
 
 
-def _run(work: _Work, paths: list[str], workers: int) -> Iterator[str]:
+def _write_all(copies: _Copies, paths: list[str], workers: int) -> Iterator[str]:
+    """Write the copies of all images; yield the reason or "" for each, in order."""
     if workers == 0:
-        yield from map(work, paths)
+        yield from map(copies, paths)
         return
-    with ProcessPoolExecutor(workers, worker_context(), initializer=_start) as pool:
+    # Not runtime.workers.share: its processes are for long tasks on GPUs and each import torch.
+    # These fork from a server that has imported it: a small folder took 12 s of processor time with
+    # two workers instead of 31 s, and torch is in memory once instead of once a core.
+    with ProcessPoolExecutor(workers, worker_context(), initializer=_ignore_sigint) as pool:
         try:
-            yield from pool.map(work, paths, chunksize=4)
+            yield from pool.map(copies, paths, chunksize=4)
+        except BrokenProcessPool as error:
+            raise ValueError(
+                "a process ended by itself, perhaps for lack of memory; lower --workers"
+            ) from error
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
 
 
-def _start() -> None:
+def _ignore_sigint() -> None:
+    # Control-C reaches the whole group; workers finish their image, and the parent ends them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _write(image: Image.Image, target: Path) -> None:
+    # aside first, so that an interrupted run leaves no half file that counts as done
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:

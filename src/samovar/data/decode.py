@@ -1,10 +1,9 @@
-"""Encoded image files to uint8 tensors.
+"""Decode image files to uint8 tensors.
 
-JPEG goes through torchvision's decoder, which is the fastest that comes with torch; whatever it
-refuses, and every other format, goes through Pillow. Both apply the EXIF orientation. Channels come
-out as asked for: grey is repeated, CMYK and palettes are converted, transparency is dropped, 16
-    bits are scaled to 8, of an animation the first frame is
-taken."""
+JPEG goes through torchvision's decoder, the fastest that comes with torch; whatever it refuses, and
+every other format, goes through Pillow. Both apply the EXIF orientation. The result has the
+channels asked for: grey is repeated, CMYK and palettes are converted, transparency is dropped, 16
+bits are scaled to 8, and an animation gives its first frame."""
 
 from __future__ import annotations
 
@@ -18,9 +17,8 @@ from torch import Tensor
 
 try:
     from torchvision.io import ImageReadMode, decode_jpeg
-except (
-    ImportError
-):  # torchvision 0.29 announces that a later one will do without; Pillow is right, only slower
+except ImportError:
+    # torchvision 0.29 announces the end of its decoders; Pillow is right too, only slower
     decode_jpeg = None
 
 _JPEG = b"\xff\xd8"
@@ -28,7 +26,7 @@ _PILLOW_MODES = {1: "L", 3: "RGB"}
 
 
 class UnreadableImage(ValueError):
-    """The bytes are no image that can be decoded whole."""
+    """Bytes that are no image, or one that cannot be decoded whole."""
 
 
 def decode(data: bytes, channels: int = 3) -> Tensor:
@@ -49,10 +47,8 @@ def decode(data: bytes, channels: int = 3) -> Tensor:
         try:
             buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
             return decode_jpeg(buffer, mode=mode, apply_exif_orientation=True)  # type: ignore[no-any-return]
-        except (
-            RuntimeError
-        ):  # 12-bit, lossless, truncated: Pillow knows some of them, or says why not
-            pass
+        except RuntimeError:
+            pass  # 12-bit, lossless, truncated: Pillow reads some of them, or says why not
     return _with_pillow(data, channels)
 
 
@@ -69,17 +65,16 @@ def _with_pillow(data: bytes, channels: int) -> Tensor:
         ) from error
     except Exception as error:  # decoders fed garbage raise whatever they stumble over
         raise UnreadableImage(str(error).strip() or type(error).__name__) from error
+    # copied, since Pillow's buffer is read-only
     return torch.from_numpy(pixels.copy().reshape(*pixels.shape[:2], channels)).permute(2, 0, 1)
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode == "I":
-        wide = np.asarray(image).astype(
-            np.int64
-        )  # Pillow's own conversion cuts off at 255 instead of scaling
+        # Pillow's own conversion cuts off at 255 instead of scaling
+        wide = np.asarray(image).astype(np.int64)
         return Image.fromarray((wide.clip(0, 65535) >> 8).astype(np.uint8))
     if image.mode == "P":
-        return image.convert(
-            "RGBA"
-        )  # a palette with transparency loses its colours when converted in one go
+        # a palette with transparency loses its colours when converted in one go
+        return image.convert("RGBA")
     return image

@@ -1,5 +1,4 @@
-"""Randomness as a pure function: which image stands at a position of the training stream, and the
-draws made for it.
+"""Randomness as a pure function: the image at each position of the training stream, and its draws.
 
 Every number is a hash of (seed, purpose, position), so nothing has to be replayed or shared: any
 step can be computed first, by any worker, on any rank. The hash is integer arithmetic, the same on
@@ -23,10 +22,10 @@ _MASK = 0xFFFFFFFFFFFFFFFF
 
 
 class Purpose(IntEnum):
-    """What a draw is for; one independent stream each, so that a new augmentation leaves the
-    others' draws alone.
+    """Purpose of a draw; each has an independent stream.
 
-    The values are part of every run's identity: append, never renumber."""
+    A new augmentation thus leaves the draws of the others alone. The values are part of every run's
+    identity: append, never renumber."""
 
     ORDER = 0
     FLIP = 1
@@ -43,7 +42,7 @@ class Purpose(IntEnum):
 
 
 def hashes(key: tuple[int, ...], counters: Ints, k: int) -> Words:
-    """`k` 64-bit words for each counter; a pure function of the arguments.
+    """Return `k` 64-bit words for each counter; a pure function of the arguments.
 
     Args:
         key: integers that name the stream, for instance (seed, purpose).
@@ -69,9 +68,8 @@ def _state(key: tuple[int, ...]) -> Words:
 
 
 def _times_golden(words: Words) -> Words:
-    return (words + np.uint64(1)) * np.uint64(
-        _GOLDEN
-    )  # +1: zero must not be a fixed point of the mixer
+    # + 1, so that zero is no fixed point of the mixer
+    return (words + np.uint64(1)) * np.uint64(_GOLDEN)
 
 
 def _mix(z: Words) -> Words:
@@ -81,11 +79,11 @@ def _mix(z: Words) -> Words:
 
 
 def uniforms(seed: int, purpose: Purpose, positions: Ints, k: int, attempt: int = 0) -> Floats:
-    """Independent draws from [0, 1) for each position.
+    """Return independent draws from [0, 1) for each position.
 
     Args:
         seed: the run's seed; any integer, taken modulo 2^64.
-        purpose: which stream.
+        purpose: the stream.
         positions: [n] positions in the stream of training examples.
         k: draws per position.
         attempt: further independent draws for the same position, where the first were rejected.
@@ -98,26 +96,25 @@ def uniforms(seed: int, purpose: Purpose, positions: Ints, k: int, attempt: int 
 
 @functools.lru_cache(maxsize=4)
 def order(seed: int, epoch: int, n: int) -> Ints:
-    """The permutation of `n` images in an epoch, read-only; costs one sort (0.1 s per million
-    images), then cached."""
+    """Return the permutation of `n` images in an epoch, read-only.
+
+    It costs one sort (0.1 s per million images), then it is cached."""
     words = hashes((seed, Purpose.ORDER, epoch), np.arange(n), 1)[:, 0]
-    permutation = np.argsort(words, kind="stable").astype(
-        np.int64
-    )  # stable: equal hashes keep one order everywhere
+    # stable, so that equal hashes have the same order everywhere
+    permutation = np.argsort(words, kind="stable").astype(np.int64)
     permutation.flags.writeable = False
     return permutation
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which images a step takes: an endless stream of shuffled epochs, cut into batches that may
-    straddle two epochs.
+    """Images of each step: an endless stream of shuffled epochs, cut into batches.
 
     Position p of the stream holds image `order(seed, p // n, n)[p % n]`, so every image is seen
-    equally often and none is dropped. Step t takes the positions from t * batch_size; rank r of W
-    the r-th of W contiguous slices of them. With several views the stream holds each image that
-    many times in a row, so p above is the position over `views`; what is drawn for a position is
-    drawn for each view anew.
+    equally often and none is dropped; a batch may straddle two epochs. Step t takes the positions
+    from t * batch_size, and rank r of W takes the r-th of W contiguous slices of them. With several
+    views the stream holds each image that many times in a row, so p above is the position divided
+    by `views`; each view has draws of its own.
 
     Raises:
         ValueError: no images, or a batch that does not divide over the ranks."""
@@ -129,29 +126,29 @@ class Plan:
     rank: int = 0
     world_size: int = 1
     views: int = 1
-    """Positions in a row that hold the same image."""
+    """Consecutive positions that hold the same image."""
 
     def __post_init__(self) -> None:
         if self.num_images < 1:
             raise ValueError("there are no training images to take batches from")
         if self.batch_size < 1 or self.batch_size % self.world_size:
             raise ValueError(
-                f"--data.batch-size {self.batch_size} does not divide over {self.world_size} ranks; "
-                f"pick a multiple of {self.world_size}"
+                f"--data.batch-size {self.batch_size} does not divide over {self.world_size} "
+                f"ranks; pick a multiple of {self.world_size}"
             )
 
     @property
     def rows(self) -> int:
-        """Positions of a step on this rank: its images times their views."""
+        """Return the positions of a step on this rank: its images times their views."""
         return self.batch_size * self.views // self.world_size
 
     def positions(self, step: int) -> Ints:
-        """Stream positions of this rank's slice of a step, [rows]."""
+        """Return the stream positions of this rank's slice of a step, [rows]."""
         first = (step * self.world_size + self.rank) * self.rows
         return np.arange(first, first + self.rows, dtype=np.int64)
 
     def images(self, positions: Ints) -> Ints:
-        """Index of the image at each position, [n]."""
+        """Return the index of the image at each position, [n]."""
         epochs, places = np.divmod(positions // self.views, self.num_images)
         indices = np.empty_like(places)
         for epoch in np.unique(epochs):

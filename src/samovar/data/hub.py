@@ -15,15 +15,16 @@ VAL_NAMES = ("validation", "valid", "val", "test")
 
 @dataclass(frozen=True)
 class Rows:
-    """Images of a table whose image column is left encoded; pickles by reference to the files it is
-    mapped from."""
+    """A store of the images of a table, whose image column stays encoded.
+
+    It pickles by reference to the files that the table is mapped from."""
 
     table: Any
     column: str
     title: str
 
     def read(self, row: int) -> bytes:
-        """The bytes of one image file.
+        """Return the bytes of one image file.
 
         Raises:
             OSError: the row holds neither bytes nor a path that can be read."""
@@ -33,13 +34,14 @@ class Rows:
         return Path(cell["path"]).read_bytes()
 
     def name(self, row: int) -> str:
-        """`SOURCE/SPLIT[row]`."""
+        """Return `SOURCE/SPLIT[row]`."""
         return f"{self.title}[{row}]"
 
 
-def open_hub(source: str, name: str) -> tuple[Encoded, Encoded | None, tuple[str, ...]]:
-    """Training split, validation split where there is one, and class names of a hub, saved or local
-    data set.
+def load_hub(source: str, name: str) -> tuple[Encoded, Encoded | None, tuple[str, ...]]:
+    """Return training split, validation split or None, and class names of a data set.
+
+    `name` is that of a data set of the hub, a saved one or a local one.
 
     Raises:
         ValueError: the extra is missing, the data set cannot be had, or lacks an image or a label
@@ -50,17 +52,17 @@ def open_hub(source: str, name: str) -> tuple[Encoded, Encoded | None, tuple[str
         raise ValueError(
             f"--data.source {source} needs an extra; pip install 'samovar[hf]'"
         ) from error
+    # load_dataset refuses folders that save_to_disk wrote
     path = Path(name)
     saved = any((path / file).is_file() for file in ("dataset_dict.json", "state.json"))
     try:
         loaded = datasets.load_from_disk(name) if saved else datasets.load_dataset(name)
-    except (
-        Exception
-    ) as error:  # the packages below raise a dozen kinds for absent, offline, gated and malformed
+    # the packages below raise a dozen kinds for absent, offline, gated and malformed
+    except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"--data.source {source} cannot be loaded ({reason}); check the name and the connection, or give the "
-            "folder of a saved data set"
+            f"--data.source {source} cannot be loaded ({reason}); check the name and the "
+            "connection, or give the folder of a saved data set"
         ) from error
     splits = loaded if isinstance(loaded, dict) else {"train": loaded}
     if "train" not in splits:
@@ -80,9 +82,10 @@ def _split(source: str, table: Any, split: str) -> tuple[Encoded, tuple[str, ...
     label = next((c for c in ("label", "labels", "fine_label") if c in table.features), None)
     if image is None or label is None:
         raise ValueError(
-            f"--data.source {source}: split {split} needs an image column and a column named label; "
-            f"it has {', '.join(table.features)}"
+            f"--data.source {source}: split {split} needs an image column and a column named "
+            f"label; it has {', '.join(table.features)}"
         )
+    # labels are read at once, images stay encoded until a worker asks for one
     labels = np.asarray(table[label][:], np.int64)
     kind = table.features[label]
     count = int(labels.max(initial=-1)) + 1

@@ -1,13 +1,13 @@
-"""Batches: what a step trains on, and what an evaluation sees.
+"""Batches of images for training steps and for evaluation.
 
 The training batch of step t is a function of (seed, t) and the data settings. It does not depend on
 where a loader was started, on the number of workers or on the ranks: side by side in rank order,
 the slices of 1, 2 or 4 ranks are the same global batch, pixel for pixel. Mixup and cutmix are the
 exception to the last, as partners come from the rank's own slice. The resident and the streaming
-loader give the same pixels too, save for the Inception crop, where rounding may move a value by one
-grey level. All this holds for one version of torch, torchvision and Pillow, on one kind of device;
-which images a step takes, which are mirrored and where they are cut holds everywhere and for
-good."""
+loader give the same pixels too, except under the Inception crop, where rounding may move a value by
+one grey level. All this holds for one version of torch, torchvision and Pillow, on one kind of
+device; the choice of the images of a step, of those mirrored and of the place of each crop holds
+everywhere and for good."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from samovar.data.splits import Arrays, Encoded, Source, Split
 from samovar.data.streaming import IMAGES_PER_TASK, Made, Maker, Task, make_all, num_workers
 
 RESIDENT_SHARE = 0.25
+"""Largest share of a GPU's memory that resident images may take under `--data.loader auto`."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,13 @@ class Batch:
     labels: Tensor
     """[B] int64 class indices."""
     targets: Tensor | None = None
-    """[B, K] shares of each class, where mixup or cutmix is on."""
+    """[B, K] shares of each class under mixup or cutmix, else None."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def split(self, size: int) -> Iterator[Batch]:
-        """Contiguous groups of `size` examples, the last maybe smaller; views, not copies."""
+        """Yield contiguous groups of `size` examples, the last maybe smaller, without a copy."""
         for first in range(0, len(self), size):
             part = slice(first, first + size)
             yield Batch(
@@ -59,20 +60,20 @@ class Batch:
 def choose_loader(
     source: Source, config: DataConfig, device: torch.device
 ) -> Literal["resident", "streaming"]:
-    """The loader of `--data.loader`.
+    """Return the loader of `--data.loader`, with `auto` resolved.
 
-    `auto` is resident for sources that are arrays of one size, as long as they take at most a
-    quarter of a GPU's memory and neither AutoAugment nor RandAugment, which work image by image and
-    so want the workers, is asked for on a GPU.
+    `auto` is resident for sources that are arrays of one size. On a GPU they must also take at most
+    a quarter of its memory, and neither AutoAugment nor RandAugment may be on: these work image by
+    image, which is faster in the workers.
 
     Raises:
-        ValueError: resident is asked for where images are files of varied size."""
+        ValueError: resident is asked for, but the images are files of varied size."""
     train = source.train
     if isinstance(train, Encoded):
         if config.loader == "resident":
             raise ValueError(
-                f"--data.loader resident keeps decoded images of one size, but --data.source {source.name} has files "
-                "of varied size; give --data.loader streaming or auto"
+                "--data.loader resident keeps decoded images of one size, but --data.source "
+                f"{source.name} has files of varied size; give --data.loader streaming or auto"
             )
         return "streaming"
     if config.loader != "auto":
@@ -97,19 +98,18 @@ def batches(
     world_size: int = 1,
     bad_files: Path | None = None,
 ) -> Generator[Batch, None, None]:
-    """This rank's training batches of steps `start` to `stop` - 1; any start costs the same. Close
-    it when done.
+    """Yield this rank's training batches of steps `start` to `stop` - 1.
 
-    Workers of the streaming loader import the main module, so a script that calls this needs the
-    usual `if __name__ == "__main__":`.
+    Any start costs the same. Close the generator when done. Workers of the streaming loader import
+    the main module, so a script that calls this needs the usual `if __name__ == "__main__":`.
 
     Args:
-        source: its training split is used.
+        source: the source whose training split is used.
         config: batch size over all ranks, augmentation, loader.
         seed: the run's seed.
         start: first step.
         stop: step after the last.
-        device: where the batches are wanted.
+        device: the device of the batches.
         rank: this process among `world_size`.
         world_size: processes that share a batch.
         bad_files: file that names unreadable images.
@@ -137,8 +137,8 @@ def _mixed(
 ) -> Generator[Batch, None, None]:
     try:
         for step in steps:
-            # No name for the batch here or below: it would keep the last one's memory while the
-            # next is made.
+            # No name for the batch here or below: a name would keep the memory of the last batch
+            # while the next is made.
             yield _mix(next(stream), config, seed, step, num_classes)
     finally:
         stream.close()
@@ -160,6 +160,7 @@ def _resident(
         torch.from_numpy(split.images).to(device),
         torch.from_numpy(split.labels).to(device),
     )
+    # an Inception crop needs the original size, all else starts from framed images
     if config.crop != "inception":
         images = _framed(images, config.image_size)
     for step in steps:
@@ -175,7 +176,7 @@ def _augmented(images: Tensor, config: DataConfig, seed: int, positions: Ints) -
 
 
 def _framed(images: Tensor, size: int) -> Tensor:
-    """Images of one size scaled once, a thousand at a time to bound the memory it takes."""
+    """Scale images of one size, a thousand at a time to bound the memory it takes."""
     if images.shape[-1] == size:
         return images
     parts = (images[first : first + 1000] for first in range(0, len(images), 1000))
@@ -213,7 +214,8 @@ def _collected(stream: Iterator[Made], count: int, bad: BadFiles, device: torch.
             raise bad.error("and a class has nothing to put in their place")
         if first == 0:
             images = torch.empty(count, *made.images.shape[1:], device=device)
-        sent = made.images.to(device, non_blocking=True)  # as bytes; they become floats over there
+        # sent as bytes and made floats on the device: a quarter of the transfer
+        sent = made.images.to(device, non_blocking=True)
         images[first : first + IMAGES_PER_TASK].copy_(sent).div_(255)
     return images
 
@@ -233,22 +235,20 @@ def eval_batches(
     bad_files: Path | None = None,
     role: str = "val",
 ) -> Generator[Batch, None, None]:
-    """This rank's share of a split, each image once, in order, without chance; the last batch may
-    be smaller.
+    """Yield this rank's share of a split: each image once, in order, nothing random.
 
-    Ranks take contiguous shares that differ by one image at most. An unreadable image is left out,
-    so a batch may be
-    smaller: count examples, not batches.
+    Ranks take contiguous shares that differ by one image at most. The last batch may be smaller,
+    and so may any other, since unreadable images are left out: count examples, not batches.
 
     Args:
-        split: which images.
+        split: the images.
         config: `image_size`, `workers`, `max_bad_share`.
         batch_size: images per batch on this rank.
-        device: where the batches are wanted.
+        device: the device of the batches.
         rank: this process among `world_size`.
         world_size: processes that share the split.
         bad_files: file that names unreadable images.
-        role: what the split is called there.
+        role: name of the split in that file.
 
     Raises:
         BadImages: more images are unreadable than `config.max_bad_share`."""
@@ -274,6 +274,7 @@ def _eval_encoded(
     split: Encoded, config: DataConfig, parts: list[Ints], device: torch.device, bad: BadFiles
 ) -> Generator[Batch, None, None]:
     tasks = [Task(rows, None) for part in parts for rows in _parts(part, IMAGES_PER_TASK)]
+    # a single task is done here: starting a worker would take longer
     workers = min(num_workers(config), max(0, len(tasks) - 1))
     ahead = 2 * max(map(len, parts), default=0)
     stream = make_all(Maker(split, config), tasks, workers=workers, ahead=ahead, device=device)

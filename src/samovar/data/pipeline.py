@@ -1,9 +1,8 @@
-"""From an image to what the model sees, in the one order that both loaders follow.
+"""Turn images into the model's input, in the one order that both loaders follow.
 
 Training: Inception crop, or the evaluation's framing; then pad-and-crop or affine; flip;
-    AutoAugment; RandAugment.
-All of it maps uint8 to uint8 and depends on (seed, position) alone; mixup and cutmix come after, on
-the batch."""
+AutoAugment; RandAugment. All of it maps uint8 to uint8 and depends on (seed, position) alone; mixup
+and cutmix come after, on the batch."""
 
 from __future__ import annotations
 
@@ -26,11 +25,11 @@ from samovar.data.transforms import (
 
 
 def frame(images: Tensor, size: int, *, fixed: bool) -> Tensor:
-    """Bring images to `size` x `size` without chance.
+    """Return images at `size` x `size`, without randomness.
 
-    Images that have this size are taken as they are. Those of a source of one size are scaled
-    whole, since their objects fill them; photos go the paper's way of evaluation, shorter side to
-    size * 256 / 224 and central crop.
+    Images of this size are returned as they are. Those of a source of one size are scaled whole,
+    since their objects fill them. Photos are prepared as in the paper's evaluation: shorter side to
+    size * 256 / 224, then a central crop.
 
     Args:
         images: [B, C, H, W] uint8.
@@ -42,8 +41,9 @@ def frame(images: Tensor, size: int, *, fixed: bool) -> Tensor:
 
 
 def crop_each(images: list[Tensor], config: DataConfig, seed: int, positions: Ints) -> list[Tensor]:
-    """The Inception crop of images of any size, [C, H, W] uint8 to [C, S, S], with antialias as
-    configured."""
+    """Return the Inception crop of images of any size, [C, H, W] uint8 to [C, S, S].
+
+    Antialias is as configured."""
     heights, widths = (
         np.array([image.shape[axis] for image in images], np.int64) for axis in (-2, -1)
     )
@@ -61,8 +61,9 @@ def crop_each(images: list[Tensor], config: DataConfig, seed: int, positions: In
 
 
 def crop_all(images: Tensor, config: DataConfig, seed: int, positions: Ints) -> Tensor:
-    """The same crop of images of one size, [B, C, H, W] to [B, C, S, S], all at once where nothing
-    wants antialias."""
+    """Return the Inception crop of images of one size, [B, C, H, W] to [B, C, S, S].
+
+    It is made in one operation unless an image needs antialias."""
     if config.antialias and min(images.shape[-2:]) > config.image_size:
         return torch.stack(crop_each(list(images), config, seed, positions))
     heights, widths = (np.full(len(images), side) for side in images.shape[-2:])
@@ -70,11 +71,11 @@ def crop_all(images: Tensor, config: DataConfig, seed: int, positions: Ints) -> 
 
 
 def augment(images: Tensor, config: DataConfig, seed: int, positions: Ints) -> Tensor:
-    """What is done to framed training images.
+    """Augment framed training images; mixup and cutmix come later.
 
     Args:
         images: [B, C, S, S] uint8, any device.
-        config: which augmentations.
+        config: the augmentations.
         seed: the run's seed.
         positions: [B] positions in the training stream."""
     if config.crop == "pad":
@@ -94,5 +95,5 @@ def augment(images: Tensor, config: DataConfig, seed: int, positions: Ints) -> T
 
 
 def to_floats(images: Tensor) -> Tensor:
-    """uint8 0 to 255 to float32 in [0, 1]."""
+    """Convert uint8 from 0 to 255 to float32 in [0, 1]."""
     return images.to(torch.float32).div_(255)

@@ -1,7 +1,7 @@
-"""torchvision's AutoAugment, RandAugment, mixup and cutmix, made functions of a seed.
+"""torchvision's AutoAugment, RandAugment, mixup and cutmix as functions of a seed.
 
-They draw from torch's own generator, so their draws hold for one version of torch and torchvision;
-those of `transforms` hold for good."""
+They draw from torch's own generator, so their draws are fixed for one version of torch and
+torchvision only; those of `transforms` are fixed for good."""
 
 from __future__ import annotations
 
@@ -20,22 +20,24 @@ _POLICIES = {"imagenet": v2.AutoAugmentPolicy.IMAGENET, "cifar10": v2.AutoAugmen
 
 
 def autoaugment(images: Tensor, seed: int, positions: Ints, policy: AutoAugment) -> Tensor:
-    """torchvision's AutoAugment, image by image; a function of (seed, position) for one version of
-    torchvision.
+    """Apply torchvision's AutoAugment image by image.
+
+    The result is a function of (seed, position) for one version of torchvision.
 
     Args:
         images: [B, C, H, W] uint8.
         seed: the run's seed.
         positions: [B] positions in the training stream.
-        policy: the data set it was learned on, `imagenet` or `cifar10`; its strengths are the
-            published ones."""
+        policy: the data set it was learned on, `imagenet` or `cifar10`; with the published
+            strengths."""
     words = hashes((seed, Purpose.AUTOAUGMENT), positions, 1)[:, 0]
     return _each(v2.AutoAugment(_POLICIES[policy]), images, words.tolist())
 
 
 def randaugment(images: Tensor, seed: int, positions: Ints, layers: int, magnitude: int) -> Tensor:
-    """torchvision's RandAugment, image by image; a function of (seed, position) for one version of
-    torchvision.
+    """Apply torchvision's RandAugment image by image.
+
+    The result is a function of (seed, position) for one version of torchvision.
 
     Args:
         images: [B, C, H, W] uint8.
@@ -65,12 +67,11 @@ def mix(
     mixup: float,
     cutmix: float,
 ) -> tuple[Tensor, Tensor]:
-    """Mix each image with its neighbour in the batch by mixup or cutmix; with both on, the batch
-    takes one at random.
+    """Mix each image with its neighbour in the batch by mixup or cutmix.
 
-    One share per batch, as in the paper's code. The partner comes from this batch, which on several
-    ranks is the rank's slice: unlike everything else here, the result depends on how many ranks
-    there are.
+    If both are on, the batch takes one at random. All pairs of a batch mix with the same share, as
+    in the paper's code. The partner comes from this batch, which on several ranks is the rank's
+    slice: unlike everything else here, the result depends on the number of ranks.
 
     Args:
         images: [B, C, H, W] float.
@@ -82,7 +83,7 @@ def mix(
         cutmix: the same for cutmix.
 
     Returns:
-        the mixed images and [B, K] targets that sum to 1."""
+        The mixed images and [B, K] targets that sum to 1."""
     words = hashes((seed, Purpose.MIX), np.array([step]), 2)[0].tolist()
     take_mixup = not cutmix or (mixup and words[0] < 1 << 63)
     chosen = (
@@ -97,12 +98,12 @@ def mix(
 
 @contextmanager
 def seeded(word: int) -> Iterator[None]:
-    """Seed torch's CPU generator inside and give its state back after; other devices' generators
-    are not touched."""
+    """Seed torch's CPU generator inside and restore its state after.
+
+    Generators of other devices are not touched."""
     state = torch.get_rng_state()
-    torch.default_generator.manual_seed(
-        word
-    )  # torch.manual_seed would reseed the GPUs too, and with them dropout
+    # torch.manual_seed would reseed the GPUs too, and with them dropout
+    torch.default_generator.manual_seed(word)
     try:
         yield
     finally:

@@ -1,12 +1,10 @@
-"""Webdataset tar shards as a store: the place of every image is read once from the tar headers,
-then images by offset.
+"""Webdataset tar shards as a store of images.
 
-So shards have an order that is arithmetic, like any other source, and the `webdataset` package is
-not needed. The
-layout understood is the plain one: uncompressed tars with `KEY.jpg` (or .png, .webp, ...) and
-    `KEY.cls`, a class index
-in ASCII; other endings (.json, .txt) are passed over. Reading the headers takes about a minute per
-million images."""
+The place of every image is read once from the tar headers, then images are read by offset. So
+shards can be read in any order, like any other source, and the `webdataset` package is not needed.
+The layout is the plain one: uncompressed tars with `KEY.jpg` (or .png, .webp, ...) and `KEY.cls`, a
+class index in ASCII; other endings (.json, .txt) are skipped. Reading the headers takes about a
+minute per million images."""
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ from samovar.data.splits import Encoded, encoded
 
 @dataclass(frozen=True)
 class Shards:
-    """Images inside tar files."""
+    """A store of images inside tar files."""
 
     paths: tuple[str, ...]
     places: Ints
@@ -34,20 +32,21 @@ class Shards:
     """[n] key of each image."""
 
     def read(self, row: int) -> bytes:
-        """The bytes of one image file."""
+        """Return the bytes of one image file."""
         shard, offset, length = self.places[row].tolist()
         with open(self.paths[shard], "rb") as file:  # noqa: PTH123 (a Path costs as much as the open itself)
             file.seek(offset)
             return file.read(length)
 
     def name(self, row: int) -> str:
-        """`SHARD:KEY`."""
+        """Return `SHARD:KEY`."""
         return f"{self.paths[self.places[row, 0]]}:{self.keys[row].decode()}"
 
 
 def expand(pattern: str) -> list[str]:
-    """The names a pattern stands for: `{a,b}` lists, `{000..146}` counts with leading zeros
-    kept."""
+    """Return the names that a pattern expands to.
+
+    `{a,b}` lists alternatives, `{000..146}` counts and keeps leading zeros."""
     parts = re.split(r"(\{[^{}]*\})", pattern)
     return ["".join(choice) for choice in itertools.product(*map(_alternatives, parts))]
 
@@ -63,10 +62,10 @@ def _alternatives(part: str) -> list[str]:
 
 
 def index_shards(source: str, pattern: str) -> Encoded:
-    """Find every image of the shards a pattern names.
+    """Return every image of the shards that a pattern names.
 
     Raises:
-        ValueError: no such shard, one that is no plain tar, an image without a class or the
+        ValueError: a missing shard, one that is no plain tar, an image without a class or the
             reverse."""
     paths = expand(pattern)
     places: list[tuple[int, int, int]] = []
@@ -85,10 +84,11 @@ def index_shards(source: str, pattern: str) -> Encoded:
 
 
 def _index_shard(source: str, path: str) -> list[tuple[str, int, int, int]]:
-    """(key, offset, length, label) of each image of a shard, in the shard's order."""
+    """Return (key, offset, length, label) of each image of a shard, in the shard's order."""
     if not Path(path).is_file():
         raise ValueError(
-            f"--data.source {source}: there is no shard {path}; quote the pattern, {{000..146}} counts"
+            f"--data.source {source}: there is no shard {path}; quote the pattern, "
+            "{000..146} counts"
         )
     images: dict[str, tuple[int, int]] = {}
     labels: dict[str, int] = {}
@@ -100,7 +100,8 @@ def _index_shard(source: str, path: str) -> list[tuple[str, int, int, int]]:
                     images[key] = (member.offset_data, member.size)
                 elif member.isfile() and ending == ".cls":
                     labels[key] = _label(source, path, key, tar, member)
-                tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header it met: gigabytes for a large shard
+                # tarfile keeps every header it met: gigabytes for a large shard
+                tar.members = []  # type: ignore[attr-defined]
     except (tarfile.TarError, OSError) as error:
         raise ValueError(
             f"--data.source {source}: {path} is not an uncompressed tar that can be read"
@@ -108,16 +109,16 @@ def _index_shard(source: str, path: str) -> list[tuple[str, int, int, int]]:
     alone = sorted(set(images) ^ set(labels))
     if alone:
         raise ValueError(
-            f"--data.source {source}: {path} holds {alone[0]} without its image or its .cls; repack it"
+            f"--data.source {source}: {path} holds {alone[0]} without its image or its .cls; "
+            "repack it"
         )
     return [(key, *place, labels[key]) for key, place in images.items()]
 
 
 def _split_key(name: str) -> tuple[str, str]:
     folder, slash, base = name.rpartition("/")
-    stem, dot, ending = base.partition(
-        "."
-    )  # webdataset's rule: the key ends at the first dot of the file's name
+    # webdataset's rule: the key ends at the first dot of the file's name
+    stem, dot, ending = base.partition(".")
     return folder + slash + stem, (dot + ending).lower()
 
 
@@ -126,6 +127,7 @@ def _label(source: str, path: str, key: str, tar: tarfile.TarFile, member: tarfi
     text = file.read(32) if file else b""
     if not text.strip().isdigit() or len(text) > 12:
         raise ValueError(
-            f"--data.source {source}: {path} has {key}.cls = {text!r}; a class index from 0 is needed"
+            f"--data.source {source}: {path} has {key}.cls = {text!r}; "
+            "a class index from 0 is needed"
         )
     return int(text)

@@ -1,5 +1,6 @@
-"""A source's images as two splits: arrays in memory, or encoded files read one by one. Nothing here
-needs torch."""
+"""Splits of a source: arrays in memory, or encoded files read one by one.
+
+Nothing here needs torch."""
 
 from __future__ import annotations
 
@@ -27,24 +28,25 @@ class Arrays:
         return len(self.labels)
 
     def name(self, index: int) -> str:
-        """What to call image `index` in a message."""
+        """Return the name of image `index` for messages."""
         return f"{self.title}[{index}]"
 
     def take(self, rows: Ints) -> Arrays:
-        """The images at `rows`, in that order."""
+        """Return the images at `rows`, in that order."""
         return Arrays(self.labels[rows], self.images[rows], self.title)
 
 
 class Store(Protocol):
-    """Encoded images by row; sent to worker processes, so it pickles small and holds no open
-    file."""
+    """Encoded images by row.
+
+    It is sent to worker processes, so it pickles small and holds no open file."""
 
     def read(self, row: int) -> bytes:
-        """The bytes of one image file."""
+        """Return the bytes of one image file."""
         ...
 
     def name(self, row: int) -> str:
-        """Its path, or what stands for it."""
+        """Return its path, or a name in place of one."""
         ...
 
 
@@ -62,15 +64,15 @@ class Encoded:
         return len(self.labels)
 
     def name(self, index: int) -> str:
-        """What to call image `index` in a message."""
+        """Return the name of image `index` for messages."""
         return self.store.name(int(self.rows[index]))
 
     def read(self, index: int) -> bytes:
-        """The bytes of image `index`."""
+        """Return the bytes of image `index`."""
         return self.store.read(int(self.rows[index]))
 
     def take(self, rows: Ints) -> Encoded:
-        """The images at `rows`, in that order."""
+        """Return the images at `rows`, in that order."""
         return Encoded(self.labels[rows], self.store, self.rows[rows])
 
 
@@ -79,7 +81,7 @@ Split = Arrays | Encoded
 
 @dataclass(frozen=True)
 class Source:
-    """A data set, ready for the loaders."""
+    """A data set that the loaders can read."""
 
     name: str
     classes: tuple[str, ...]
@@ -88,11 +90,11 @@ class Source:
     val: Split
     channels: int
     image_size: int | None
-    """Side in pixels of every image; None where sizes vary."""
+    """Side in pixels of every image; None if sizes vary."""
 
 
 def encoded(store: Store, labels: Any) -> Encoded:
-    """All rows of a store."""
+    """Return all rows of a store as a split."""
     labels = np.asarray(labels, np.int64)
     return Encoded(labels, store, np.arange(len(labels), dtype=np.int64))
 
@@ -100,8 +102,9 @@ def encoded(store: Store, labels: Any) -> Encoded:
 def hold_out(
     labels: Ints, val_share: float, seed: int, purpose: Purpose = Purpose.HOLD_OUT
 ) -> tuple[Ints, Ints]:
-    """Rows that train and rows that validate, a share of each class drawn by `seed`; each in rising
-    order."""
+    """Return rows that train and rows that validate, each in rising order.
+
+    A share of each class validates, drawn by `seed`."""
     ranks, counts = _ranks_in_class(labels, purpose, seed)
     limits = np.array([num_held_out(int(count), val_share) for count in counts], np.int64)
     held = ranks < limits[labels]
@@ -109,22 +112,26 @@ def hold_out(
 
 
 def keep_fraction(labels: Ints, fraction: float, seed: int) -> Ints:
-    """Rows of a share of each class, in rising order; a smaller share's rows lie within a larger
-    one's."""
+    """Return the rows of a share of each class, in rising order.
+
+    A smaller share is a subset of a larger one."""
     ranks, counts = _ranks_in_class(labels, Purpose.FRACTION, seed)
     limits = np.array([num_kept(int(count), fraction) for count in counts], np.int64)
     return np.flatnonzero(ranks < limits[labels])
 
 
 def evenly(labels: Ints, count: int, seed: int) -> Ints:
-    """`count` rows (or all), a class after the other in turn, so that every beginning is even over
-    the classes."""
+    """Return `count` rows (or all), the classes in turn.
+
+    Any first part of them is thus even over the classes."""
     ranks, _ = _ranks_in_class(labels, Purpose.FRACTION, seed)
+    # by rank first: the first image of each class, then the second of each, ...
     return np.lexsort((labels, ranks))[:count]
 
 
 def _ranks_in_class(labels: Ints, purpose: Purpose, seed: int) -> tuple[Ints, Ints]:
-    """Place of each row in its class's random order, [n], and the size of each class, [K]."""
+    """Return each row's place in its class's random order, [n], and the class sizes, [K]."""
+    # sorting hashes within each class shuffles it, whatever the other classes hold
     words = hashes((seed, purpose), np.arange(len(labels)), 1)[:, 0]
     by_class = np.lexsort((words, labels))
     counts = np.bincount(labels)

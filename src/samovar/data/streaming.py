@@ -1,7 +1,7 @@
-"""Images decoded by worker processes, a few at a time, in a fixed order.
+"""Decode images in worker processes, a few at a time, in a fixed order.
 
-A worker gets a task (which images, at which positions of the training stream) and gives back their
-pixels; it holds no state and draws nothing of its own, so their number and their timing change
+A worker gets a task (images and their positions in the training stream) and returns the pixels. It
+holds no state and draws nothing of its own, so the number of workers and their timing change
 nothing."""
 
 from __future__ import annotations
@@ -25,36 +25,34 @@ from samovar.data.draws import Ints, Purpose, hashes
 from samovar.data.pipeline import augment, crop_each, frame
 from samovar.data.splits import Arrays, Split
 
-IMAGES_PER_TASK = 32  # handing a task back costs some 2 ms whatever its size
-DECODED_AT_ONCE = (
-    8  # shares the cost of the draws; more would hold too many photos of 40 MB at once
-)
+IMAGES_PER_TASK = 32  # returning a task costs about 2 ms whatever its size
+DECODED_AT_ONCE = 8  # shares the cost of the draws; more would hold too many 40 MB photos at once
 MAX_REPLACEMENTS = 16
 
 
 class Task(NamedTuple):
-    """Images for a worker to make."""
+    """Images that a worker has to make."""
 
     indices: Ints
     positions: Ints | None
-    """Positions in the training stream; None: to evaluate, nothing is drawn."""
+    """Positions in the training stream; None for evaluation, which draws nothing."""
 
 
 class Made(NamedTuple):
-    """What a worker gives back for a task."""
+    """A worker's answer to a task."""
 
     images: Tensor
     """[b, C, S, S] uint8."""
     bad: list[tuple[int, str]]
-    """Index of, and reason for, every image that could not be read."""
+    """Index and reason of every image that could not be read."""
     lost: list[int]
-    """Places in the task that hold no image, as no replacement was found or, in evaluation, none is
+    """Places in the task without an image: no replacement was found or, in evaluation, none was
     sought."""
 
 
 @dataclass(frozen=True)
 class Maker(Dataset[Made]):
-    """Makes the images of tasks; sent to the workers."""
+    """Maker of the images of tasks; it is sent to the workers."""
 
     split: Split
     config: DataConfig
@@ -70,9 +68,8 @@ class Maker(Dataset[Made]):
         lost: list[int] = []
         for first in range(0, len(images), DECODED_AT_ONCE):
             places = range(first, min(first + DECODED_AT_ONCE, len(images)))
-            decoded: dict[
-                int, Tensor | None
-            ] = {}  # once for all views of an image, which lie side by side
+            # each image is decoded once for all its views, which lie side by side
+            decoded: dict[int, Tensor | None] = {}
             read = {
                 p: image for p in places if (image := self._read(task, p, bad, decoded)) is not None
             }
@@ -94,13 +91,16 @@ class Maker(Dataset[Made]):
     def _read(
         self, task: Task, place: int, bad: list[tuple[int, str]], decoded: dict[int, Tensor | None]
     ) -> Tensor | None:
-        """[C, H, W] uint8 of an image or, in training, of the replacement that (seed, position)
-        choose."""
+        """Return an image, [C, H, W] uint8; None if it is lost.
+
+        In training an unreadable image is replaced by one of its class, chosen by (seed,
+        position)."""
         index = int(task.indices[place])
         if index not in decoded:
             decoded[index] = self._try(index, bad)
         image = decoded[index]
         if image is None and task.positions is not None:
+            # an image of the same class keeps the label right
             mates = np.flatnonzero(self.split.labels == self.split.labels[index])
             words = hashes(
                 (self.seed, Purpose.REPLACEMENT), task.positions[[place]], MAX_REPLACEMENTS
@@ -126,14 +126,15 @@ class Maker(Dataset[Made]):
 def make_all(
     maker: Maker, tasks: Iterable[Task], *, workers: int, ahead: int, device: torch.device
 ) -> Generator[Made, None, None]:
-    """The results of tasks, in their order; closing the generator ends the workers.
+    """Yield the answers to tasks, in order; closing the generator ends the workers.
 
     Args:
-        maker: what makes them.
-        tasks: what to make; read lazily.
+        maker: the maker of the images.
+        tasks: the tasks; read lazily.
         workers: processes; 0 works in this one.
         ahead: images to have ready or in the making.
-        device: where they will go; memory is pinned for a GPU."""
+        device: the device they will go to; memory is pinned for a GPU."""
+    # in this process, which tests and small evaluations use
     if workers == 0:
         yield from map(maker.__getitem__, tasks)
         return
@@ -147,7 +148,7 @@ def make_all(
         pin_memory=device.type == "cuda",
         worker_init_fn=_start_worker,
         multiprocessing_context=worker_context(),
-        # else the loader draws from the generator that makes dropout masks
+        # without its own, the loader draws from the generator that makes dropout masks
         generator=torch.Generator(),
     )
     iterator = iter(loader)
@@ -158,16 +159,17 @@ def make_all(
 
 
 def num_workers(config: DataConfig) -> int:
-    """Processes of `--data.workers`; -1 shares the cores this process may use among the ranks of
-    its machine."""
+    """Return the number of processes for `--data.workers`.
+
+    -1 divides the cores this process may use among the ranks of its machine."""
     if config.workers >= 0:
         return config.workers
     return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def worker_context() -> BaseContext:
-    """How worker processes are started: from a server without threads, where there is one."""
-    # Not fork: this process has threads, and often a GPU context, that a fork copies in whatever
+    """Return the start method of worker processes: a server without threads, if there is one."""
+    # Not fork: this process has threads, and often a GPU context, which a fork copies in whatever
     # state they are.
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
@@ -177,8 +179,8 @@ def worker_context() -> BaseContext:
 
 
 def _start_worker(_: int) -> None:
-    # Control-C reaches every process of the terminal; the parent finishes its step and then ends
-    # the workers itself.
+    # Control-C reaches every process of the terminal; the parent finishes its step and ends the
+    # workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

@@ -1,8 +1,8 @@
-"""What is done to images, as batched functions of explicit draws.
+"""Image transforms as batched functions of explicit draws.
 
-Images are [B, C, H, W], uint8 or float; every function gives back the type it was given, uint8 by
-rounding. Draws are uniform numbers from [0, 1), one row an image, so that an image's fate does not
-depend on its neighbours."""
+Images are [B, C, H, W], uint8 or float; every function returns the type it was given, uint8 by
+rounding. Draws are uniform numbers from [0, 1), one row an image, so that the result for an image
+does not depend on its neighbours."""
 
 from __future__ import annotations
 
@@ -28,22 +28,23 @@ def flip(images: Tensor, u: Floats) -> Tensor:
     if images.device.type != "cpu":
         return torch.where(_on(mirrored, images).view(-1, 1, 1, 1), images.flip(-1), images)
     images = images.clone()
-    for row in np.flatnonzero(
-        mirrored
-    ).tolist():  # on a CPU ten times faster than torch.where, which crawls on bytes
+    # on a CPU this is ten times faster than torch.where, which is slow on bytes
+    for row in np.flatnonzero(mirrored).tolist():
         images[row] = images[row].flip(-1)
     return images
 
 
 def pad_crop(images: Tensor, u: Floats, pad: int) -> Tensor:
-    """Pad with zeros and cut the original size out at a random place, all (2 pad + 1)^2 of them
-    equally likely.
+    """Pad with zeros and crop to the original size at a random place.
+
+    All (2 pad + 1)^2 places are equally likely.
 
     Args:
         images: [B, C, H, W].
         u: [B, 2] draws: vertical and horizontal place.
         pad: pixels on each side."""
     height, width = images.shape[-2:]
+    # a view of all windows, so that one gather crops the whole batch
     windows = F.pad(images, (pad, pad, pad, pad)).unfold(2, height, 1).unfold(3, width, 1)
     places = _on(np.floor(u * (2 * pad + 1)).astype(np.int64), images)
     rows = torch.arange(len(images), device=images.device)
@@ -51,7 +52,7 @@ def pad_crop(images: Tensor, u: Floats, pad: int) -> Tensor:
 
 
 def affine(images: Tensor, u: Floats, degrees: float, translate: float, zoom: float) -> Tensor:
-    """Rotate, scale and shift square images about their centre; bilinear, with zeros from outside.
+    """Rotate, scale and shift square images about their centre; bilinear, zeros outside.
 
     Args:
         images: [B, C, S, S].
@@ -72,16 +73,14 @@ def affine(images: Tensor, u: Floats, degrees: float, translate: float, zoom: fl
     )
 
 
-# --- the Inception crop
-# ----------------------------------------------------------------------------------------------
+# --- the Inception crop ---
 
 
 def inception_boxes(heights: Ints, widths: Ints, seed: int, positions: Ints) -> Ints:
-    """Boxes of the Inception crop, as the paper's pipeline drew them: area 5-100 %, aspect
-    0.75-1.33.
+    """Return boxes of the Inception crop, with the distribution of the paper's pipeline.
 
-    Up to 100 attempts a box, of which the first nearly always fits; an image too elongated for any
-    is kept whole.
+    Area 5-100 %, aspect 0.75-1.33. Up to 100 attempts a box, of which the first nearly always fits;
+    an image too elongated for any is kept whole.
 
     Args:
         heights: [n] pixels.
@@ -92,9 +91,8 @@ def inception_boxes(heights: Ints, widths: Ints, seed: int, positions: Ints) -> 
     Returns:
         [n, 4] top, left, height, width in pixels.
 
-    Source: TensorFlow's sample_distorted_bounding_box with min_object_covered=0, on which
-        big_vision's
-    `inception_crop` stands."""
+    Source: TensorFlow's sample_distorted_bounding_box with min_object_covered=0, which
+        big_vision's `inception_crop` uses."""
     boxes = np.stack([np.zeros_like(heights), np.zeros_like(widths), heights, widths], axis=1)
     pending = np.arange(len(heights))
     for attempt in range(MAX_ATTEMPTS):
@@ -110,7 +108,7 @@ def inception_boxes(heights: Ints, widths: Ints, seed: int, positions: Ints) -> 
 def inception_attempt(
     heights: Ints, widths: Ints, u: Floats
 ) -> tuple[Ints, np.ndarray[tuple[int], np.dtype[np.bool]]]:
-    """One attempt at a box per image, and whether it fits.
+    """Return one attempt at a box per image, and whether it fits.
 
     Args:
         heights: [n] pixels.
@@ -123,13 +121,14 @@ def inception_attempt(
     min_area, max_area = MIN_AREA * heights * widths, MAX_AREA * heights * widths
     low = _round(np.sqrt(min_area / aspect))
     high = _round(np.sqrt(max_area / aspect))
+    # the largest height whose rounded width still fits into the image
     widest = ((widths + 0.5 - 1e-7) / aspect).astype(np.int64)
     widest -= _round(widest * aspect) > widths
     high = np.minimum(np.where(_round(high * aspect) > widths, widest, high), heights)
     low = np.minimum(low, high)
     height = low + np.floor(u[:, 1] * (high - low + 1)).astype(np.int64)
     width = _round(height * aspect)
-    height += height * width < min_area  # one pixel of leave for rounding, either way
+    height += height * width < min_area  # one pixel of tolerance for rounding, either way
     width = _round(height * aspect)
     height -= height * width > max_area
     width = _round(height * aspect)
@@ -141,7 +140,7 @@ def inception_attempt(
         & (width <= widths)
         & (height * width > 0)
     )
-    # Without + 1, as the original: a smaller box never touches the bottom or the right edge.
+    # Without + 1, as in the original: a smaller box never touches the bottom or the right edge.
     top = np.floor(u[:, 2] * (heights - height)).astype(np.int64)
     left = np.floor(u[:, 3] * (widths - width)).astype(np.int64)
     return np.stack([top, left, height, width], axis=1), fits
@@ -152,8 +151,9 @@ def _round(x: Floats) -> Ints:
 
 
 def crop_resize(images: Tensor, boxes: Ints, size: int) -> Tensor:
-    """Cut a box out of each image and scale it to a square; bilinear, half-pixel centres, no
-    antialias.
+    """Cut a box out of each image and scale it to a square.
+
+    Bilinear, half-pixel centres, no antialias.
 
     Args:
         images: [B, C, H, W].
@@ -162,7 +162,7 @@ def crop_resize(images: Tensor, boxes: Ints, size: int) -> Tensor:
     height, width = images.shape[-2:]
     places = (np.arange(size) + 0.5) / size
     corner, extent = boxes[:, :2, None], boxes[:, 2:, None]
-    # Clamped to the box: what is outside the crop must not bleed in at its edges.
+    # Clamped to the box: pixels outside the crop must not bleed in at its edges.
     pixels = corner + np.clip(places * extent - 0.5, 0, extent - 1)
     normalized = (2 * pixels + 1) / np.array([height, width])[:, None] - 1
     y, x = _on(normalized.astype(np.float32), images).unbind(1)
@@ -179,12 +179,10 @@ def resize(images: Tensor, height: int, width: int, *, antialias: bool) -> Tenso
     if images.shape[-2:] == (height, width):
         return images
     size = (height, width)
-    if (
-        images.device.type == "cpu" and images.dtype == torch.uint8
-    ):  # the one device with kernels for uint8
-        channels_last = images.contiguous(
-            memory_format=torch.channels_last
-        )  # a third faster than what it makes itself
+    # the CPU alone has kernels for uint8
+    if images.device.type == "cpu" and images.dtype == torch.uint8:
+        # a third faster than the copy that interpolate would make itself
+        channels_last = images.contiguous(memory_format=torch.channels_last)
         return F.interpolate(channels_last, size=size, mode="bilinear", antialias=antialias)
     return _like(
         F.interpolate(_floats(images), size=size, mode="bilinear", antialias=antialias), images
@@ -192,8 +190,9 @@ def resize(images: Tensor, height: int, width: int, *, antialias: bool) -> Tenso
 
 
 def resize_central(images: Tensor, size: int) -> Tensor:
-    """Scale the shorter side to size * 256 / 224 with antialias, cut the central square: the
-    paper's evaluation."""
+    """Scale the shorter side to size * 256 / 224 with antialias and cut the central square.
+
+    This is the paper's evaluation."""
     height, width = images.shape[-2:]
     shorter = max(size, round(size * 256 / 224))
     scale = shorter / min(height, width)
@@ -207,8 +206,7 @@ def resize_central(images: Tensor, size: int) -> Tensor:
     return images[..., top : top + size, left : left + size]
 
 
-# --- types and devices
-# -----------------------------------------------------------------------------------------------
+# --- types and devices ---
 
 
 def _on(values: np.ndarray[tuple[int, ...], np.dtype[np.generic]], images: Tensor) -> Tensor:

@@ -16,14 +16,12 @@ from samovar import config as configs
 from samovar.config import Loss
 from samovar.data.decode import decode
 from samovar.data.pipeline import frame
+from samovar.data.sources import has_one_size
 from samovar.models import timm_folder
 from samovar.models.open import Opened
 
 KEY = "samovar"
 """Key of the interface in an export's files."""
-ONE_SIZE = ("digits", "fashion-mnist", "cifar10", "cifar100")
-"""Sources whose images have one size: evaluation scales those whole, and cuts others to a central
-square."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ def interface_of(opened: Opened) -> Interface:
         opened.classes or tuple(map(str, range(opened.num_classes))),
         opened.image_size,
         opened.channels,
-        whole=opened.data is not None and opened.data.source in ONE_SIZE,
+        whole=opened.data is not None and has_one_size(opened.data),
         # contrastive runs end with a softmax classifier
         loss="sigmoid" if loss == "sigmoid" else "softmax",
     )

@@ -8,9 +8,10 @@ setting here and the line that obeys it: a direction of the climb in `sam/direct
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
+
+from samovar.ranges import Range, out_of_range
 
 
 @dataclass(frozen=True)
@@ -22,26 +23,28 @@ class SamVariant:
     momentum: bool = False
     """Momentum-SAM (MSAM): climb along minus the optimizer's momentum, in one pass; needs a rho ten
     times larger."""
-    sigma: float = 0.0
+    sigma: Annotated[float, Range("a number of 0 or more, 0 for SAM's own direction", ge=0)] = 0.0
     """Friendly SAM (F-SAM): climb along g - sigma x (average gradient of the earlier steps); its
     authors use 1."""
-    sigma_decay: float = 0.9
+    sigma_decay: Annotated[float, Range("a decay from 0 up to 1", ge=0, lt=1)] = 0.9
     """Decay per step of F-SAM's average; its authors use 0.6 to 0.95."""
-    ascent_steps: int = 1
+    ascent_steps: Annotated[int, Range("a number of steps, 1 or more", ge=1)] = 1
     """Steps of the climb, each rho / ascent_steps long and with a pass of its own."""
     norms_only: bool = False
     """SAM-ON: only parameters of normalization layers climb; needs a rho about ten times larger."""
     layerwise: bool = False
     """Each parameter climbs along its own unit gradient, by rho x |w_l| / |w| (LookSAM's rule for
     large batches)."""
-    every: int = 1
+    every: Annotated[int, Range("a number of steps, 1 for all of them", ge=1)] = 1
     """Climb at every k-th step only; the steps in between are plain."""
-    reuse: float = 0.0
+    reuse: Annotated[float, Range("a share of 0 or more, 0 for plain steps between", ge=0)] = 0.0
     """LookSAM's alpha: the steps in between add this share of |g| along the part of g_s orthogonal
     to g, parameter by parameter."""
-    alpha: float = 0.0
+    alpha: Annotated[float, Range("a number of 0 or more, 0 for SAM", ge=0)] = 0.0
     """GSAM: apply g_s - alpha x (the component of g orthogonal to g_s)."""
-    gamma: float = 0.5
+    gamma: Annotated[float, Range("a number from 0 (plain) over 0.5 (SAM) up to 1", ge=0, lt=1)] = (
+        0.5
+    )
     """WSAM: apply g + gamma / (1 - gamma) x (g_s - g); 0.5 is SAM, its authors recommend 0.8 to
     0.95."""
     decoupled: bool = False
@@ -68,16 +71,6 @@ class SamVariant:
         """Return whether a step needs a `SamMemory`, if only until the optimizer has stepped."""
         return self.remembers or self.decoupled
 
-
-_ALLOWED: dict[str, tuple[Callable[[float], bool], str]] = {
-    "sigma": (lambda x: 0 <= x < math.inf, "a number of 0 or more, 0 for SAM's own direction"),
-    "sigma_decay": (lambda x: 0 <= x < 1, "a decay from 0 up to 1"),
-    "ascent_steps": (lambda x: x >= 1, "a number of steps, 1 or more"),
-    "every": (lambda x: x >= 1, "a number of steps, 1 for all of them"),
-    "reuse": (lambda x: 0 <= x < math.inf, "a share of 0 or more, 0 for plain steps between"),
-    "alpha": (lambda x: 0 <= x < math.inf, "a number of 0 or more, 0 for SAM"),
-    "gamma": (lambda x: 0 <= x < 1, "a number from 0 (plain) over 0.5 (SAM) up to 1"),
-}
 
 ALONE = "the optimizer's momentum is the whole direction, and there is no gradient at the weights"
 _PAIRS: tuple[tuple[str, str, str], ...] = (
@@ -110,10 +103,7 @@ def changed(variant: SamVariant) -> dict[str, object]:
 
 def fault(variant: SamVariant) -> tuple[str, str] | None:
     """Return the first setting that is out of range and what is allowed; None if all fit."""
-    for name, (fits, allowed) in _ALLOWED.items():
-        if not fits(getattr(variant, name)):
-            return name, allowed
-    return None
+    return next(((name, allowed) for name, _, allowed in out_of_range(variant)), None)
 
 
 def conflict(variant: SamVariant) -> tuple[str, str, str] | None:

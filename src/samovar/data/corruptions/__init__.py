@@ -1,19 +1,16 @@
-"""The corruptions of ImageNet-C: 19 ways in 5 severities to spoil an image that a model should
-still recognize.
+"""Corruptions of ImageNet-C: 19 ways to degrade an image, each in 5 severities.
 
 The fifteen of `MAIN` are the benchmark, the four of `EXTRA` were meant for validation; the paper
-counts all. They are written anew from their definitions, for any image size. Images whose shorter
-side is below 64 px get CIFAR-10-C's constants, others ImageNet-C's. Frost, which was made from
-photographs, is made up.
+counts all. They are rewritten from their definitions, for any image size. Images whose shorter side
+is below 64 px get CIFAR-10-C's constants, others ImageNet-C's. Frost, originally taken from
+photographs, is synthetic here.
 
 The result is a function of (image, name, severity, seed, constants) alone: the same bits with any
 number of workers and threads, and with any instruction set (tested on x86 with and without AVX).
-Two things are the work of Pillow and hold
-for one version of it: the pixels of jpeg_compression and of pixelate."""
+Pillow computes jpeg_compression and pixelate, whose pixels are thus fixed for one version of it."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from typing import Literal
 
@@ -36,6 +33,7 @@ from samovar.data.corruptions.filters import Bytes
 from samovar.data.corruptions.noise import gaussian_noise, impulse_noise, shot_noise, speckle_noise
 from samovar.data.corruptions.randomness import generator, image_seed
 from samovar.data.corruptions.weather import fog, frost, snow
+from samovar.words import suggest
 
 __all__ = ["CORRUPTIONS", "EXTRA", "MAIN", "SEVERITIES", "corrupt", "image_seed"]
 
@@ -60,7 +58,7 @@ CORRUPTIONS: dict[str, Callable[[Bytes, Level, Generator], Bytes]] = {
     "spatter": spatter,
     "saturate": saturate,
 }
-"""Name to function of (image [H, W, C] uint8, constants of the severity, generator)."""
+"""Function of (image [H, W, C] uint8, constants of the severity, generator) by name."""
 
 MAIN = tuple(CORRUPTIONS)[:15]
 EXTRA = tuple(CORRUPTIONS)[15:]
@@ -77,18 +75,17 @@ def corrupt(
     seed: int = 0,
     constants: Literal["auto", "imagenet", "cifar"] = "auto",
 ) -> ImageLike:
-    """Corrupt an image; the result is of the type, the shape and the mode of the input, which is
-    left as it is.
+    """Return a corrupted copy of an image, of the same type, shape and mode.
 
     Args:
         image: 8 bits, colour or grey: array [H, W, 3] or [H, W], Pillow's RGB or L, tensor [3, H,
             W] or [1, H, W].
         name: one of CORRUPTIONS.
         severity: 1 to 5.
-        seed: of the draws; for images of a data set `image_seed(seed, index)`, so that they do not
-            share their noise.
-        constants: what the severities mean: ImageNet-C's or CIFAR-10-C's; "auto" takes CIFAR-10-C's
-            below 64 px.
+        seed: seed of the draws; use `image_seed(seed, index)` for the images of a data set, so that
+            they do not share their noise.
+        constants: constants of the severities: ImageNet-C's or CIFAR-10-C's; "auto" takes
+            CIFAR-10-C's below 64 px.
 
     Raises:
         ValueError: an image of another kind, an unknown name, severity or set of constants.
@@ -96,13 +93,8 @@ def corrupt(
     Source: Hendrycks & Dietterich, arXiv:1903.12261."""
     _check(name, severity, constants)
     pixels, give_back = opened(image)
-    chosen = (
-        constants
-        if constants != "auto"
-        else "cifar"
-        if min(pixels.shape[:2]) < SMALL
-        else "imagenet"
-    )
+    fitting = "cifar" if min(pixels.shape[:2]) < SMALL else "imagenet"
+    chosen = fitting if constants == "auto" else constants
     level = _SETS[chosen][name][severity - 1]
     spoilt = CORRUPTIONS[name](pixels, level, generator(seed, name, severity))
     result: ImageLike = give_back(np.ascontiguousarray(spoilt))
@@ -111,9 +103,10 @@ def corrupt(
 
 def _check(name: str, severity: int, constants: str) -> None:
     if name not in CORRUPTIONS:
-        near = difflib.get_close_matches(str(name), CORRUPTIONS, n=2, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(CORRUPTIONS)}"
-        raise ValueError(f"unknown corruption {name!r}; {hint}")
+        known = f"known: {', '.join(CORRUPTIONS)}"
+        raise ValueError(
+            f"unknown corruption {name!r}; {suggest(str(name), CORRUPTIONS, instead=known)}"
+        )
     if severity not in SEVERITIES or not hasattr(severity, "__index__"):
         raise ValueError(
             f"severity={severity!r} is not one of 1, 2, 3, 4, 5; give 1 (mild) to 5 (strong)"

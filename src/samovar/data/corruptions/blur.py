@@ -13,7 +13,7 @@ from samovar.data.corruptions.filters import Bytes, add_shifts, smooth, streak, 
 from samovar.data.corruptions.randomness import uniform, words
 from samovar.data.corruptions.sampling import zoomed
 
-_DISK_BITS = 15  # of the weights: with 8 bits of the pixels and a sum of up to 1.013, below 24
+_DISK_BITS = 15  # bits of the weights: with 8 of the pixels and a sum of up to 1.013, below 24
 
 
 def gaussian_blur(image: Bytes, level: Level, rng: Generator) -> Bytes:
@@ -43,16 +43,14 @@ def motion_blur(image: Bytes, level: Level, rng: Generator) -> Bytes:
 
 
 def zoom_blur(image: Bytes, level: Level, rng: Generator) -> Bytes:
-    """Average the image with its enlargements; level: (step between enlargements, how many, the
-    first being 1).
+    """Average the image with its enlargements.
 
-    As published, what is enlarged is a whole number of pixels: at 8 px the first severity does
-    nothing."""
+    Level: (step between enlargements, their number including the first, which is 1). As published,
+    the enlarged part is a whole number of pixels: at 8 px the first severity does nothing."""
     step, count = level
     channels = image.shape[2]
-    wide = np.zeros(
-        (*image.shape[:2], 4 if channels == 3 else 1), np.float32
-    )  # numpy gathers 16 bytes, not 12
+    # four channels in place of three: numpy gathers 16 bytes faster than 12
+    wide = np.zeros((*image.shape[:2], 4 if channels == 3 else 1), np.float32)
     wide[..., :channels] = image
     total = 2 * wide  # as published: the image itself, and the enlargement by 1
     for i in range(1, int(count)):
@@ -62,8 +60,9 @@ def zoom_blur(image: Bytes, level: Level, rng: Generator) -> Bytes:
 
 
 def glass_blur(image: Bytes, level: Level, rng: Generator) -> Bytes:
-    """Smooth, shuffle pixels within a small square, smooth; level: (sigma, reach of the shuffle,
-    times)."""
+    """Smooth, shuffle pixels within a small square, smooth again.
+
+    Level: (sigma, reach of the shuffle, number of shuffles)."""
     sigma, reach, times = level
     sigmas = (sigma, sigma)
     pixels = to_bytes(smooth(image, sigmas))
@@ -77,11 +76,11 @@ def glass_blur(image: Bytes, level: Level, rng: Generator) -> Bytes:
 
 @functools.cache
 def _disk(radius: float, sigma: float) -> list[list[int]]:
-    """The published kernel in units of 2^-15: a disk in a window of at least 17 x 17, smoothed, the
-    window mirrored.
+    """Return the published kernel in units of 2^-15.
 
-    At radius 8 and 10 the disk touches the window, and the mirror adds 1 % to its sum: those images
-    are brighter."""
+    It is a disk in a window of at least 17 x 17, smoothed with the window mirrored. At radius 8 and
+    10 the disk touches the window, and the mirror adds 1 % to its sum: such images are
+    brighter."""
     reach = max(8, int(radius))
     half = 1 if radius <= 8 else 2
     squares = np.arange(-reach, reach + 1) ** 2
@@ -101,11 +100,11 @@ def _disk(radius: float, sigma: float) -> list[list[int]]:
 
 
 def _shuffle(height: int, width: int, reach: int, rng: Generator) -> npt.NDArray[np.int64]:
-    """For each pixel, [H * W], the one whose colour it takes.
+    """Return for each pixel, [H * W], the index of the one whose colour it takes.
 
-    The published loop visits pixels from the bottom right and lets each take the colour of a random
-    neighbour as it is by then. (It reads as a swap, but its arrays are views: nothing goes the
-    other way.) A neighbour visited before has taken another's colour, and so on; these chains are
+    The published loop visits pixels from the bottom right; each takes the colour that a random
+    neighbour has by then. (It reads as a swap, but its arrays are views: nothing goes the other
+    way.) A neighbour visited before has taken another's colour, and so on; these chains are
     short and are followed for all pixels at once."""
     own = np.arange(height * width)
     grid = np.zeros((height, width), bool)

@@ -1,4 +1,4 @@
-"""The kinds of image that come in, and go out as they came."""
+"""Conversion of arrays, Pillow images and tensors to pixels and back."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ from samovar.data.corruptions.filters import Bytes
 
 ImageLike = TypeVar("ImageLike", npt.NDArray[np.uint8], Image.Image, torch.Tensor)
 
-_ALLOWED = "allowed are 8 bits, colour or grey: array [H, W, 3] or [H, W], Pillow's RGB or L, tensor [3, H, W] or [1, H, W]"
+_ALLOWED = (
+    "allowed are 8 bits, colour or grey: array [H, W, 3] or [H, W], Pillow's RGB or L, "
+    "tensor [3, H, W] or [1, H, W]"
+)
 
 
 def opened(image: ImageLike) -> tuple[Bytes, Callable[[Bytes], Any]]:
-    """The pixels [H, W, C], C being 1 or 3, and what makes an image of the given kind of such
-    pixels.
+    """Return the pixels [H, W, C] of an image, C being 1 or 3, and the way back.
+
+    The way back is a function that makes an image of the given kind of such pixels.
 
     Raises:
         ValueError: not an image that can be corrupted."""

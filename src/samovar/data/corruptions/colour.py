@@ -1,4 +1,4 @@
-"""Brightness, contrast and saturation, and what else is about colour.
+"""Brightness, contrast and saturation; luma and tints for the other corruptions.
 
 Hue and saturation are those of the HSV hexcone: value V is the largest of a pixel's channels,
 saturation is (V - smallest) / V. A new V at the same hue and saturation scales a pixel; a new
@@ -20,7 +20,7 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 def brightness(image: Bytes, level: Level, rng: Generator) -> Bytes:
-    """Add to the value; level: (how much, of the range 0 to 1)."""
+    """Add to the value of HSV; level: (summand in the range 0 to 1,)."""
     row = _extreme(image, np.maximum).astype(np.uint16) << 8
     table = _brighter(level[0])
     out = np.empty_like(image)
@@ -30,11 +30,10 @@ def brightness(image: Bytes, level: Level, rng: Generator) -> Bytes:
 
 
 def saturate(image: Bytes, level: Level, rng: Generator) -> Bytes:
-    """Scale the saturation and add to it; level: (factor, summand). An image of one channel has
-    none.
+    """Scale the saturation and add to it; level: (factor, summand).
 
-    A grey pixel has hue 0 by convention, so that it turns red where the summand is not 0, as in the
-    data sets."""
+    An image of one channel has no saturation and stays as it is. A grey pixel has hue 0 by
+    convention, so that it turns red if the summand is not 0, as in the published data sets."""
     if image.shape[2] == 1:
         return image.copy()
     value = _extreme(image, np.maximum)
@@ -49,7 +48,7 @@ def saturate(image: Bytes, level: Level, rng: Generator) -> Bytes:
 
 
 def contrast(image: Bytes, level: Level, rng: Generator) -> Bytes:
-    """Draw each channel towards its mean; level: (share of the distance that is left,)."""
+    """Move each channel towards its mean; level: (share of the distance that remains,)."""
     out = np.empty_like(image)
     for channel in range(image.shape[2]):
         layer = image[..., channel]
@@ -60,7 +59,7 @@ def contrast(image: Bytes, level: Level, rng: Generator) -> Bytes:
 
 
 def grey(image: Bytes) -> Floats:
-    """Luma, [H, W], 0 to 255."""
+    """Return the luma, [H, W], 0 to 255."""
     if image.shape[2] == 1:
         return image[..., 0].astype(np.float32)
     red, green, blue = (
@@ -71,16 +70,14 @@ def grey(image: Bytes) -> Floats:
 
 
 def tint(colour: Sequence[float], channels: int) -> Sequence[float]:
-    """A colour for an image of 3 channels; its luma for an image of 1."""
-    return (
-        colour
-        if channels == 3
-        else [sum(part * weight for part, weight in zip(colour, _LUMA, strict=True))]
-    )
+    """Return a colour for an image of 3 channels, its luma for an image of 1."""
+    if channels == 3:
+        return colour
+    return [sum(part * weight for part, weight in zip(colour, _LUMA, strict=True))]
 
 
 def _extreme(image: Bytes, pick: np.ufunc) -> Bytes:
-    """The largest or smallest of a pixel's channels, [H, W]."""
+    """Return the largest or smallest channel of each pixel, [H, W]."""
     out: Bytes = image[..., 0]
     for channel in range(1, image.shape[2]):
         out = pick(out, image[..., channel])
@@ -89,8 +86,7 @@ def _extreme(image: Bytes, pick: np.ufunc) -> Bytes:
 
 @functools.lru_cache(maxsize=16)
 def _brighter(amount: float) -> Bytes:
-    """[256 * 256] what becomes of a channel, for each value of the pixel and each grey level of the
-    channel."""
+    """Return the new channel, [256 * 256], for each value of the pixel and level of the channel."""
     value, channel = np.arange(256)[:, None], np.arange(256)
     raised = np.minimum(value + 255 * amount, 255)
     scaled = raised * channel / np.maximum(value, 1)
@@ -101,8 +97,9 @@ def _brighter(amount: float) -> Bytes:
 
 @functools.lru_cache(maxsize=16)
 def _saturation(factor: float, summand: float) -> tuple[Floats, Floats]:
-    """For each largest and smallest channel: scale of the distances from the largest; the cap of a
-    grey pixel."""
+    """Return two tables, [256 * 256], over the largest and smallest channel of a pixel.
+
+    They hold the scale of the distances from the largest channel, and the cap of a grey pixel."""
     value, smallest = np.arange(256)[:, None], np.arange(256)
     distance = np.maximum(value - smallest, 1)
     ratio = np.clip(factor * distance / np.maximum(value, 1) + summand, 0, 1) * value / distance

@@ -1,10 +1,10 @@
-"""What the severities mean: constants of each corruption at severities 1 to 5.
+"""Constants of each corruption at severities 1 to 5.
 
-IMAGENET are those of ImageNet-C, made for 224 px; CIFAR those of CIFAR-10-C, made for 32 px. What a
-row's numbers are is said by the function of that name. Source: Hendrycks & Dietterich,
+IMAGENET are those of ImageNet-C, made for 224 px; CIFAR those of CIFAR-10-C, made for 32 px. The
+function of the same name says what the numbers of a row mean. Source: Hendrycks & Dietterich,
 arXiv:1903.12261, and the code that made the two data sets. One row of IMAGENET is not the data
-set's: `elastic_transform` has the strengths of the `imagecorruptions` package, which leaves out the
-random affine map that came first (and was all there was to see at severities 1 and 2)."""
+set's: `elastic_transform` has the strengths of the `imagecorruptions` package, which omits the
+random affine map that came first (and hid everything else at severities 1 and 2)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Level = tuple[float, ...]
 Name = Literal["imagenet", "cifar"]
 
 SMALL = 64
-"""Pixels of the shorter side below which CIFAR's constants hold."""
+"""Pixels of the shorter side below which CIFAR's constants apply."""
 
 IMAGENET: dict[str, tuple[Level, ...]] = {
     "gaussian_noise": ((0.08,), (0.12,), (0.18,), (0.26,), (0.38,)),

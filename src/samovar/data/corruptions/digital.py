@@ -1,4 +1,4 @@
-"""What storing and resampling do to an image: JPEG, coarse pixels, elastic bending."""
+"""Corruptions by storage and resampling: JPEG, coarse pixels, elastic bending."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from samovar.data.corruptions.sampling import sampled
 
 
 def pixelate(image: Bytes, level: Level, rng: Generator) -> Bytes:
-    """Shrink by averaging and repeat the pixels; level: (share of the side that is left,)."""
+    """Shrink by averaging and repeat the pixels; level: (share of the side that remains,)."""
     height, width, _ = image.shape
     small = (max(int(width * level[0]), 1), max(int(height * level[0]), 1))
     shrunk = _to_pillow(image).resize(small, Image.Resampling.BOX)
@@ -23,8 +23,9 @@ def pixelate(image: Bytes, level: Level, rng: Generator) -> Bytes:
 
 
 def jpeg_compression(image: Bytes, level: Level, rng: Generator) -> Bytes:
-    """Store as JPEG; level: (quality,). The pixels are those of the libjpeg that Pillow was built
-    with."""
+    """Store as JPEG; level: (quality,).
+
+    The pixels are those of the libjpeg that Pillow was built with."""
     file = io.BytesIO()
     _to_pillow(image).save(file, "JPEG", quality=int(level[0]))
     with Image.open(file) as stored:
@@ -32,11 +33,10 @@ def jpeg_compression(image: Bytes, level: Level, rng: Generator) -> Bytes:
 
 
 def elastic_transform(image: Bytes, level: Level, rng: Generator) -> Bytes:
-    """Bend the image by a random map; level: shares of the shorter side.
+    """Bend the image by a random map.
 
-    Level: (largest displacement before smoothing, sigma of the smoothing, how far the corners of
-        the affine map that
-    comes first are moved at most)."""
+    Level: (largest displacement before smoothing, sigma of the smoothing, largest move of the
+    corners of the affine map that comes first), as shares of the shorter side."""
     amplitude, sigma, corners = level
     height, width, _ = image.shape
     side = min(height, width)
@@ -56,8 +56,9 @@ def elastic_transform(image: Bytes, level: Level, rng: Generator) -> Bytes:
 
 
 def _affine(rows: Floats, cols: Floats, moves: list[list[float]]) -> tuple[Floats, Floats]:
-    """Where each pixel comes from under the affine map that moves three corners of the middle
-    square by `moves`."""
+    """Return the row and column that each pixel comes from under an affine map.
+
+    The map moves three corners of the middle square by `moves`."""
     height, width = rows.shape
     reach = max(min(height, width) // 3, 1)
     middle = (height // 2, width // 2)

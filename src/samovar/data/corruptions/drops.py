@@ -19,11 +19,10 @@ _RIM = 20  # pixels from a drop's edge at which its shading ends
 
 
 def spatter(image: Bytes, level: Level, rng: Generator) -> Bytes:
-    """Let drops lie where smooth noise is high.
+    """Cover the image with drops where smooth noise is high.
 
     Level: (mean and sigma of the noise, sigma of its smoothing, threshold, strength of water or
-        softness of mud,
-    0 for water and 1 for mud)."""
+    softness of mud, 0 for water and 1 for mud)."""
     mean, sigma, smoothing, threshold, strength, mud = level
     height, width, channels = image.shape
     steps = np.rint(normals(rng, height, width, 1) * np.float32(_STEPS))
@@ -48,8 +47,9 @@ def _with_mud(image: Bytes, where: npt.NDArray[np.bool_], softness: float) -> By
 
 
 def _water(drops: Bytes) -> Floats:
-    """Drops shaded as if lit from one side, [H, W], 0 to 1: distance from their edges, equalized,
-    then embossed."""
+    """Return drops shaded as if lit from one side, [H, W], 0 to 1.
+
+    The shading is the distance from their edges, equalized, then embossed."""
     near = (_box(_distance(_edges(drops))) / np.float32(9)).astype(np.uint8)
     lit = np.clip(_emboss(_equalized(near)), 0, 255)
     shaded = np.rint(_box(lit) / np.float32(9)) * drops
@@ -58,8 +58,9 @@ def _water(drops: Bytes) -> Floats:
 
 
 def _edges(drops: Bytes) -> npt.NDArray[np.bool_]:
-    """Canny's edges with thresholds 50 and 150: ridges of the gradient, and their weak parts where
-    they hang together.
+    """Return Canny's edges with thresholds 50 and 150.
+
+    They are the strong ridges of the gradient, and the weak ones connected to them.
 
     Source: Canny, A computational approach to edge detection (1986)."""
     pixels = drops[..., None]
@@ -79,7 +80,7 @@ def _edges(drops: Bytes) -> npt.NDArray[np.bool_]:
 
 
 def _ridges(across: Floats, down: Floats, size: Floats) -> npt.NDArray[np.bool_]:
-    """Where the gradient is larger than at the two neighbours it points to and from."""
+    """Return where the gradient is larger than at the neighbours it points to and from."""
     framed, (height, width) = np.pad(size, 1), size.shape
 
     def at(i: int, j: int) -> Floats:
@@ -94,8 +95,8 @@ def _ridges(across: Floats, down: Floats, size: Floats) -> npt.NDArray[np.bool_]
 
 
 def _distance(edges: npt.NDArray[np.bool_]) -> Floats:
-    """Distance in pixels to the nearest edge, at most 20: first within the column, then over the
-    columns."""
+    """Return the distance in pixels to the nearest edge, at most 20."""
+    # first within the column, then over the columns
     along = np.where(edges, np.int16(0), np.int16(_RIM))
     for step in (1, 2, 4, 8, 16):
         np.minimum(along[step:], along[:-step] + np.int16(step), out=along[step:])
@@ -110,7 +111,7 @@ def _distance(edges: npt.NDArray[np.bool_]) -> Floats:
 
 
 def _box(layer: npt.NDArray[np.generic]) -> Floats:
-    """Sum over 3 x 3 pixels, [H, W]."""
+    """Return the sum over 3 x 3 pixels, [H, W]."""
     taps = [(i, j, 1) for i in (-1, 0, 1) for j in (-1, 0, 1)]
     return sum_of_shifts(layer[..., None], taps, "reflect")[..., 0]
 
@@ -121,7 +122,7 @@ def _emboss(layer: npt.NDArray[np.generic]) -> Floats:
 
 
 def _equalized(layer: npt.NDArray[np.uint8]) -> Floats:
-    """Spread the values over 0 to 255 so that each is as frequent as the next."""
+    """Spread the values over 0 to 255 so that all are equally frequent."""
     counts = np.bincount(layer.ravel(), minlength=256)
     first = int(np.flatnonzero(counts)[0])
     below = np.cumsum(counts) - counts[first]

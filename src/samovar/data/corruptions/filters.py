@@ -1,4 +1,4 @@
-"""Weighted sums of shifted pixels that come out the same in any order of addition.
+"""Weighted sums of shifted pixels that are the same in any order of addition.
 
 Pixels have 8 to 12 bits and weights are multiples of 2^-12 to 2^-16, so that every partial sum fits
 in the 24 bits of a float32 and is exact. No instruction set, thread count or fused multiply-add can
@@ -20,13 +20,14 @@ Bytes = npt.NDArray[np.uint8]
 Tap = tuple[int, int, int]
 """Row and column offset of a neighbour, and its weight."""
 Mode = Literal["edge", "reflect"]
-"""How the image goes on outside, in numpy's words: the border pixel repeated, or the image mirrored
+"""Padding outside the image, in numpy's words: the border pixel repeated, or the image mirrored
 about it."""
 
 
 def fixed_point(weights: Sequence[float], bits: int) -> list[int]:
-    """Weights in units of 2^-bits that sum to 1 exactly; the largest takes what rounding leaves
-    over."""
+    """Return weights in units of 2^-bits that sum to exactly 1.
+
+    The largest weight takes the rest that rounding leaves."""
     scaled = np.rint(np.array(weights) / math.fsum(weights) * 2**bits).astype(int)
     scaled[scaled.argmax()] += 2**bits - scaled.sum()
     return scaled.tolist()  # type: ignore[no-any-return]
@@ -34,20 +35,19 @@ def fixed_point(weights: Sequence[float], bits: int) -> list[int]:
 
 @functools.lru_cache(maxsize=256)
 def gaussian(sigma: float, radius: int, bits: int) -> list[int]:
-    """A Gaussian's weights at -radius to radius, in units of 2^-bits."""
+    """Return a Gaussian's weights at -radius to radius, in units of 2^-bits."""
     return fixed_point(
         [math.exp(-0.5 * (i / sigma) ** 2) for i in range(-radius, radius + 1)], bits
     )
 
 
 def sum_of_shifts(pixels: npt.NDArray[Any], taps: Iterable[Tap], mode: Mode = "edge") -> Floats:
-    """Sum over `taps` of weight times the neighbour at that offset; beyond the border the image
-    goes on as `mode` says.
+    """Return the sum over `taps` of weight times the neighbour at that offset.
 
     Args:
         pixels: [H, W, C] whole numbers, or multiples of a power of two.
         taps: offsets and weights; pixel times weight, summed over taps, must stay within 24 bits.
-        mode: how the image goes on outside."""
+        mode: padding outside the image."""
     taps = [tap for tap in taps if tap[2]]
     height, width, channels = pixels.shape
     rows, cols = max(abs(tap[0]) for tap in taps), max(abs(tap[1]) for tap in taps)
@@ -60,8 +60,9 @@ def sum_of_shifts(pixels: npt.NDArray[Any], taps: Iterable[Tap], mode: Mode = "e
 
 
 def add_shifts(total: Floats, padded: Floats, taps: Iterable[Tap]) -> None:
-    """Add to `total` [H, W * C] each tap: its weight times the window of `padded` [H + ?, W + ?, C]
-    at its offset."""
+    """Add each tap to `total` [H, W * C].
+
+    A tap adds its weight times the window of `padded` [H + ?, W + ?, C] at its offset."""
     height, width, channels = len(total), total.shape[1], padded.shape[2]
     source = torch.from_numpy(padded.reshape(len(padded), -1))
     into = torch.from_numpy(total)
@@ -75,12 +76,12 @@ def add_shifts(total: Floats, padded: Floats, taps: Iterable[Tap]) -> None:
 def smooth(
     pixels: npt.NDArray[Any], sigmas: tuple[float, float], *, truncate: float = 4.0
 ) -> Floats:
-    """Gaussian smoothing; the border pixel goes on outside.
+    """Smooth by a Gaussian; the border pixel is repeated outside.
 
     Args:
         pixels: [H, W, C] whole numbers from -255 to 255.
         sigmas: down the rows and along them, pixels.
-        truncate: where the Gaussian is cut off, in sigmas.
+        truncate: cut-off of the Gaussian, in sigmas.
 
     Returns:
         [H, W, C] within 0.2 of the true values: 12-bit weights, and 1/16 between the passes."""
@@ -98,14 +99,14 @@ def smooth(
 def streak(
     pixels: npt.NDArray[Any], radius: int, sigma: float, angle: float, mode: Mode = "edge"
 ) -> Floats:
-    """Motion blur: half a Gaussian along a line that starts at the pixel.
+    """Blur by motion: half a Gaussian along a line that starts at the pixel.
 
     Args:
         pixels: [H, W, C] whole numbers from 0 to 255.
         radius: the line has 2 radius + 1 pixels.
-        sigma: of the Gaussian, pixels.
+        sigma: sigma of the Gaussian, pixels.
         angle: degrees; 0 is along the rows.
-        mode: how the image goes on outside."""
+        mode: padding outside the image."""
     weights = fixed_point([math.exp(-0.5 * (i / sigma) ** 2) for i in range(2 * radius + 1)], 16)
     down, along = math.sin(math.radians(angle)), math.cos(math.radians(angle))
     taps = [
@@ -119,12 +120,12 @@ def streak(
 def spread(layer: npt.NDArray[Any], channels: int) -> Floats:
     """Repeat a layer [H, W] over channels, [H, W, C]."""
     out = np.empty((*layer.shape, channels), np.float32)
-    for channel in range(channels):  # by broadcasting numpy would loop over three numbers at a time
+    # not by broadcasting, for which numpy would loop over three numbers at a time
+    for channel in range(channels):
         out[..., channel] = layer
     return out
 
 
 def to_bytes(pixels: Floats) -> Bytes:
-    """Cut off at 0 and 255 and drop the fraction, as the published code does; writes into
-    `pixels`."""
+    """Clip to 0 to 255 and drop the fraction, as the published code does; overwrites `pixels`."""
     return np.clip(pixels, 0, 255, out=pixels).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Noise that strikes each channel of each pixel by itself."""
+"""Noise, independent for each channel of each pixel."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from samovar.data.corruptions.constants import Level
 from samovar.data.corruptions.filters import Bytes, Floats, to_bytes
 from samovar.data.corruptions.randomness import normal_quantiles, words
 
-_DRAWS = (
-    4096  # outcomes per grey level in the table of shot noise: 1 MiB, which fits in a core's cache
-)
+# 1 MiB in all, which fits in a core's cache
+_DRAWS = 4096
+"""Outcomes per grey level in the table of shot noise."""
 
 
 def gaussian_noise(image: Bytes, level: Level, rng: Generator) -> Bytes:
-    """Add normal noise; level: (sigma of the range 0 to 1,)."""
+    """Add normal noise; level: (sigma in the range 0 to 1,)."""
     return to_bytes(_scaled_normals(level[0] * 255, 0.0).take(words(rng, *image.shape)) + image)
 
 
@@ -28,7 +28,7 @@ def speckle_noise(image: Bytes, level: Level, rng: Generator) -> Bytes:
 
 
 def shot_noise(image: Bytes, level: Level, rng: Generator) -> Bytes:
-    """Count photons; level: (photons that white stands for,)."""
+    """Replace each channel by a Poisson count of photons; level: (photons of white,)."""
     places = image.astype(np.int64)
     places *= _DRAWS
     places += words(rng, *image.shape) // (65536 // _DRAWS)
@@ -36,7 +36,7 @@ def shot_noise(image: Bytes, level: Level, rng: Generator) -> Bytes:
 
 
 def impulse_noise(image: Bytes, level: Level, rng: Generator) -> Bytes:
-    """Set to black or to white, half each; level: (share that is set,)."""
+    """Set a share of the channels to black or white, half each; level: (share,)."""
     draws = words(rng, *image.shape)
     each = round(level[0] / 2 * 65536)
     out = np.where(draws < each, np.uint8(0), image)
@@ -50,8 +50,9 @@ def _scaled_normals(sigma: float, mean: float) -> Floats:
 
 @functools.lru_cache(maxsize=8)
 def _shots(photons: float) -> Bytes:
-    """[256 * 4096] quantiles of Poisson(photons * grey / 255), as grey levels, for each grey level
-    of the image."""
+    """Return quantiles of Poisson(photons * grey / 255), as grey levels, [256 * 4096].
+
+    There are 4096 for each grey level of the image."""
     rates = np.arange(256) / 255 * photons
     counts = np.arange(int(photons) + 1)  # every larger count is white, as `photons` itself is
     probabilities = (np.arange(_DRAWS) + 0.5) / _DRAWS

@@ -1,4 +1,4 @@
-"""The image between its pixels: enlarged about its centre, or read at any place. Bilinear."""
+"""Bilinear sampling between pixels: enlarge about the centre, or read at any place."""
 
 from __future__ import annotations
 
@@ -14,24 +14,22 @@ Ints = npt.NDArray[np.int64]
 
 
 def zoomed(pixels: Floats, factor: float) -> Floats:
-    """The centre of an image [H, W, C], enlarged `factor` times to the image's size."""
+    """Return the centre of an image [H, W, C], enlarged `factor` times to the image's size."""
     above, below, down = _sources(pixels.shape[0], factor)
     rows = _between(pixels.take(above, axis=0), pixels.take(below, axis=0), down[:, None, None])
     left, right, along = _sources(pixels.shape[1], factor)
-    along = np.repeat(along, pixels.shape[2]).reshape(
-        len(along), -1
-    )  # numpy is slow where it must stretch C numbers
+    # repeated here, since numpy is slow at broadcasting over C numbers
+    along = np.repeat(along, pixels.shape[2]).reshape(len(along), -1)
     return _between(rows.take(left, axis=1), rows.take(right, axis=1), along)
 
 
 @functools.lru_cache(maxsize=64)
 def _sources(size: int, factor: float) -> tuple[Ints, Ints, Floats]:
-    """For each pixel of an enlarged axis, the two it lies between and the weight of the second."""
+    """Return for each pixel of an enlarged axis its two neighbours and the weight of the second."""
     crop = math.ceil(size / factor)
     enlarged = max(round(crop * factor), size)
-    scale = (crop - 1) / max(
-        enlarged - 1, 1
-    )  # as published: the crop's first and last pixels stay first and last
+    # as published: the crop's first and last pixels stay first and last
+    scale = (crop - 1) / max(enlarged - 1, 1)
     places = (np.arange(size) + (enlarged - size) // 2) * scale
     first = places.astype(np.int64)
     second = np.minimum(first + 1, crop - 1)
@@ -40,19 +38,18 @@ def _sources(size: int, factor: float) -> tuple[Ints, Ints, Floats]:
 
 
 def sampled(image: Bytes, rows: Floats, cols: Floats) -> Bytes:
-    """The image at real places, rounded; outside, it is mirrored about its edge.
+    """Return the image at real-valued places, rounded; outside, it is mirrored about its edge.
 
     Args:
         image: [H, W, C], C at most 4.
-        rows: [H, W] where to read, in pixels from the first row's centre.
+        rows: [H, W] places to read, in pixels from the first row's centre.
         cols: the same along the rows.
 
     Returns:
         [H, W, C]."""
     height, width, channels = image.shape
-    packed = np.zeros(
-        (height, width, 4), np.uint8
-    )  # a pixel as one number: four gathers, not twelve
+    # a pixel as one number: four gathers, not twelve
+    packed = np.zeros((height, width, 4), np.uint8)
     packed[..., :channels] = image
     numbers = packed.view(np.uint32).ravel()
     top, left = np.floor(rows), np.floor(cols)
@@ -66,7 +63,7 @@ def sampled(image: Bytes, rows: Floats, cols: Floats) -> Bytes:
 
 
 def _mirrored(places: Floats, step: int, size: int) -> Ints:
-    """Index of the pixel `step` after each place, on an axis that runs forth and back for ever."""
+    """Return the index of the pixel `step` after each place, on an axis mirrored at both ends."""
     there = np.arange(size)
     return np.concatenate([there, there[::-1]]).take(places.astype(np.int64) + step, mode="wrap")
 
@@ -76,7 +73,7 @@ def _unpacked(numbers: npt.NDArray[np.uint32], index: Ints) -> Floats:
 
 
 def _between(a: Floats, b: Floats, share: Floats) -> Floats:
-    """(1 - share) a + share b, written into b."""
+    """Return (1 - share) a + share b, written into b."""
     b -= a
     b *= share
     b += a
