@@ -22,7 +22,7 @@ from samovar.studies.compare.plan import CompareRequest, config_of, jobs_of, pas
 from samovar.studies.compare.recorded import records_of
 from samovar.studies.compare.results import CompareResults, number, results
 from samovar.studies.compare.view import markdown
-from samovar.studies.intervals import ratio_interval
+from samovar.studies.intervals import mean_interval, ratio_interval, stderr
 from samovar.studies.jobs import command_of
 from samovar.train import optim
 from samovar.train.dry_run import Data
@@ -233,6 +233,30 @@ def test_the_ends_of_the_interval_of_a_share_are_where_the_paired_t_test_turns(s
     low, high = ratio_interval(list(zip(ours, sam, strict=True)))
     assert stats.ttest_1samp(ours - low * sam, 0.0, alternative="greater").pvalue == pytest.approx(0.05, rel=1e-6)
     assert stats.ttest_1samp(ours - high * sam, 0.0, alternative="less").pvalue == pytest.approx(0.05, rel=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_errors_and_intervals_over_seeds_are_the_textbooks_to_1e_12(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(2, 9))
+    x, y = rng.normal(3.0, 1.0, n), rng.normal(5.0, 0.5, n)
+    mean_x, mean_y = math.fsum(x) / n, math.fsum(y) / n
+    error = math.sqrt(math.fsum((x - mean_x) ** 2) / (n - 1) / n)
+    assert stderr(list(x)) == pytest.approx(error, rel=1e-12)
+    assert mean_interval(list(x)) == pytest.approx(tuple(stats.ttest_1samp(x, 0).confidence_interval(0.9)), rel=1e-12)
+
+    reach = stats.t.ppf(0.95, n - 1) ** 2 / (n - 1) / n  # Fieller: the roots of a r^2 - 2 b r + c
+    deviations = x - mean_x, y - mean_y
+    xx, xy, yy = (math.fsum(deviations[i] * deviations[j]) * reach for i, j in ((0, 0), (0, 1), (1, 1)))
+    a, b, c = mean_y**2 - yy, mean_x * mean_y - xy, mean_x**2 - xx
+    root = math.sqrt(max(0.0, b * b - a * c))
+    ends = ((b - root) / a, (b + root) / a) if a > 0 else (-math.inf, math.inf)
+    assert ratio_interval(list(zip(x, y, strict=True))) == pytest.approx(ends, rel=1e-12)
+
+
+def test_one_seed_has_no_error_and_an_interval_without_ends() -> None:
+    assert stderr([1.0]) is stderr([]) is None
+    assert mean_interval([1.0]) == mean_interval([]) == (-math.inf, math.inf)
 
 
 def test_a_share_of_a_gain_that_may_be_none_has_no_ends() -> None:

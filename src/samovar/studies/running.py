@@ -15,7 +15,7 @@ from samovar.config.encoded import dashed
 from samovar.measure.command import measure_once
 from samovar.measure.subject import open_subject
 from samovar.measure.table import default_split
-from samovar.runs.records import Record, RunDir, replace_text
+from samovar.runs.records import Record, RunDir, replace_text, to_json
 from samovar.runtime import Runtime, provenance, started
 from samovar.runtime.workers import Stopped, share, signals_raise
 from samovar.studies.jobs import Job, Measured
@@ -246,11 +246,14 @@ def write_study(
 
 
 def write_records(folder: RunDir, records: Sequence[Record], run: RunConfig) -> None:
-    """Write a study's records anew with the machine's provenance: they follow from its runs."""
+    """Write a study's records anew, since they follow from its runs, and the machine's provenance.
+
+    Equal records keep their file and its time, so that the same runs make the same page."""
     with started(run) as runtime:
         folder.write_json("provenance.json", provenance(runtime))
-    replace_text(folder.records_path, "")
-    folder.append(*records)
+    path, text = folder.records_path, "".join(to_json(record) + "\n" for record in records)
+    if not (path.is_file() and path.read_text(encoding="utf-8") == text):
+        replace_text(path, text)
 
 
 def _make_folder(folder: Path, output: Path) -> None:
