@@ -345,7 +345,7 @@ def test_fewer_epochs_warm_up_for_fewer_steps() -> None:
         (["table1", "--scale", "digits", "--measure.imags", "5"], "--measure.imags; did you mean --measure.images?"),
         (["table1", "--scale", "digits", "--rows", "vti*"], "--rows vti* fits no row of table1; it has vit, vit-sam"),
         (["table6", "--scale", "digits"], "table6 has nothing to train at --scale digits; give --scale cifar10k"),
-        (["table1", "--scale", "digits", "--testset", "imagenet-r:x"], "--testset is of ImageNet's classes"),
+        (["table1", "--scale", "digits", "--testset", "imagenet-r:x"], "--testset needs ImageNet's classes"),
         (["table1", "--scale", "digits", "--epoch", "1"], "unknown flag --epoch; did you mean --epochs?"),
         (["table1", "--scale", "imagenet", "--data.source", "imagenet:nowhere"], "nowhere"),
     ],

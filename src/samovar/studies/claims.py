@@ -30,7 +30,7 @@ class Claim:
     """Threshold of the contrast; of a ratio, the threshold of the ratio itself."""
     unit: str = ""
     ours: bool = False
-    """Whether the threshold is ours: the paper gives two numbers and no bound."""
+    """True if the threshold is ours: the paper gives two numbers and no bound."""
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -61,7 +61,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The test of a claim."""
+    """Result of testing a claim over seeds."""
 
     claim: Claim
     verdict: Verdict
@@ -74,9 +74,9 @@ class Outcome:
     seeds: int
     """Seeds that have all numbers of the claim."""
     paper: float
-    """The same contrast of the paper's numbers; NaN where it has none."""
+    """Contrast of the paper's numbers; NaN where it has none."""
     unverified: bool = False
-    """Whether one of the paper's numbers is only in later versions of it."""
+    """True if one of the paper's numbers is only in later versions of it."""
     asked: int = 0
     """Seeds that were asked for; with fewer, nothing is decided."""
 
@@ -123,6 +123,7 @@ def decide(
     verdict: Verdict = (
         "held" if low > claim.threshold else "not held" if high < claim.threshold else "undecided"
     )
+    # equal contrasts differ by rounding, hence the tolerance
     if len(found) < len(seeds) or high - low < 1e-9 * max(map(abs, found)):
         verdict = "undecided"
     value, low, high = (

@@ -24,7 +24,7 @@ class Column:
     measurement: str = ""
     """Name that `samovar measure` takes; empty for a number that training records."""
     percent: bool = False
-    """Whether the number is a share, shown in percent."""
+    """True if the number is a share, which is shown in percent."""
     pick: Pick = lambda found: found[-1] if found else None
 
     def value(self, records: Sequence[Record]) -> float:
@@ -74,6 +74,7 @@ def _units(position: float) -> Pick:
     """Pick the share of active units of the block at a position, averaged over its layers."""
 
     def pick(found: Sequence[Record]) -> Record | None:
+        # a run may be measured again, and the last record of a layer holds
         newest = {(str(r.where.get("block")), r.where.get("layer")): r for r in found}
         blocks = list(dict.fromkeys(block for block, _ in newest))
         if not blocks:

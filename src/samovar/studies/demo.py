@@ -1,4 +1,4 @@
-"""The demo: one small ViT trained with and without SAM on embedded images, all else the same."""
+"""Demo: one small ViT trained with and without SAM on embedded images, all else the same."""
 
 from __future__ import annotations
 

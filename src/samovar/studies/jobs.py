@@ -66,6 +66,7 @@ def shorter(config: Config, changes: Mapping[str, Any]) -> Config:
     The warm-up shrinks in proportion where the changes give fewer epochs and no warm-up."""
     short: Config = changed(config, changes)
     share = short.epochs / config.epochs
+    # warm-up is counted in steps, so a shorter run could end before it is over
     if share < 1 and "optim.warmup_steps" not in changes:
         warmup = int(short.optim.warmup_steps * share)
         short = replace(short, optim=replace(short.optim, warmup_steps=warmup))

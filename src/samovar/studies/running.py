@@ -53,12 +53,14 @@ def is_done(job: Job) -> bool:
     _check_same(run, job.config)
     done = _read(run)
     wanted = {_key(measured) for measured in job.measurements}
+    # a run that diverged would do so again, so it counts as done
     return bool(done.get("diverged")) or (
         "steps" in done and wanted <= set(done.get("measured", {}))
     )
 
 
 def _check_same(run: RunDir, config: Config) -> None:
+    # a grid chooses the rate, so the saved one differs from the one asked for
     ignored = (*HARMLESS, "recipe") + (("optim.lr",) if config.grid.lr else ())
     for name, (before, now) in configs.differences(configs.load(run.config_path), config).items():
         if name not in ignored and not (name == "init" and _moved(Path(before), Path(now))):
@@ -70,6 +72,7 @@ def _check_same(run: RunDir, config: Config) -> None:
 
 def _moved(before: Path, now: Path) -> bool:
     """Return whether two paths are one run whose folder was moved since."""
+    # --init is a path to a sibling, and the folder of all runs may have been moved
     return before.name == now.name and (before.resolve() == now.resolve() or not before.exists())
 
 
@@ -80,6 +83,7 @@ def _read(run: RunDir) -> dict[str, Any]:
 
 def _key(measured: Measured) -> str:
     """Return a measurement's name with all settings that flags changed, as one line of text."""
+    # the place and the speed of a measurement do not change its result
     aside = ("device", "threads", "workers", "processes", "output", "name")
     default, given = (configs.to_dict(each) for each in (MeasureConfig(), measured.config))
     changed = sorted(key for key in given if given[key] != default[key] and key not in aside)
@@ -105,6 +109,7 @@ def records_of(job: Job) -> list[Record]:
     if "steps" not in done:
         return []
     own = [done.get("measured", {}).get(_key(measured)) for measured in job.measurements]
+    # training's records name no measurement; those of the last step are the result
     return [
         record
         for record in run.records()
@@ -161,6 +166,7 @@ def _train(config: Config, run: RunDir, runtime: Runtime) -> int:
         Diverged: the run diverged, or the one whose weights it starts from."""
     if config.init and "diverged" in _read(RunDir(Path(config.init))):
         raise Diverged(f"the run that it starts from, {Path(config.init).name}, diverged")
+    # only the last checkpoint is measured, and disks are small beside hundreds of runs
     config = replace(config, run=replace(config.run, keep=1))
     chosen = choose_lr(config, run, runtime, lambda message: None)
     # after an interruption the rate chosen before it holds, which only the saved config has
@@ -174,6 +180,7 @@ def _train(config: Config, run: RunDir, runtime: Runtime) -> int:
 
 def _measure(measured: Measured, run: RunDir) -> list[Record]:
     config = measured.config
+    # full precision, however the run was trained
     wanted = RunConfig(device=config.device, threads=config.threads, precision="fp32")
     with started(wanted) as runtime:
         split = config.split or default_split(measured.name)
@@ -207,6 +214,7 @@ def run_all(jobs: Sequence[Job], *, at_a_time: int, on_done: Callable[[Done], No
                     keep(job, run_job(job))
                 else:
                     left.append(job)
+            # a single job needs no process of its own, and has all cores here
             count = min(at_a_time, len(left))
             if count > 1:
                 share([_with_threads(job, cores() // count) for job in left], _work, count, keep)
@@ -217,6 +225,7 @@ def run_all(jobs: Sequence[Job], *, at_a_time: int, on_done: Callable[[Done], No
 
 def _with_threads(job: Job, threads: int) -> Job:
     run = job.config.run
+    # processes that each take all cores would slow each other down; --run.threads still holds
     run = replace(run, threads=run.threads or max(1, threads))
     return replace(job, config=replace(job.config, run=run))
 

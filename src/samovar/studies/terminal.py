@@ -35,7 +35,7 @@ def print_plan(
 
     Args:
         left: jobs that are not done.
-        of_each: how many runs there are of what, such as `3 of each relative`.
+        of_each: number of runs of each kind, such as `3 of each relative`.
         at_a_time: jobs done at a time.
         commands: print the command of each run that is left."""
     done = len(jobs) - len(left)
@@ -58,6 +58,7 @@ def progress(total: int, line: Callable[[Ended], str | None]) -> Iterator[Callab
         line: text for a run that ended; None prints nothing."""
     console = Console()
     columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn())
+    # in a file or a pipe every refresh of the bar would be a line
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("runs", total=total)
 

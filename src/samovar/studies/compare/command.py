@@ -106,17 +106,18 @@ def _costs(request: CompareRequest, known: Mapping[str, Cost], data: Data) -> di
     missing = [name for name in request.relatives if name not in known]
     costs = dict(known)
     if missing:
+        # costs are ratios to plain, which is timed again beside those that are missing
         timed = dict.fromkeys([YARDSTICKS[0], *missing])
         print(f"measuring what a step of {', '.join(missing)} costs", flush=True)
         found = timing.measure({name: config_of(request, name) for name in timed}, data)
         costs |= {name: cost for name, cost in found.items() if name in missing}
-    _save(request, costs, data)
+    _save(request, costs, data)  # before the first run, so that a restart finds the same costs
     print(cost_line({name: costs[name] for name in request.relatives}), flush=True)
     return costs
 
 
 def _save(request: CompareRequest, costs: Mapping[str, Cost], data: Data) -> None:
-    """Write the folder of the comparison: what is compared, and what steps cost."""
+    """Write the folder of the comparison: its request and the costs of steps."""
     base = request.base
     facts: dict[str, Any] = {
         "recipe": request.recipe,
@@ -156,6 +157,7 @@ def _finish(
     records = [record for each in found for record in records_of(each, request)]
     write_records(folder, records, request.base.run)
     replace_text(request.output / "compare.md", markdown(found, request))
+    # one seed of each relative is enough for the curves; SAM's run serves both budgets
     first = [
         job.folder
         for job in jobs

@@ -1,4 +1,4 @@
-"""The plan of a comparison: its relatives, their runs, what is measured of each.
+"""Plan of a comparison: its relatives, their runs and measurements.
 
 Nothing in this file needs torch."""
 
@@ -43,7 +43,7 @@ MEASURE = MeasureConfig(
 )
 
 COMPARISON_FILE = "compare.json"
-"""The file that distinguishes the folder of a comparison from a run's."""
+"""File that distinguishes the folder of a comparison from a run's."""
 
 CHOSEN = ("seed", "name", "output")
 """Settings that a comparison chooses itself."""
@@ -81,12 +81,12 @@ class CompareJob(Job):
 
     @property
     def title(self) -> str:
-        """The relative, the seed, and the budget where it is not the recipe's steps."""
+        """Relative, seed, and the budget where it is not the recipe's steps."""
         title = f"{self.relative}, seed {self.seed}"
         return f"{title}, SAM's time" if self.budget == "time" else title
 
 
-# --- what is asked for
+# --- the request
 
 
 def with_sam(recipe: str, config: Config) -> Config:
@@ -194,7 +194,7 @@ def job_of(
         config = replace(config, steps=steps_for(total, costs[name], costs["sam"]))
     timed = "time" if budget == "time" else ""
     parts = [request.recipe.removesuffix("-sam"), name, timed, f"seed{seed}"]
-    folder = "-".join(filter(None, parts))
+    folder = "-".join(filter(None, parts))  # no suffix: a recipe and its twin share their runs
     config = replace(config, seed=seed, output=request.output, name=folder)
     return CompareJob(config, _measured(request), name, seed, budget)
 
@@ -221,4 +221,5 @@ def jobs_of(request: CompareRequest, costs: Mapping[str, Cost], total: int) -> l
         for budget in request.budgets
         for name in request.relatives
     ]
+    # SAM's runs are in both budgets
     return list({job.folder: job for job in jobs}.values())

@@ -31,9 +31,9 @@ class CompareNumber:
     mean: float
     """Mean, geometric for an eigenvalue; NaN without any number."""
     low: float
-    """The mean less a standard error (of logarithms if geometric); for one seed, the mean."""
+    """Mean less a standard error (of logarithms if geometric); for one seed, the mean."""
     high: float
-    """The mean plus a standard error, likewise."""
+    """Mean plus a standard error, likewise."""
     error: float | None
     """Standard error, for an eigenvalue as a share of it; None for one seed."""
     values: tuple[float, ...]
@@ -56,7 +56,7 @@ class GainShare:
 
 @dataclass(frozen=True)
 class Standing:
-    """The results of a relative."""
+    """Results of a relative."""
 
     relative: str
     cost: Cost
@@ -73,7 +73,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class CompareResults:
-    """The results of all relatives under one budget."""
+    """Results of all relatives under one budget."""
 
     budget: Budget
     standings: tuple[Standing, ...]
@@ -122,6 +122,7 @@ def number(column: str, values: Sequence[float]) -> CompareNumber:
     kept = tuple(value for value in values if math.isfinite(value) and (value > 0 or not geometric))
     if not kept:
         return CompareNumber(math.nan, math.nan, math.nan, None, ())
+    # eigenvalues differ by factors between seeds, so their logarithms are averaged
     scaled = [math.log(value) for value in kept] if geometric else kept
     mean, error = fmean(scaled), stderr(scaled)
     ends = [mean, mean - (error or 0.0), mean + (error or 0.0)]
@@ -142,6 +143,7 @@ def share_of_gain(name: str, seeds: Sequence[Mapping[tuple[str, str], float]]) -
         tuple(values[each, "top1"] - values["plain", "top1"] for each in (name, "sam"))
         for values in seeds
     ]
+    # a seed without one of the three accuracies has no share
     gains = [(ours, sams) for ours, sams in pairs if math.isfinite(ours) and math.isfinite(sams)]
     ours, sams = (math.fsum(column) for column in zip(*gains, strict=True)) if gains else (0.0, 0.0)
     value = ours / sams if sams > 0 else math.nan

@@ -42,6 +42,7 @@ def measure(configs_by_name: Mapping[str, Config], data: Data) -> dict[str, Cost
 
     Args:
         configs_by_name: `plain` is among them."""
+    # one thread: processor time over several would count their waiting for each other
     plain = configs_by_name["plain"]
     before = torch.get_num_threads()
     try:
@@ -102,6 +103,7 @@ class Timer:
 
     def __init__(self, config: Config, data: Data, runtime: Runtime) -> None:
         self.share = shares(config.sam, configs.num_steps(config, data.num_train))
+        # the model may follow from the weights to start from, which are then left out
         if not (config.model.name and config.data.image_size):
             config = resolve(config)
         # a hundredth of the rate, or in a few steps noise is learned by heart or weights diverge

@@ -63,6 +63,7 @@ def check_data(jobs: Sequence[Job]) -> None:
 
     Raises:
         ValueError: the path that is missing, or the download that failed."""
+    # sources are cheap to open, and the settings that only prepare images are left out
     opened: set[DataConfig] = set()
     for job in jobs:
         given = job.config.data
@@ -82,6 +83,7 @@ def _finish(name: str, request: ReproduceRequest, jobs: Sequence[ReproduceJob]) 
     if found.outcomes:
         console.print(claims_table(found.outcomes))
     replace_text(request.output / f"{name}.md", markdown(found))
+    # the report draws curves and landscapes of one seed; the means are in the study's records
     first = [job.folder for job in own if job.seed == 0]
     page = report.write([folder.path, *first], request.output / f"{name}.html")
     print(f"page: {page}")

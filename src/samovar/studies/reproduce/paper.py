@@ -1,4 +1,4 @@
-"""The paper's numbers for the cells of a study. Nothing in this file needs torch."""
+"""Numbers of the paper for the cells of a study. Nothing in this file needs torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plan of a reproduction: its runs and what is measured of each.
+"""Plan of a reproduction: its runs and their measurements.
 
 Nothing in this file needs torch."""
 
@@ -31,7 +31,7 @@ FREE = (
 All others make a run what it is in its table."""
 
 STUDY_FILE = "study.json"
-"""The file that distinguishes the folder of a study from a run's."""
+"""File that distinguishes the folder of a study from a run's."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class ReproduceJob(Job):
 
     @property
     def title(self) -> str:
-        """The row and the seed."""
+        """Row and seed."""
         return f"{title_of(self.row)}, seed {self.seed}"
 
 
@@ -98,7 +98,7 @@ def check(request: ReproduceRequest) -> None:
     _check_place(request)
     if request.testsets and not scale.testsets:
         raise ValueError(
-            f"--testset is of ImageNet's classes, which --scale {request.scale} has not; "
+            f"--testset needs ImageNet's classes, and --scale {request.scale} has others; "
             "leave it out"
         )
 
@@ -145,7 +145,7 @@ def jobs_of(request: ReproduceRequest) -> list[ReproduceJob]:
     wanted: dict[Row, dict[str, None]] = {}
     for name in request.names:
         for row in rows_of(name, request):
-            if row.transfer:
+            if row.transfer:  # its first run is needed even if no study measures it
                 wanted.setdefault(row.origin, {})
             wanted.setdefault(row, {}).update(dict.fromkeys(needs(STUDIES[name], scale)))
     jobs = [
@@ -153,6 +153,7 @@ def jobs_of(request: ReproduceRequest) -> list[ReproduceJob]:
         for seed in range(request.seeds)
         for row, measurements in wanted.items()
     ]
+    # a stable sort, which keeps the turns of the seeds
     return sorted(jobs, key=lambda job: bool(job.row.transfer))
 
 
@@ -185,6 +186,7 @@ def _transfer(row: Row, scale: Scale, seed: int, request: ReproduceRequest) -> C
     """Return the fine-tuning of Table 11, from the run of the same seed.
 
     It sees as many images of the new source as that run saw of the old one."""
+    # the size of the source chooses between the two rows of Table 11
     config = recipes.transfer(10_000 if row.transfer.startswith("cifar") else 2_000)
     first: Config = changed(config_of(row.origin, scale), request.changes)
     data = replace(
@@ -200,6 +202,7 @@ def _transfer(row: Row, scale: Scale, seed: int, request: ReproduceRequest) -> C
         config = replace(config, steps=_TRANSFER_STEPS, optim=optim)
     origin = request.output / f"{name_of(row.origin, scale)}-seed{seed}"
     config = replace(config, recipe="transfer", init=str(origin), model=first.model, data=data)
+    # the data and warm-up that flags give belong to the first run
     own = {
         name: value
         for name, value in request.changes.items()
@@ -219,6 +222,7 @@ def _measured(name: str, config: Config, request: ReproduceRequest) -> list[Meas
         # the paper's kappa belongs to the architecture, so it is taken at initialisation
         base = replace(base, checkpoint="init", images=0, ntk_relu=True, ntk_head="random")
     if name in ("robustness", "attack"):
+        # --measure.images limits the training images; these draw from all that are held out
         base = replace(base, images=0)
     if name == "testset":
         return [Measured(name, replace(base, testset=testset)) for testset in request.testsets]

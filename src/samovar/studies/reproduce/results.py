@@ -29,9 +29,9 @@ class ReproduceNumber:
     values: tuple[float, ...]
     """One number a seed; seeds without one are left out."""
     paper: float
-    """The paper's number; NaN where it has none."""
+    """Number of the paper; NaN where it has none."""
     unverified: bool
-    """Whether the paper's number is only in later versions of it."""
+    """True if the paper's number is only in later versions of it."""
     asked: int
     """Seeds that were asked for."""
 

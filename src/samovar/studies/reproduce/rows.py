@@ -53,7 +53,7 @@ class Row:
 
     @property
     def origin(self) -> Row:
-        """The training whose weights are fine-tuned."""
+        """Row whose weights are fine-tuned."""
         return replace(self, transfer="")
 
 
@@ -89,6 +89,7 @@ def config_of(row: Row, scale: Scale) -> Config:
     A recipe of the row's name is taken as it is, so at the paper's scale these are the paper's."""
     name = name_of(replace(row, rho_factor=1.0, transfer=""), scale)
     config = recipes.get(name).config() if name in recipes.RECIPES else _changed(row, scale)
+    # rounded, since products such as 3 x 0.1 would be long in flags and in the saved config
     return replace(config, sam=replace(config.sam, rho=round(config.sam.rho * row.rho_factor, 6)))
 
 

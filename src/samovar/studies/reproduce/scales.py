@@ -30,11 +30,11 @@ class Scale:
     contrastive: str = ""
     """Recipe of the contrastive ViT; empty where there is none."""
     testsets: bool = False
-    """Whether the classes are ImageNet's, which its published test sets need."""
+    """True if the classes are ImageNet's, which its published test sets need."""
     stands_for: Mapping[str, str] = field(
         default_factory=lambda: {"vit": "vit-b16", "mixer": "mixer-b16", "resnet": "resnet152"}
     )
-    """The paper's network whose numbers stand beside ours, by family."""
+    """Network of the paper whose numbers stand beside ours, by family."""
 
 
 def _base(source: str) -> dict[str, str]:

@@ -40,7 +40,7 @@ SHARE = 0.1
 """
 
 SEARCH_FILE = "search.json"
-"""The file that distinguishes the folder of a search from a run's."""
+"""File that distinguishes the folder of a search from a run's."""
 
 
 def tune(
@@ -66,6 +66,7 @@ def tune(
     refuse_torchrun("tune")
     if ":" in config.model.name:  # module:function may lie in the working folder, as with python -m
         sys.path.insert(0, str(Path.cwd()))
+    # the command for the best is made of the config as given: it trains on all images
     given, config = config, resolve(compared_on(config, share))
     with started(config.run) as runtime:
         source, _ = prepare(config, runtime)
@@ -138,6 +139,7 @@ def _open(plan: TunePlan) -> RunDir:
         _check_same(run, config)
     else:
         run = RunDir.create(config.output, run.path.name)
+        # a search has no weights of its own; its trials do
         run.checkpoints.rmdir()
         run.arrays.rmdir()
     values = {
@@ -211,6 +213,7 @@ def _rung(
     trials = run_trials(
         {config.output / config.name: config for config in wanted}, jobs=jobs, on_done=show
     )
+    # trials come back in the order of `wanted`: all seeds of a setting, then the next
     return [
         _outcome(setting, number, steps, trials[k * seeds : (k + 1) * seeds])
         for k, setting in enumerate(settings)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
@@ -20,12 +20,13 @@ from samovar import config as configs
 from samovar.config import Config, OptimConfig, num_steps, stages
 from samovar.config.encoded import dashed
 from samovar.studies.intervals import stderr
+from samovar.studies.jobs import changed
 
 Setting = dict[str, float]
 """A value of each axis that is searched, in the order of `AXES`."""
 
 FIRST = 1 / 20
-"""Length of the first rung in full runs; it only has to sort out what is far off."""
+"""Length of the first rung in full runs; it only has to drop settings that are far off."""
 
 LONGER = 3
 """Ratio of the length of a middle rung to the one before."""
@@ -49,40 +50,27 @@ class Axis:
     title: str
     allowed: str
     """Allowed values, in words for errors."""
-    apply: Callable[[Config, float], Config]
     zero: bool = True
-    """Whether 0 is allowed."""
-
-
-def _with_rho(config: Config, rho: float) -> Config:
-    return replace(config, sam=replace(config.sam, rho=rho))
-
-
-def _with_lr(config: Config, lr: float) -> Config:
-    return replace(config, optim=replace(config.optim, lr=lr))
-
-
-def _with_weight_decay(config: Config, weight_decay: float) -> Config:
-    return replace(config, optim=replace(config.optim, weight_decay=weight_decay))
+    """True if 0 is allowed."""
 
 
 AXES: dict[str, Axis] = {
-    "rho": Axis("sam.rho", "rho", "radii of 0 or more", _with_rho),
-    "lr": Axis("optim.lr", "lr", "learning rates above 0", _with_lr, zero=False),
-    "weight_decay": Axis("optim.weight_decay", "decay", "decays of 0 or more", _with_weight_decay),
+    "rho": Axis("sam.rho", "rho", "radii of 0 or more"),
+    "lr": Axis("optim.lr", "lr", "learning rates above 0", zero=False),
+    "weight_decay": Axis("optim.weight_decay", "decay", "decays of 0 or more"),
 }
 """Axes by the name of their flag in `samovar tune`."""
 
 
 @dataclass(frozen=True)
 class Search:
-    """The values to compare, and how thoroughly."""
+    """A search: the values to compare, seeds, and whether runs are shortened."""
 
     values: Mapping[str, tuple[float, ...]]
     """Values of each axis, rising."""
     seeds: int = 1
     full: bool = False
-    """Whether every setting trains at full length."""
+    """True if every setting trains at full length."""
 
     @property
     def settings(self) -> list[Setting]:
@@ -104,7 +92,7 @@ class Rung:
 
 @dataclass(frozen=True)
 class TuneOutcome:
-    """The results of a setting on a rung, over seeds."""
+    """Results of a setting on a rung, over seeds."""
 
     setting: Setting
     rung: int
@@ -133,18 +121,18 @@ class TuneOutcome:
 
     @property
     def rank(self) -> tuple[bool, float, float]:
-        """Sort key, lowest for the best: accuracy, then loss; what is not finite comes last."""
+        """Sort key, lowest for the best: accuracy, then loss; non-finite runs come last."""
         return (False, -self.accuracy, self.loss) if self.finite else (True, 0.0, 0.0)
 
 
-# --- what is asked for
+# --- the request
 
 
 def parse_values(flag: str, text: str, axis: Axis) -> tuple[float, ...]:
     """Parse a list of numbers such as `0.02,0.05`; they come back rising and each once.
 
     Raises:
-        ValueError: the flag, what was given, what is allowed."""
+        ValueError: the flag, the value given, the allowed values."""
     try:
         values = {float(part) for part in text.split(",")}
     except ValueError:
@@ -180,7 +168,7 @@ def make(
     return config, search
 
 
-# --- what is trained
+# --- the runs
 
 
 def plan(search: Search, total: int, config: Config) -> tuple[Rung, ...]:
@@ -227,7 +215,7 @@ def cost(rungs: Sequence[Rung], search: Search, config: Config) -> float:
 def apply(config: Config, setting: Setting) -> Config:
     """Return the config with the values of a setting."""
     for name, value in setting.items():
-        config = AXES[name].apply(config, value)
+        config = changed(config, {AXES[name].setting: value})
     return config
 
 

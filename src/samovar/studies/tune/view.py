@@ -25,11 +25,11 @@ class TuneRequest:
     """A `samovar tune` command line, as far as other commands are made of it."""
 
     words: tuple[str, ...]
-    """The words as given, without --name."""
+    """Words as given, without --name."""
     train: tuple[str, ...]
-    """The `samovar train` command to which flags are added."""
+    """Command `samovar train ...` to which flags are added."""
     base: Config
-    """The config that this command trains without flags."""
+    """Config that this command trains without flags."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class TunePlan:
     """Steps of each stage of a full run."""
     rungs: tuple[Rung, ...]
     images: dict[str, Any]
-    """The images compared on, as settings of the records."""
+    """Facts on the images compared on, as settings of the records."""
 
 
 def plan_lines(plan: TunePlan) -> list[str]:
-    """Return lines on what is compared, on which images, at what cost beside the full search."""
+    """Return the plan as lines: settings, images, rungs, and the cost beside the full search."""
     images, seeds, settings = plan.images, plan.search.seeds, plan.search.settings
     lists = [
         f"{search.AXES[name].title} {' '.join(f'{value:g}' for value in values)}"
@@ -103,6 +103,7 @@ def table_of(outcomes: Sequence[TuneOutcome], plan: TunePlan) -> Table:
     table = Table(*(search.AXES[name].title for name in plan.search.values), title=title)
     for name in ("steps", "accuracy, %", "± se", "loss", "time, s"):
         table.add_column(name, justify="right")
+    # outcomes come rung by rung, so the last of a setting is of its longest runs
     longest = {tuple(outcome.setting.items()): outcome for outcome in outcomes}
     for o in sorted(longest.values(), key=lambda outcome: (-outcome.rung, outcome.rank)):
         error = "" if o.stderr is None else f"{100 * o.stderr:.2f}"

@@ -1,4 +1,4 @@
-"""The tables and figures of arXiv:2106.01548, each a `Study`; without torch."""
+"""Tables and figures of arXiv:2106.01548, each a `Study`; without torch."""
 
 from samovar.studies.reproduce.studies import accuracy, geometry, regimes
 from samovar.studies.reproduce.study import Study

@@ -64,6 +64,7 @@ def _table4_rows(scale: Scale) -> list[Row]:
         Row(family, sam, tuple(word for word in (share, aug) if word))
         for share in _SHARES
         for family in ("resnet", "vit", "mixer")
+        # the paper trains no ResNet with strong augmentation
         for aug in (("",) if family == "resnet" else ("", "aug"))
         for sam in (False, True)
     ]
@@ -137,6 +138,7 @@ def _table6_claims(scale: Scale) -> list[Claim]:
             (row.key, "top1"),
             (Row(row.family, transfer=row.transfer).key, "top1"),
         )
+        # the paper fine-tunes ResNets with SAM only, so it claims nothing about their gain
         for row in _table6_rows(scale)
         if row.sam and row.family != "resnet"
     ]

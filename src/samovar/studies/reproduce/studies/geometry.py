@@ -16,6 +16,7 @@ def _table1_claims(scale: Scale) -> list[Claim]:
     sharp = "lambda_max"
     vit, mixer, resnet = ((family, sharp) for family in FAMILIES)
     vit_sam, mixer_sam, resnet_sam = ((f"{family}-sam", sharp) for family in FAMILIES)
+    # the paper gives numbers and no bound, so the threshold of three is ours
     threefold = "SAM lowers λ_max of {} at least threefold"
     claims = [
         ratio("vanilla ViT is sharper than ResNet", vit, resnet),
@@ -75,6 +76,7 @@ def _table3_claims(scale: Scale) -> list[Claim]:
             ),
             ratio(mixing, channels, tokens),
         ]
+        # the columns after the first seven are norms, not curvatures
         for part in paper_numbers.PARTS[:7]:
             place = COLUMNS[part].title.removeprefix("λ_max, ")
             claims.append(ratio(f"SAM flattens {place} of {title}", (family, part), (sam, part)))
@@ -152,6 +154,7 @@ def _figure2_claims(scale: Scale) -> list[Claim]:
 
 
 def _active(row: Row, model: str) -> dict[str, float]:
+    # columns are named by the blocks of B/16; smaller networks have fewer
     shares = paper_numbers.FIGURE_2.get(named(row, model), ())
     return {f"active{k}": shares[k - 1] for k in (1, 6, 12) if len(shares) >= k}
 

@@ -95,6 +95,7 @@ def _rho_claims(scale: Scale) -> list[Claim]:
 
 
 def _rho_paper(row: Row, model: str) -> dict[str, float]:
+    # rounded, to find the product of factor and rho among the keys of Table 10
     rho = round(PAPER_RHO[model] * row.rho_factor, 4) if row.sam else 0.0
     return {"top1": paper_numbers.TABLE_10.get(model, {}).get(rho, math.nan)}
 
