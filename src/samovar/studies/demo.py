@@ -30,6 +30,7 @@ SETTINGS = MeasureConfig(
 
 def demo(output: Path, seed: int) -> list[RunDir]:
     """Train both twins below `output`, measure them, print a table and write a report."""
+    # one seed, so that both start from the same weights and see the same batches
     runs = [train(replace(recipes.get(name).config(), output=output, seed=seed)) for name in TWINS]
     found = [_numbers(run) for run in runs]
     table = Table("", "AdamW", "AdamW + SAM", title=f"digits, seed {seed}")

@@ -49,6 +49,7 @@ def ratio_interval(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
     # covariances of the two means, scaled so that the interval's ends solve a r^2 - 2 b r + c = 0
     (xx, xy), (_, yy) = (np.cov(pairs, rowvar=False) * _quantile(n) ** 2 / n).tolist()
     a, b, c = y * y - yy, x * y - xy, x * x - xx
+    # the second mean is not clearly above 0, so large ratios cannot be excluded
     if a <= 0 or y <= 0:
         return UNBOUNDED
     root = math.sqrt(max(0.0, b * b - a * c))

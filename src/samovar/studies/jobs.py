@@ -43,6 +43,7 @@ class Job:
 
 def command_of(job: Job) -> Sequence[str]:
     """Return the command that trains the job's run by itself, in the folder a study looks in."""
+    # flags beside the recipe, which keep the command short
     base = recipes.get(job.config.recipe).config()
     return ["samovar", "train", job.config.recipe, *configs.to_flags(job.config, base)]
 

@@ -191,19 +191,13 @@ def _measure(measured: Measured, run: RunDir) -> list[Record]:
 # --- several at a time
 
 
-def run_all(jobs: Sequence[Job], *, at_a_time: int, on_done: Callable[[Done], None]) -> list[Done]:
+def run_all(jobs: Sequence[Job], *, at_a_time: int, on_done: Callable[[Done], None]) -> None:
     """Do the jobs in order, several at a time; fine-tuning waits for the runs it starts from.
 
     Raises:
         Stopped: SIGINT or SIGTERM came; the running jobs are saved.
         ChildProcessError: a process ended by itself.
         ValueError, OSError: as `run_job`."""
-    found: list[Done] = []
-
-    def keep(job: Job, done: Done) -> None:
-        found.append(done)
-        on_done(done)
-
     first = [job for job in jobs if not job.config.init]
     tuned = [job for job in jobs if job.config.init]
     with signals_raise():
@@ -211,16 +205,16 @@ def run_all(jobs: Sequence[Job], *, at_a_time: int, on_done: Callable[[Done], No
             left = []
             for job in wave:
                 if is_done(job):
-                    keep(job, run_job(job))
+                    on_done(run_job(job))
                 else:
                     left.append(job)
             # a single job needs no process of its own, and has all cores here
             count = min(at_a_time, len(left))
             if count > 1:
-                share([_with_threads(job, cores() // count) for job in left], _work, count, keep)
+                shared = [_with_threads(job, cores() // count) for job in left]
+                share(shared, _work, count, lambda job, done: on_done(done))
             for job in left if count == 1 else ():
-                keep(job, _work(job))
-    return found
+                on_done(_work(job))
 
 
 def _with_threads(job: Job, threads: int) -> Job:

@@ -78,6 +78,7 @@ def job_line(done: Done) -> str | None:
     if done.diverged:
         return f"{done.job.title}: {done.diverged}"
     records = records_of(done.job)
+    # a job has those of these numbers that its study measures
     columns = [COLUMNS[name] for name in ("top1", "lambda_max", "corruption", "pgd")]
     numbers = [
         f"{column.title} {value:.4g}"
@@ -98,7 +99,7 @@ def resumable(words: Sequence[str]) -> Iterator[None]:
         SystemExit: 128 + signal after an interruption, 1 after a full disk or a lost process."""
     try:
         yield
-    except (Stopped, OSError) as error:
+    except (Stopped, OSError) as error:  # a lost process is an OSError too
         again = shlex.join(words)
         print(f"samovar: {error}; the same command goes on from here: {again}", file=sys.stderr)
         raise SystemExit(128 + error.signum if isinstance(error, Stopped) else 1) from None

@@ -93,6 +93,7 @@ def _read(request: CompareRequest) -> dict[str, Cost]:
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))["costs"]
         return {name: Cost(**cost) for name, cost in saved.items()}
+    # not JSON, no costs in it, or costs with other fields
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"{path} cannot be read ({error}); remove it, and costs are measured anew"
@@ -183,6 +184,7 @@ def _results(
     values: dict[str, dict[str, list[float]]] = {}
     steps: dict[str, int] = {}
     for name in request.relatives:
+        # SAM has one run under both budgets, and `job_of` finds it for both
         jobs = [job_of(request, name, seed, budget, costs, total) for seed in range(request.seeds)]
         steps[name] = configs.num_steps(jobs[0].config, data.num_train)
         values[name] = {c: [numbers[job.folder][c] for job in jobs] for c in COMPARED}

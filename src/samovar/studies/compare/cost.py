@@ -34,6 +34,7 @@ def shares(sam: SamConfig, total: int) -> dict[Kind, float]:
     """Return the share of each kind of step in a run of `total` steps; kinds may be absent."""
     first, last = (round(at * total) for at in (sam.start, sam.end))
     inside = last - first if sam.rho else 0
+    # steps climb at the multiples of `every` from first to before last
     climbs = math.ceil(last / sam.every) - math.ceil(first / sam.every) if sam.rho else 0
     counts: dict[Kind, int] = {
         "climb": climbs,

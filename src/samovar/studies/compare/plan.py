@@ -38,6 +38,7 @@ RELATIVES_COMPARED = (
 COMPARED = ("top1", "lambda_max", "corruption")
 """Names of the columns of `samovar.studies.columns` that are compared."""
 
+# samples of images, so that measuring takes little time beside training
 MEASURE = MeasureConfig(
     checkpoint="last", threads=1, workers=0, processes=1, images=1000, corruption_images=300
 )
@@ -123,6 +124,7 @@ def check(request: CompareRequest) -> None:
             f"{request.recipe} with --sam.rho 0 has no SAM to compare; "
             "give a radius, or a recipe with SAM"
         )
+    # relatives are defined as changes of SAM, not of each other
     if words := configs.sam_words(base.sam):
         raise ValueError(
             f"{request.recipe} with {words} is a relative of SAM itself; "

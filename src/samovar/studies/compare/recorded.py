@@ -23,6 +23,7 @@ from samovar.studies.compare.results import (
 def records_of(found: CompareResults, request: CompareRequest) -> list[Record]:
     """Return the numbers, shares and verdicts under one budget, and the answer."""
     where = {"budget": found.budget}
+    # SAM takes the steps of the recipe under every budget
     sam_steps = next(each.steps for each in found.standings if each.relative == "sam")
     held = [s for s in found.standings if s.share and s.share.outcome.verdict == "held"]
     answer = {"text": found.answer, "kept": KEPT, "cheap": CHEAP}

@@ -158,6 +158,7 @@ def answer(found: CompareResults) -> str:
 
     Under the time budget all runs cost what SAM's costs, so every relative is a candidate."""
     gain, free = found.gain, found.budget == "time"
+    # a share of a gain that may be none has no meaning
     if gain.verdict != "held":
         return (
             f"SAM's own gain over plain, {gain_text(gain)}, is not above 0 by the test: "
@@ -177,6 +178,7 @@ def answer(found: CompareResults) -> str:
     )
     what = f"at least {100 * KEPT:.0f} % of SAM's gain of {gain_text(gain)}"
     held = [name for name, test in tests.items() if test.verdict == "held"]
+    # a contrast of 0 or more keeps the share by the mean, if not by the test
     mean = [name for name, test in tests.items() if test.value >= 0 and name not in held]
     if not held and not mean:
         return f"{where}, no relative keeps {what}, not even by the mean."

@@ -124,6 +124,7 @@ class Timer:
         """Return the seconds of an average step, from at least `count` steps of each kind."""
         spent: dict[Kind, list[float]] = {}
         for at, length in self._blocks(count):
+            # the number of a step decides its kind, so the schedule can be entered anywhere
             self.state.step = at
             for step in range(at, at + length):
                 since = _now(self.runtime)
@@ -135,8 +136,10 @@ class Timer:
         """Yield the first step and the number of steps of each stretch that is timed."""
         sam = self.config.sam
         if "climb" in self.share or "between" in self.share:
+            # so many steps in a row have `count` climbs
             yield round(sam.start * TOTAL), count * sam.every
         if "outside" in self.share:
+            # SAM is off before its start if it has one, else after its end
             yield (0 if sam.start or not sam.rho else round(sam.end * TOTAL)), count
 
     def _kind(self, step: int) -> Kind:

@@ -38,6 +38,7 @@ def reproduce(
         "give --jobs N without torchrun, or train its runs by torchrun with the commands that "
         "--plan prints",
     )
+    # all checks come first: a mistake should not show after hours of training
     plan.check(request)
     jobs = plan.jobs_of(request)
     left = [job for job in jobs if not is_done(job)]

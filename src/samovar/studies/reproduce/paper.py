@@ -13,6 +13,7 @@ from samovar.studies.reproduce.studies import STUDIES
 def paper_number(name: str, row: Row, column: str, scale: Scale) -> float:
     """Return the paper's number in a cell of a study; NaN where it has none."""
     study, model = STUDIES[name], stands_for(row, scale)
+    # numbers of the version that was checked take precedence
     numbers = {**study.later(row, model), **study.paper(row, model)}
     return float(numbers.get(column, math.nan))
 

@@ -159,6 +159,7 @@ def jobs_of(request: ReproduceRequest) -> list[ReproduceJob]:
 
 def needs(study: Study, scale: Scale) -> list[str]:
     """Return the measurements that a study takes of every run."""
+    # columns that training records need no measurement
     found = [COLUMNS[column].measurement for column in study.columns(scale)]
     return [name for name in dict.fromkeys([*found, *study.pictures]) if name]
 
@@ -173,6 +174,7 @@ def _job(
         config = shorter(config_of(row, scale), request.changes)
     name = f"{name_of(row, scale)}-seed{seed}"
     config = replace(config, seed=seed, output=request.output, name=name)
+    # settings that clash are found here, before the first run
     configs.validate(config)
     measured = [found for name in measurements for found in _measured(name, config, request)]
     return ReproduceJob(config, tuple(measured), row, seed)

@@ -46,6 +46,7 @@ SCALES: dict[str, Scale] = {
         "269 training images of 8 x 8 pixels, embedded; minutes on two cores",
         _base("digits"),
         {family: (f"{family}-digits",) for family in FAMILIES},
+        # for networks this small, threads and processes cost more than they save
         MeasureConfig(
             checkpoint="last",
             threads=1,
@@ -104,6 +105,7 @@ SCALES: dict[str, Scale] = {
                 "resnet152x2",
             ),
         },
+        # a tenth of the training images, all test images
         MeasureConfig(
             checkpoint="last", images=128_116, points=50, corruption_images=0, attack_images=0
         ),

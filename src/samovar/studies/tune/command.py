@@ -68,6 +68,7 @@ def tune(
         sys.path.insert(0, str(Path.cwd()))
     # the command for the best is made of the config as given: it trains on all images
     given, config = config, resolve(compared_on(config, share))
+    # before the folder is made, so that settings that are refused leave none behind
     with started(config.run) as runtime:
         source, _ = prepare(config, runtime)
         facts = provenance(runtime)
@@ -95,6 +96,7 @@ def compared_on(config: Config, share: float | None) -> Config:
 
     Raises:
         ValueError: a share of 0 of a source with a validation split of its own."""
+    # no share in the config means that none was asked for; --share 0 is a choice
     own = _has_validation(config.data)
     wanted = config.data.tune_share or None if share is None else share
     if own and wanted == 0:
@@ -180,6 +182,7 @@ def _climb(plan: TunePlan, run: RunDir, jobs: int) -> list[TuneOutcome]:
             found = _rung(plan, run, left[: rung.settings], number, jobs, show)
             run.append(*(record for outcome in found for record in records_of(outcome, plan)))
             outcomes += found
+            # the best first, of which the next rung takes as many as it has room for
             left = [outcome.setting for outcome in search.ranked(found) if outcome.finite]
             if not left:
                 raise ValueError(_nothing_finite(found, plan))
@@ -244,6 +247,7 @@ def records_of(outcome: TuneOutcome, plan: TunePlan) -> list[Record]:
     """Return a setting's accuracy and loss on a rung as records: means with standard errors."""
     where = {**outcome.setting, "rung": outcome.rung, "steps": outcome.steps}
     settings = {**plan.images, "recipe": plan.config.recipe, "first_seed": plan.config.seed}
+    # counted, because seconds depend on the machine and its load
     gradients = plan.search.seeds * outcome.steps * search.passes(plan.config, outcome.setting)
     cost = {"seconds": outcome.seconds, "gradients": float(gradients)}
     columns = {"accuracy": ("1", outcome.accuracies), "loss": ("nats", outcome.losses)}

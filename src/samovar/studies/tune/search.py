@@ -159,6 +159,7 @@ def make(
     if config.grid.lr:
         values.setdefault("lr", tuple(sorted(set(config.grid.lr))))
         config = replace(config, grid=replace(config.grid, lr=()))
+    # in the order of `AXES`, so that labels and folders have one order
     search = Search({name: values[name] for name in AXES if name in values}, seeds, full)
     if len(search.settings) < 2:
         flags = ", ".join("--" + dashed(name) for name in AXES)
@@ -230,6 +231,7 @@ def shortened(config: Config, steps: int, lengths: Sequence[int]) -> Config:
     Args:
         lengths: steps of each stage of a full run."""
     share = steps / sum(lengths)
+    # the first stage takes what rounding leaves, so that the steps add up
     first = steps - sum(max(1, round(length * share)) for length in lengths[1:])
     config = replace(config, steps=max(1, first), optim=_warmed(config.optim, share))
     if len(lengths) == 1:

@@ -59,6 +59,7 @@ def plan_lines(plan: TunePlan) -> list[str]:
         f"{images['training_images']} images of {images['source']} train, "
         f"{images['images']} compare: {images['held_out']}",
     ]
+    # chosen by the images that `val/accuracy` is measured on, it is a little optimistic
     if not plan.config.data.tune_share:
         lines.append(
             "what is chosen by these images looks a little too good on them; "

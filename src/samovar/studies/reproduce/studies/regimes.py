@@ -60,6 +60,7 @@ def _factors(family: str, scale: Scale) -> list[float]:
     """Return multiples of the recipe's rho; at the paper's scale they give the rho of Table 10."""
     if not scale.testsets:
         return list(_FACTORS)
+    # rows are named by multiples of the recipe's own rho, tables by rho itself
     own = config_of(Row(family, True), scale).sam.rho
     return [rho / own for rho in paper_numbers.TABLE_10[scale.stands_for[family]] if rho]
 
