@@ -17,7 +17,7 @@ from samovar.runtime import started
 from samovar.runtime.workers import Stopped
 from samovar.studies.tune.command import tune
 from samovar.studies.tune.search import Search
-from samovar.studies.tune.view import Asked
+from samovar.studies.tune.view import TuneRequest
 from samovar.train.trials import Trial, run_trial, run_trials
 from tests.e2e.ranks import run_ranks
 
@@ -78,7 +78,7 @@ def test_the_short_search_finds_a_rho_within_one_grid_step_of_the_full_ones_at_t
     places, gradients = [], []
     for name, full in (("short", False), ("full", True)):
         config = replace(recipes.get("vit-digits-sam").config(), output=tmp_path, name=name)
-        asked = Asked(("samovar", "tune"), ("samovar", "train", "vit-digits-sam"), config)
+        asked = TuneRequest(("samovar", "tune"), ("samovar", "train", "vit-digits-sam"), config)
         run = tune(config, Search({"rho": RHO}, seeds=3, full=full), asked)
         records = list(run.records("tune/accuracy"))
         last = [r for r in records if r.where["rung"] == max(r.where["rung"] for r in records)]

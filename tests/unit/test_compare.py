@@ -18,11 +18,12 @@ from samovar.runs.records import from_json, to_json
 from samovar.studies.compare import timing
 from samovar.studies.compare.command import _read
 from samovar.studies.compare.cost import Cost, costs_of, counted, shares, steps_for, weighed
-from samovar.studies.compare.plan import Asked, config_of, relatives_of, runs_of
+from samovar.studies.compare.plan import CompareRequest, config_of, jobs_of, passes_of, relatives_of
 from samovar.studies.compare.recorded import records_of
-from samovar.studies.compare.results import Results, fieller, number, results
-from samovar.studies.compare.view import markdown, passes_of
-from samovar.studies.reproduce.plan import command_of
+from samovar.studies.compare.results import CompareResults, number, results
+from samovar.studies.compare.view import markdown
+from samovar.studies.intervals import mean_interval, ratio_interval, stderr
+from samovar.studies.jobs import command_of
 from samovar.train import optim
 from samovar.train.dry_run import Data
 from tests.conftest import assert_refused
@@ -32,7 +33,7 @@ COSTS = counted({"plain": 1.0, "sam": 2.0, "quarter": 1.25, "late": 1.2, "gsam":
 TOTAL = 1000
 
 
-def asked(*words: str) -> Asked:
+def asked(*words: str) -> CompareRequest:
     return cli.parse_compare(list(words))[0]
 
 
@@ -54,7 +55,7 @@ def test_the_yardsticks_are_in_every_comparison_once_and_first() -> None:
 
 def test_every_run_is_the_recipe_but_for_sam_and_seed() -> None:
     found = asked("vit-digits", "--sam", "quarter+late", "--seeds", "2", "--epochs", "30")
-    runs = runs_of(found, COSTS, TOTAL)
+    runs = jobs_of(found, COSTS, TOTAL)
     assert [run.config.name for run in runs] == [
         f"vit-digits-{name}-seed{seed}" for seed in (0, 1) for name in ("plain", "sam", "quarter+late")
     ]
@@ -83,7 +84,7 @@ def test_a_relative_may_have_settings_of_its_own(name: str, sam: SamConfig, tmp_
     monkeypatch.chdir(tmp_path)
     found = asked("vit-digits", "--sam", name, "--seeds", "1")
     assert config_of(found, name).sam == sam
-    (run,) = [run for run in runs_of(found, counted(passes_of(found)), TOTAL) if run.relative == name]
+    (run,) = [run for run in jobs_of(found, counted(passes_of(found)), TOTAL) if run.relative == name]
     assert run.config.name == f"vit-digits-{name}-seed0"
     config, _ = cli.parse_train(shlex.split(shlex.join(command_of(run)))[2:])
     assert config.sam == sam
@@ -91,26 +92,26 @@ def test_a_relative_may_have_settings_of_its_own(name: str, sam: SamConfig, tmp_
 
 def test_corrupted_images_are_drawn_from_all_that_are_held_out() -> None:
     found = asked("vit-digits", "--measure.images", "50", "--run.device", "cpu")
-    (hessian, robustness) = runs_of(found, counted(passes_of(found)), TOTAL)[0].measurements
+    (hessian, robustness) = jobs_of(found, counted(passes_of(found)), TOTAL)[0].measurements
     assert (hessian.config.images, robustness.config.images, robustness.config.corruption_images) == (50, 0, 300)
     assert {hessian.config.checkpoint, hessian.config.device} == {"last", "cpu"}
 
 
 def test_a_budget_of_time_gives_each_the_steps_that_sams_time_pays_for_and_shares_sams_run() -> None:
     found = asked("vit-digits", "--sam", "quarter", "--seeds", "1", "--budget", "both")
-    runs = {(run.relative, run.budget): run.config for run in runs_of(found, COSTS, TOTAL)}
+    runs = {(run.relative, run.budget): run.config for run in jobs_of(found, COSTS, TOTAL)}
     assert [key for key in runs if key[0] == "sam"] == [("sam", "steps")]
     assert (runs["plain", "time"].steps, runs["quarter", "time"].steps) == (2000, 1600)
     assert runs["quarter", "time"].name == "vit-digits-quarter-time-seed0"
     assert runs["plain", "time"].optim.warmup_steps == found.base.optim.warmup_steps
-    alone = runs_of(replace(found, budgets=("time",)), COSTS, TOTAL)
+    alone = jobs_of(replace(found, budgets=("time",)), COSTS, TOTAL)
     assert {run.config.name for run in alone} == {runs[key].name for key in runs if key[1] == "time" or "sam" in key}
 
 
 def test_the_commands_of_a_plan_train_its_runs(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     found = asked("vit-digits", "--seeds", "1", "--budget", "both", "--data.root", "there", "--sam", "gsam,every5+late")
-    for run in runs_of(found, counted(passes_of(found)), TOTAL):
+    for run in jobs_of(found, counted(passes_of(found)), TOTAL):
         config, _ = cli.parse_train(shlex.split(shlex.join(command_of(run)))[2:])
         assert not configs.differences(config, run.config)
 
@@ -201,7 +202,7 @@ def test_a_damaged_file_of_costs_is_told(tmp_path) -> None:
 
 def made(
     accuracies: dict[str, list[float]], budget: str = "steps", costs: dict[str, Cost] = COSTS, **others: list[float]
-) -> Results:
+) -> CompareResults:
     """Results of made accuracies; λ_max and corrupted accuracy are the same for all."""
     seeds = len(accuracies["plain"])
     rest = {"lambda_max": [10.0] * seeds, "corruption": [50.0] * seeds} | others
@@ -229,15 +230,39 @@ def test_the_ends_of_the_interval_of_a_share_are_where_the_paired_t_test_turns(s
     n = int(rng.integers(3, 6))
     sam = rng.normal(4.0, 0.5, n)
     ours = sam * rng.uniform(0.3, 1.2) + rng.normal(0, 0.3, n)
-    low, high = fieller(list(zip(ours, sam, strict=True)))
+    low, high = ratio_interval(list(zip(ours, sam, strict=True)))
     assert stats.ttest_1samp(ours - low * sam, 0.0, alternative="greater").pvalue == pytest.approx(0.05, rel=1e-6)
     assert stats.ttest_1samp(ours - high * sam, 0.0, alternative="less").pvalue == pytest.approx(0.05, rel=1e-6)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_errors_and_intervals_over_seeds_are_the_textbooks_to_1e_12(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(2, 9))
+    x, y = rng.normal(3.0, 1.0, n), rng.normal(5.0, 0.5, n)
+    mean_x, mean_y = math.fsum(x) / n, math.fsum(y) / n
+    error = math.sqrt(math.fsum((x - mean_x) ** 2) / (n - 1) / n)
+    assert stderr(list(x)) == pytest.approx(error, rel=1e-12)
+    assert mean_interval(list(x)) == pytest.approx(tuple(stats.ttest_1samp(x, 0).confidence_interval(0.9)), rel=1e-12)
+
+    reach = stats.t.ppf(0.95, n - 1) ** 2 / (n - 1) / n  # Fieller: the roots of a r^2 - 2 b r + c
+    deviations = x - mean_x, y - mean_y
+    xx, xy, yy = (math.fsum(deviations[i] * deviations[j]) * reach for i, j in ((0, 0), (0, 1), (1, 1)))
+    a, b, c = mean_y**2 - yy, mean_x * mean_y - xy, mean_x**2 - xx
+    root = math.sqrt(max(0.0, b * b - a * c))
+    ends = ((b - root) / a, (b + root) / a) if a > 0 else (-math.inf, math.inf)
+    assert ratio_interval(list(zip(x, y, strict=True))) == pytest.approx(ends, rel=1e-12)
+
+
+def test_one_seed_has_no_error_and_an_interval_without_ends() -> None:
+    assert stderr([1.0]) is stderr([]) is None
+    assert mean_interval([1.0]) == mean_interval([]) == (-math.inf, math.inf)
+
+
 def test_a_share_of_a_gain_that_may_be_none_has_no_ends() -> None:
-    assert fieller([(1.0, 5.0), (1.0, -4.0)]) == (-math.inf, math.inf)
-    assert fieller([(1.0, -5.0), (1.0, -5.1)]) == (-math.inf, math.inf)
-    assert fieller([(1.0, 5.0)]) == fieller([]) == (-math.inf, math.inf)
+    assert ratio_interval([(1.0, 5.0), (1.0, -4.0)]) == (-math.inf, math.inf)
+    assert ratio_interval([(1.0, -5.0), (1.0, -5.1)]) == (-math.inf, math.inf)
+    assert ratio_interval([(1.0, 5.0)]) == ratio_interval([]) == (-math.inf, math.inf)
 
 
 def test_the_share_is_of_seeds_that_have_all_three_and_the_verdict_agrees_with_its_interval() -> None:

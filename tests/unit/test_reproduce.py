@@ -15,21 +15,22 @@ from samovar import cli, recipes
 from samovar import config as configs
 from samovar.recipes.regimes import FRACTIONS
 from samovar.runs.records import Record, RunDir
-from samovar.studies.reproduce.claims import decide, difference, larger_gain, ratio
-from samovar.studies.reproduce.columns import COLUMNS
-from samovar.studies.reproduce.plan import Asked, Measured, Task, check, claims_of, command_of, tasks_of
-from samovar.studies.reproduce.results import is_unverified, paper_number
+from samovar.studies.claims import decide, difference, larger_gain, ratio
+from samovar.studies.columns import COLUMNS
+from samovar.studies.jobs import Measured, command_of
+from samovar.studies.reproduce.paper import is_unverified, paper_number
+from samovar.studies.reproduce.plan import ReproduceJob, ReproduceRequest, check, claims_of, jobs_of
 from samovar.studies.reproduce.rows import Row, config_of, name_of
-from samovar.studies.reproduce.runs import is_done, records_of, run_task
 from samovar.studies.reproduce.scales import SCALES
 from samovar.studies.reproduce.studies import STUDIES
+from samovar.studies.running import is_done, records_of, run_job
 
 EVERY = [(name, scale) for name in STUDIES for scale in SCALES if STUDIES[name].rows(SCALES[scale])]
 MORE, LESS = ("a", "x"), ("b", "x")
 
 
-def asked(*names: str, scale: str = "digits", seeds: int = 2, **changes) -> Asked:
-    return Asked(names, scale, seeds, Path("runs/r"), changes, {})
+def asked(*names: str, scale: str = "digits", seeds: int = 2, **changes) -> ReproduceRequest:
+    return ReproduceRequest(names, scale, seeds, Path("runs/r"), changes, {})
 
 
 @pytest.mark.parametrize(("name", "scale"), EVERY)
@@ -171,16 +172,18 @@ def test_numbers_of_later_versions_alone_are_marked() -> None:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory) -> Task:
+def done(tmp_path_factory) -> ReproduceJob:
     """A short run of digits, measured."""
     output = tmp_path_factory.mktemp("runs")
-    found = Asked(("sgd",), "digits", 1, output, {"epochs": 1.0}, {"images": 20, "max_steps": 3}, rows=("vit",))
-    (task,) = tasks_of(found)
-    run_task(task)
+    found = ReproduceRequest(
+        ("sgd",), "digits", 1, output, {"epochs": 1.0}, {"images": 20, "max_steps": 3}, rows=("vit",)
+    )
+    (task,) = jobs_of(found)
+    run_job(task)
     return task
 
 
-def test_only_what_the_study_asked_for_gets_into_its_table(done: Task) -> None:
+def test_only_what_the_study_asked_for_gets_into_its_table(done: ReproduceJob) -> None:
     before = records_of(done)
     assert {record.name for record in before} >= {"val/accuracy", "hessian/lambda_max"}
     (sharp,) = [record for record in before if record.name == "hessian/lambda_max"]
@@ -195,12 +198,12 @@ def test_only_what_the_study_asked_for_gets_into_its_table(done: Task) -> None:
     assert records_of(done) == before
 
 
-def test_a_measurement_under_other_settings_is_taken_anew_and_kept_apart(done: Task) -> None:
+def test_a_measurement_under_other_settings_is_taken_anew_and_kept_apart(done: ReproduceJob) -> None:
     (measured,) = done.measurements
     assert is_done(done)
     other = replace(done, measurements=(Measured("hessian", replace(measured.config, images=10)),))
     assert not is_done(other)
-    run_task(other)
+    run_job(other)
     lambdas = [
         [record.value for record in records_of(task) if record.name == "hessian/lambda_max"] for task in (done, other)
     ]
@@ -208,13 +211,13 @@ def test_a_measurement_under_other_settings_is_taken_anew_and_kept_apart(done: T
     assert lambdas[0] != lambdas[1]
 
 
-def test_of_a_run_that_diverged_no_number_counts(done: Task, tmp_path) -> None:
+def test_of_a_run_that_diverged_no_number_counts(done: ReproduceJob, tmp_path) -> None:
     copy = replace(done, config=replace(done.config, output=tmp_path))
     shutil.copytree(done.folder, copy.folder)
     (copy.folder / "reproduced.json").write_text(json.dumps({"diverged": "it did"}))
     assert is_done(copy)
     assert records_of(copy) == []
-    assert run_task(copy).diverged == "it did"
+    assert run_job(copy).diverged == "it did"
 
 
 def test_a_fine_tuning_from_a_run_that_diverged_says_so(tmp_path) -> None:
@@ -222,7 +225,7 @@ def test_a_fine_tuning_from_a_run_that_diverged_says_so(tmp_path) -> None:
     origin.mkdir()
     (origin / "reproduced.json").write_text(json.dumps({"diverged": "it did"}))
     config = replace(recipes.get("vit-digits").config(), output=tmp_path, name="tuned", init=str(origin))
-    found = run_task(Task(config, (), Row("vit", transfer="digits"), 0))
+    found = run_job(ReproduceJob(config, (), Row("vit", transfer="digits"), 0))
     assert "the run that it starts from, vit-digits-seed0, diverged" in found.diverged
 
 
@@ -230,7 +233,7 @@ def test_a_run_in_the_way_of_a_study_is_left_alone(tmp_path) -> None:
     (tmp_path / "sgd").mkdir()
     configs.save(recipes.get("vit-digits").config(), tmp_path / "sgd" / "config.json")
     with pytest.raises(ValueError, match="sgd is a run, and a study would be written there; give another --output"):
-        check(Asked(("sgd",), "digits", 1, tmp_path, {}, {}))
+        check(ReproduceRequest(("sgd",), "digits", 1, tmp_path, {}, {}))
 
 
 # --- columns ---------------------------------------------------------------------------------------------------------
@@ -271,7 +274,7 @@ def test_what_did_not_converge_is_no_number() -> None:
 
 
 def test_tables_share_their_runs_and_each_is_measured_for_both() -> None:
-    tasks = tasks_of(asked("table1", "table3"))
+    tasks = jobs_of(asked("table1", "table3"))
     assert len(tasks) == 12
     assert len({task.folder for task in tasks}) == 12
     vit = next(task for task in tasks if task.row == Row("vit"))
@@ -281,7 +284,7 @@ def test_tables_share_their_runs_and_each_is_measured_for_both() -> None:
 
 
 def test_what_is_fine_tuned_comes_after_what_it_starts_from() -> None:
-    tasks = tasks_of(asked("table6", scale="cifar10k"))
+    tasks = jobs_of(asked("table6", scale="cifar10k"))
     folders = [str(task.folder) for task in tasks]
     started = [task for task in tasks if task.config.init]
     assert len(started) == len(tasks) / 2
@@ -292,7 +295,7 @@ def test_what_is_fine_tuned_comes_after_what_it_starts_from() -> None:
                                              ("table2", "imagenet"), ("rho", "cifar")])  # fmt: skip
 def test_the_commands_of_a_plan_train_its_runs(name: str, scale: str, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for task in tasks_of(asked(name, scale=scale, seeds=1, **{"data.root": Path("there")})):
+    for task in jobs_of(asked(name, scale=scale, seeds=1, **{"data.root": Path("there")})):
         words = shlex.split(shlex.join(command_of(task)))
         if "transfer" in words:  # whose recipe counts the images of the source it is given
             continue
@@ -304,7 +307,7 @@ def test_rows_can_be_chosen_and_only_claims_about_them_are_made() -> None:
     found, _ = cli.parse_reproduce(
         ["table4", "--scale", "digits", "--rows", "vit*quarter*,vit,vit-sam", "--seeds", "1"]
     )
-    assert {task.row.key for task in tasks_of(found)} == {
+    assert {task.row.key for task in jobs_of(found)} == {
         "vit", "vit-sam", "vit-quarter", "vit-quarter-sam", "vit-quarter-aug", "vit-quarter-aug-sam"
     }  # fmt: skip
     assert [claim.text for claim in claims_of("table4", found)] == [
@@ -317,11 +320,11 @@ def test_rows_can_be_chosen_and_only_claims_about_them_are_made() -> None:
 def test_a_flag_counts_though_its_value_be_the_default() -> None:
     found, _ = cli.parse_reproduce(["table1", "--scale", "digits", "--epochs", "1", "--measure.images", "0"])
     assert (dict(found.changes), dict(found.measure)) == ({"epochs": 1.0}, {"images": 0})
-    assert all(task.config.epochs == 1 for task in tasks_of(found))
+    assert all(task.config.epochs == 1 for task in jobs_of(found))
 
 
 def test_fewer_epochs_warm_up_for_fewer_steps() -> None:
-    tasks = tasks_of(asked("table1", seeds=1, epochs=30.0))
+    tasks = jobs_of(asked("table1", seeds=1, epochs=30.0))
     assert {task.config.optim.warmup_steps for task in tasks} == {4}  # a tenth of 300 epochs; of 42 steps
 
 
@@ -342,7 +345,7 @@ def test_fewer_epochs_warm_up_for_fewer_steps() -> None:
         (["table1", "--scale", "digits", "--measure.imags", "5"], "--measure.imags; did you mean --measure.images?"),
         (["table1", "--scale", "digits", "--rows", "vti*"], "--rows vti* fits no row of table1; it has vit, vit-sam"),
         (["table6", "--scale", "digits"], "table6 has nothing to train at --scale digits; give --scale cifar10k"),
-        (["table1", "--scale", "digits", "--testset", "imagenet-r:x"], "--testset is of ImageNet's classes"),
+        (["table1", "--scale", "digits", "--testset", "imagenet-r:x"], "--testset needs ImageNet's classes"),
         (["table1", "--scale", "digits", "--epoch", "1"], "unknown flag --epoch; did you mean --epochs?"),
         (["table1", "--scale", "imagenet", "--data.source", "imagenet:nowhere"], "nowhere"),
     ],

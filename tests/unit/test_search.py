@@ -9,7 +9,7 @@ import pytest
 from samovar import recipes
 from samovar.config import Config, DataConfig, GridConfig, HeadConfig, OptimConfig, SamConfig
 from samovar.studies.tune import search
-from samovar.studies.tune.search import Outcome, Rung, Search
+from samovar.studies.tune.search import Rung, Search, TuneOutcome
 
 CONFIG = recipes.get("vit-digits-sam").config()
 RHO = (0.02, 0.05, 0.1, 0.2, 0.35)
@@ -92,8 +92,8 @@ def test_both_stages_of_contrastive_training_are_shortened() -> None:
     assert (short.optim.warmup_steps, short.head.optim.warmup_steps) == (10, 2)
 
 
-def outcome(accuracies, losses=(1.0,), finite=True) -> Outcome:
-    return Outcome({"rho": 0.1}, 1, 10, tuple(accuracies), tuple(losses), 1.0, finite)
+def outcome(accuracies, losses=(1.0,), finite=True) -> TuneOutcome:
+    return TuneOutcome({"rho": 0.1}, 1, 10, tuple(accuracies), tuple(losses), 1.0, finite)
 
 
 def test_accuracy_ranks_then_loss_and_what_is_not_finite_comes_last() -> None:

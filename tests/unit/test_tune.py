@@ -15,7 +15,7 @@ from samovar.runtime.workers import Stopped
 from samovar.studies.tune import command
 from samovar.studies.tune.command import compared_on
 from samovar.studies.tune.search import Search
-from samovar.studies.tune.view import Asked
+from samovar.studies.tune.view import TuneRequest
 from samovar.train.trials import Trial
 from tests.conftest import assert_refused
 
@@ -51,8 +51,8 @@ def trainer(monkeypatch) -> Trainer:
     return found
 
 
-def asked(config: Config = BASE) -> Asked:
-    return Asked(("samovar", "tune", "vit-digits-sam"), ("samovar", "train", "vit-digits-sam"), config)
+def asked(config: Config = BASE) -> TuneRequest:
+    return TuneRequest(("samovar", "tune", "vit-digits-sam"), ("samovar", "train", "vit-digits-sam"), config)
 
 
 def search(folder: Path, wanted: Search | None = None, config: Config = BASE, **options) -> RunDir:

@@ -16,12 +16,12 @@ from samovar.studies.compare.plan import (
     CHOSEN,
     MEASURE,
     RELATIVES_COMPARED,
-    Asked,
+    CompareRequest,
     check,
     relatives_of,
     with_sam,
 )
-from samovar.studies.reproduce.plan import changed, shorter
+from samovar.studies.jobs import changed, shorter
 
 SEEDS = 3
 """Of each relative, where `--seeds` does not say."""
@@ -57,7 +57,7 @@ def parse(
     parse_flags: Callable[..., Any],
     take: Callable[..., str | None],
     start: Callable[[str, list[str]], Config],
-) -> tuple[Asked, bool]:
+) -> tuple[CompareRequest, bool]:
     """What a `compare` command line asks for, and whether only the plan.
 
     Args:
@@ -90,7 +90,7 @@ def parse(
             raise ValueError(
                 f"--{name} is what compare chooses; give --seeds N for runs of several seeds"
             )
-    asked = Asked(
+    asked = CompareRequest(
         recipe, shorter(base, changes), relatives_of(names), seeds or SEEDS,
         Path(output or f"runs/compare-{recipe}"), BUDGETS[budget], changed(MEASURE, measure), jobs or 1,
     )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 
 from samovar import config as configs
 from samovar.config import Config, cores
-from samovar.studies.reproduce.plan import Asked
+from samovar.studies.reproduce.plan import ReproduceRequest
 from samovar.studies.reproduce.scales import SCALES
 from samovar.studies.reproduce.studies import STUDIES
 
@@ -38,7 +38,7 @@ done is not done again. Ends in a page that sets our numbers beside the paper's 
 
 def parse(
     args: list[str], parse_flags: Callable[..., Any], take: Callable[..., str | None]
-) -> tuple[Asked, bool]:
+) -> tuple[ReproduceRequest, bool]:
     """What a `reproduce` command line asks for, and whether only the plan.
 
     Args:
@@ -64,7 +64,7 @@ def parse(
     title = f"samovar reproduce {' '.join(names)} --scale {scale}"
     changes, measured = changes_of(words[end:], Config(), parse_flags, title)
     seeds, jobs = seeds or SCALES[scale].seeds, jobs or _jobs(scale)
-    return Asked(
+    return ReproduceRequest(
         names, scale, seeds, output, changes, measured, tuple(testsets), jobs, rows
     ), only_plan
 

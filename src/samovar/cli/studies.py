@@ -9,11 +9,11 @@ from samovar.cli import reproduce as interface_of_reproduce
 from samovar.cli.flags import nearest, parse_flags, take
 from samovar.cli.texts import DEMO_HELP
 from samovar.cli.training import recipe_config
-from samovar.studies.compare import plan as plan_of_compare
-from samovar.studies.reproduce.plan import Asked
+from samovar.studies.compare.plan import CompareRequest
+from samovar.studies.reproduce.plan import ReproduceRequest
 
 
-def parse_reproduce(args: list[str]) -> tuple[Asked, bool]:
+def parse_reproduce(args: list[str]) -> tuple[ReproduceRequest, bool]:
     """What a `reproduce` command line asks for, and whether only its plan.
 
     Raises:
@@ -33,7 +33,7 @@ def reproduce(args: list[str]) -> None:
     reproduce(asked, words, only_plan=only_plan)
 
 
-def parse_compare(args: list[str]) -> tuple[plan_of_compare.Asked, bool]:
+def parse_compare(args: list[str]) -> tuple[CompareRequest, bool]:
     """What a `compare` command line asks for, and whether only its plan.
 
     Raises:

@@ -166,13 +166,13 @@ def tune(args: list[str]) -> None:
     words = ["samovar", "tune", *args]
     config, search, start, base, share, jobs = parse_tune(args)
     from samovar.studies.tune.command import tune
-    from samovar.studies.tune.view import Asked
+    from samovar.studies.tune.view import TuneRequest
 
     take_last(words, "--name", "a name")
     tune(
         config,
         search,
-        Asked(tuple(words), ("samovar", "train", *start), base),
+        TuneRequest(tuple(words), ("samovar", "train", *start), base),
         share=share,
         jobs=jobs,
     )

@@ -1,5 +1,4 @@
-"""The demo: one small ViT, trained with and without SAM on embedded images, everything else the
-same."""
+"""Demo: one small ViT trained with and without SAM on embedded images, all else the same."""
 
 from __future__ import annotations
 
@@ -21,7 +20,8 @@ from samovar.train.command import train
 
 TWINS = ("vit-digits", "vit-digits-sam")
 MEASURED = (
-    "hessian", "blocks", "flatness", "landscape", "activations", "attention", "predictions", "accuracy", "robustness",
+    "hessian", "blocks", "flatness", "landscape", "activations", "attention", "predictions",
+    "accuracy", "robustness",
 )  # fmt: skip
 SETTINGS = MeasureConfig(
     checkpoint="last", threads=1, points=21, processes=1, corruption_images=300
@@ -29,8 +29,8 @@ SETTINGS = MeasureConfig(
 
 
 def demo(output: Path, seed: int) -> list[RunDir]:
-    """Train both twins below `output`, measure them, print them side by side, write a report that
-    compares them."""
+    """Train both twins below `output`, measure them, print a table and write a report."""
+    # one seed, so that both start from the same weights and see the same batches
     runs = [train(replace(recipes.get(name).config(), output=output, seed=seed)) for name in TWINS]
     found = [_numbers(run) for run in runs]
     table = Table("", "AdamW", "AdamW + SAM", title=f"digits, seed {seed}")
@@ -38,7 +38,8 @@ def demo(output: Path, seed: int) -> list[RunDir]:
         table.add_row(title, *(show(records[name]) for records in found))
     Console().print(table)
     print(
-        "geometry: last checkpoint, training images without augmentation; corruptions: 19 at 5 severities"
+        "geometry: last checkpoint, training images without augmentation; "
+        "corruptions: 19 at 5 severities"
     )
     for run in runs:
         print(f"run: {run.path}")
@@ -47,7 +48,7 @@ def demo(output: Path, seed: int) -> list[RunDir]:
 
 
 def _numbers(run: RunDir) -> dict[str, Record]:
-    """The last record of each name, the demo's measurements among them."""
+    """Measure a run, and return its last record of each name."""
     print(f"measuring {run.path.name}: {', '.join(MEASURED)}", flush=True)
     runtime = Runtime(torch.device("cpu"), torch.float32)
     for name, subject in open_subjects(str(run.path), MEASURED, SETTINGS, runtime).items():
@@ -55,14 +56,13 @@ def _numbers(run: RunDir) -> dict[str, Record]:
     return {record.name: record for record in run.records()}
 
 
-def _eigenvalue(record: Record) -> str:
-    return f"{record.value:.1f} ± {record.residual:.2g}" + (
-        "" if record.converged else " (not converged)"
-    )
-
-
 def _percent(record: Record) -> str:
     return f"{100 * record.value:.1f} %"
+
+
+def _eigenvalue(record: Record) -> str:
+    failed = "" if record.converged else " (not converged)"
+    return f"{record.value:.1f} ± {record.residual:.2g}{failed}"
 
 
 _ROWS: tuple[tuple[str, str, Callable[[Record], str]], ...] = (
@@ -76,3 +76,4 @@ _ROWS: tuple[tuple[str, str, Callable[[Record], str]], ...] = (
         lambda r: f"{r.value:.2f} ± {r.stderr or 0:.2f}",
     ),
 )
+"""Rows of the table: title, record name, how the record is written."""

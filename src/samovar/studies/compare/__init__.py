@@ -1,2 +1,1 @@
-"""SAM and its relatives under one budget: what each costs, what it gains, and which of them
-pays."""
+"""`samovar compare`: what SAM and its relatives cost and gain under one budget."""

@@ -1,31 +1,29 @@
-"""What a training step of a relative of SAM costs beside a plain one. Nothing in this file needs
-torch."""
+"""Cost of a training step of SAM's relatives in plain steps. Nothing in this file needs torch."""
 
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Literal
 
 from samovar.config import SamConfig
 
 Kind = Literal["climb", "between", "outside"]
-"""Of a step: with a climb; between two of them under `every`; before the start of SAM or after its
-end."""
+"""Kind of a step: it climbs; it lies between two climbs under `every`; SAM is off at it."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a step costs, on average over the steps of a run."""
+    """Cost of a step, averaged over the steps of a run."""
 
     ratio: float
-    """Times a plain step, by processor time: the median over repetitions of the ratio within
-    each."""
+    """Processor time in plain steps: the median over repetitions of the ratio within each."""
     low: float
+    """Lowest of those ratios."""
     high: float
-    """Lowest and highest of those ratios."""
+    """Highest of those ratios."""
     seconds: float
     """Median over repetitions."""
     passes: float
@@ -33,10 +31,10 @@ class Cost:
 
 
 def shares(sam: SamConfig, total: int) -> dict[Kind, float]:
-    """Which share of a run's `total` steps is of which kind; kinds that do not occur are left
-    out."""
+    """Return the share of each kind of step in a run of `total` steps; kinds may be absent."""
     first, last = (round(at * total) for at in (sam.start, sam.end))
     inside = last - first if sam.rho else 0
+    # steps climb at the multiples of `every` from first to before last
     climbs = math.ceil(last / sam.every) - math.ceil(first / sam.every) if sam.rho else 0
     counts: dict[Kind, int] = {
         "climb": climbs,
@@ -47,25 +45,29 @@ def shares(sam: SamConfig, total: int) -> dict[Kind, float]:
 
 
 def weighed(seconds: Mapping[Kind, float], share: Mapping[Kind, float]) -> float:
-    """Seconds of an average step, of those of each kind."""
+    """Return the seconds of an average step from those of each kind."""
     return math.fsum(seconds[kind] * weight for kind, weight in share.items())
 
 
 def costs_of(times: Mapping[str, Sequence[float]], passes: Mapping[str, float]) -> dict[str, Cost]:
-    """The costs of relatives, of seconds of a step in each repetition; `plain` is among them."""
+    """Return the costs of relatives from the seconds of a step in each repetition.
+
+    Args:
+        times: by relative; `plain` is among them.
+        passes: gradients of each image that a step takes, by relative."""
     found = {}
     for name, seconds in times.items():
+        # ratios within a repetition, where both ran on an equally busy machine
         ratios = [one / plain for one, plain in zip(seconds, times["plain"], strict=True)]
-        middle = statistics.median(ratios), min(ratios), max(ratios)
-        found[name] = Cost(*middle, statistics.median(seconds), passes[name])
+        found[name] = Cost(median(ratios), min(ratios), max(ratios), median(seconds), passes[name])
     return found
 
 
 def counted(passes: Mapping[str, float]) -> dict[str, Cost]:
-    """Costs as gradients count, where no processor time is measured."""
+    """Return costs by counted gradients, where no processor time is measured."""
     return {name: Cost(count, count, count, math.nan, count) for name, count in passes.items()}
 
 
 def steps_for(total: int, cost: Cost, sam: Cost) -> int:
-    """Steps that the processor time of `total` steps of SAM pays for."""
+    """Return the steps that take the processor time of `total` steps of SAM."""
     return max(1, round(total * sam.ratio / cost.ratio))

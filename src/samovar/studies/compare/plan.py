@@ -1,5 +1,6 @@
-"""What a comparison takes: the relatives, their runs, what is measured of each. Nothing in this
-file needs torch."""
+"""Plan of a comparison: its relatives, their runs and measurements.
+
+Nothing in this file needs torch."""
 
 from __future__ import annotations
 
@@ -11,9 +12,11 @@ from typing import Literal
 from samovar import config as configs
 from samovar import recipes
 from samovar.config import Config, MeasureConfig
+from samovar.config.encoded import dashed
 from samovar.recipes.relatives import RELATIVES, related, relative
+from samovar.studies.columns import COLUMNS
 from samovar.studies.compare.cost import Cost, steps_for
-from samovar.studies.reproduce.plan import Job, Measured, check_measure
+from samovar.studies.jobs import Job, Measured, check_measure
 
 Budget = Literal["steps", "time"]
 
@@ -22,45 +25,46 @@ BUDGETS: dict[str, tuple[Budget, ...]] = {
     "time": ("time",),
     "both": ("steps", "time"),
 }
-"""By the word that `--budget` takes."""
+"""Budgets by the word that `--budget` takes."""
 
 YARDSTICKS = ("plain", "sam")
-"""Relatives that are in every comparison: what is gained is between them."""
+"""Relatives that are in every comparison: SAM's gain is the difference between them."""
 
 RELATIVES_COMPARED = (
     "plain", "sam", "quarter", "every5", "looksam", "late", "msam", "sam-on", "gsam", "fsam", "wsam"
 )  # fmt: skip
-"""Where `--sam` names none."""
+"""Relatives compared without `--sam`."""
 
+COMPARED = ("top1", "lambda_max", "corruption")
+"""Names of the columns of `samovar.studies.columns` that are compared."""
+
+# samples of images, so that measuring takes little time beside training
 MEASURE = MeasureConfig(
     checkpoint="last", threads=1, workers=0, processes=1, images=1000, corruption_images=300
 )
 
-MEASUREMENTS = ("hessian", "robustness")
-
-MARK = "compare.json"
-"""The file that tells the folder of a comparison from a run's."""
+COMPARISON_FILE = "compare.json"
+"""File that distinguishes the folder of a comparison from a run's."""
 
 CHOSEN = ("seed", "name", "output")
 """Settings that a comparison chooses itself."""
 
 ASIDE = (
-    "recipe", "name", "output", "seed", "run.threads", "run.log_every", "run.keep", "run.loggers", "data.root",
-    "data.workers", "data.loader",
+    "recipe", "name", "output", "seed", "run.threads", "run.log_every", "run.keep", "run.loggers",
+    "data.root", "data.workers", "data.loader",
 )  # fmt: skip
-"""Settings in which a comparison may differ from when it was begun."""
+"""Settings that may differ when a comparison goes on."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a command line asks for."""
+class CompareRequest:
+    """A `samovar compare` command line."""
 
     recipe: str
     base: Config
     """Trains with SAM; the relatives are changes of it."""
     relatives: tuple[str, ...]
-    """Names of `RELATIVES`, some joined by + with others or with settings; plain and sam come
-    first."""
+    """Names of `RELATIVES`, some joined by + with others or with settings; plain and sam first."""
     seeds: int
     output: Path
     budgets: tuple[Budget, ...] = ("steps",)
@@ -69,8 +73,8 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Run(Job):
-    """A run of a relative."""
+class CompareJob(Job):
+    """A run of a relative and its measurements."""
 
     relative: str
     seed: int
@@ -78,14 +82,16 @@ class Run(Job):
 
     @property
     def title(self) -> str:
-        """The relative, the seed, and the budget where that is not the recipe's steps."""
-        return f"{self.relative}, seed {self.seed}" + (
-            ", SAM's time" if self.budget == "time" else ""
-        )
+        """Relative, seed, and the budget where it is not the recipe's steps."""
+        title = f"{self.relative}, seed {self.seed}"
+        return f"{title}, SAM's time" if self.budget == "time" else title
+
+
+# --- the request
 
 
 def with_sam(recipe: str, config: Config) -> Config:
-    """The settings of a recipe, with SAM as its twin has it where it has none."""
+    """Return the settings of a recipe, with its twin's SAM where it has none."""
     twin = f"{recipe}-sam"
     if config.sam.rho or twin not in recipes.RECIPES:
         return config
@@ -93,114 +99,129 @@ def with_sam(recipe: str, config: Config) -> Config:
 
 
 def relatives_of(text: str | None) -> tuple[str, ...]:
-    """The relatives that a list with commas names, behind the yardsticks.
+    """Parse a comma-separated list of relatives; the yardsticks come first.
 
     Raises:
-        ValueError: it names none."""
+        ValueError: the list is empty."""
     names = RELATIVES_COMPARED if text is None else tuple(filter(None, text.split(",")))
     if not names:
         raise ValueError(
-            f"--sam {text!r} names nothing; give some of {', '.join(RELATIVES)}, with commas between them"
+            f"--sam {text!r} names nothing; give some of {', '.join(RELATIVES)}, "
+            "with commas between them"
         )
     return tuple(dict.fromkeys((*YARDSTICKS, *names)))
 
 
-def check(asked: Asked) -> None:
-    """Refuse what cannot be compared.
+def check(request: CompareRequest) -> None:
+    """Check that the relatives can be compared.
 
     Raises:
-        ValueError: a recipe without a radius or of a relative, relatives that do not fit it, a
-            folder of other runs."""
-    base = asked.base
+        ValueError: a recipe without a radius or with a relative of SAM, relatives that do not fit
+            it, a folder of other runs."""
+    base = request.base
     if not base.sam.rho:
         raise ValueError(
-            f"{asked.recipe} with --sam.rho 0 has no SAM to compare; give a radius, or a recipe with SAM"
+            f"{request.recipe} with --sam.rho 0 has no SAM to compare; "
+            "give a radius, or a recipe with SAM"
         )
+    # relatives are defined as changes of SAM, not of each other
     if words := configs.sam_words(base.sam):
         raise ValueError(
-            f"{asked.recipe} with {words} is a relative of SAM itself; give SAM's recipe, and name it by --sam"
+            f"{request.recipe} with {words} is a relative of SAM itself; "
+            "give SAM's recipe, and name it by --sam"
         )
     configs.validate(base)
-    for name in asked.relatives:
-        config_of(asked, name)
-    check_measure(asked.measure)
-    _check_place(asked)
+    for name in request.relatives:
+        config_of(request, name)
+    check_measure(request.measure)
+    _check_place(request)
 
 
-def config_of(asked: Asked, name: str) -> Config:
-    """The settings of a relative.
+def config_of(request: CompareRequest, name: str) -> Config:
+    """Return the settings of a relative.
 
     Raises:
-        ValueError: an unknown name; one that means nothing with this recipe, which it names."""
+        ValueError: an unknown name, or one that does not fit the recipe."""
     where = f"--sam {name}"
     try:
         relative(name)
-        where += f" with {asked.recipe}"
-        return related(asked.base, name)
+        where += f" with {request.recipe}"  # the name is known, so what fails is the combination
+        return related(request.base, name)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
 
 
-def _check_place(asked: Asked) -> None:
+def passes_of(request: CompareRequest) -> dict[str, float]:
+    """Return the gradients of each image that a step of each relative takes."""
+    return {name: configs.passes(config_of(request, name)) for name in request.relatives}
+
+
+def _check_place(request: CompareRequest) -> None:
     """Refuse an output that is a file, a run, or a comparison of other settings."""
-    saved = asked.output / "config.json"
-    if asked.output.exists() and not asked.output.is_dir():
-        raise ValueError(f"--output {asked.output} is a file; give a folder")
+    output, saved = request.output, request.output / "config.json"
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output {output} is a file; give a folder")
     if not saved.is_file():
         return
-    if not (asked.output / MARK).is_file():
-        raise ValueError(f"{asked.output} is a run, not a comparison; give another --output")
-    for name, (before, now) in configs.differences(configs.load(saved), asked.base).items():
+    if not (output / COMPARISON_FILE).is_file():
+        raise ValueError(f"{output} is a run, not a comparison; give another --output")
+    for name, (before, now) in configs.differences(configs.load(saved), request.base).items():
         if name not in ASIDE:
-            flag = "--" + name.replace("_", "-")
             raise ValueError(
-                f"{asked.output} compares runs with {flag} {before}, not {now}; give another --output"
+                f"{output} compares runs with --{dashed(name)} {before}, not {now}; "
+                "give another --output"
             )
 
 
 # --- runs
-# ------------------------------------------------------------------------------------------------------------
 
 
-def run_of(
-    asked: Asked, name: str, seed: int, budget: Budget, costs: Mapping[str, Cost], total: int
-) -> Run:
-    """The run of a relative; SAM's is the same under every budget, for its time is what the others
-    get.
+def job_of(
+    request: CompareRequest,
+    name: str,
+    seed: int,
+    budget: Budget,
+    costs: Mapping[str, Cost],
+    total: int,
+) -> CompareJob:
+    """Return the run of a relative.
+
+    SAM's run is the same under every budget, since the time that the others get is its own.
 
     Args:
         total: steps of the recipe."""
     budget = "steps" if name == "sam" else budget
-    config = config_of(asked, name)
+    config = config_of(request, name)
     if budget == "time":
         config = replace(config, steps=steps_for(total, costs[name], costs["sam"]))
-    parts = [
-        asked.recipe.removesuffix("-sam"),
-        name,
-        "time" if budget == "time" else "",
-        f"seed{seed}",
-    ]
-    folder = "-".join(part for part in parts if part)
-    config = replace(config, seed=seed, output=asked.output, name=folder)
-    return Run(config, measured(asked), name, seed, budget)
+    timed = "time" if budget == "time" else ""
+    parts = [request.recipe.removesuffix("-sam"), name, timed, f"seed{seed}"]
+    folder = "-".join(filter(None, parts))  # no suffix: a recipe and its twin share their runs
+    config = replace(config, seed=seed, output=request.output, name=folder)
+    return CompareJob(config, _measured(request), name, seed, budget)
 
 
-def measured(asked: Asked) -> tuple[Measured, ...]:
-    """What is measured of every run; corrupted images are drawn from all that are held out."""
-    base = replace(asked.measure, device=asked.base.run.device)
+def _measured(request: CompareRequest) -> tuple[Measured, ...]:
+    """Return the measurements of every run, as the compared columns need them."""
+    base = replace(request.measure, device=request.base.run.device)
+    names = [COLUMNS[column].measurement for column in COMPARED]
     return tuple(
+        # corrupted images are drawn from all that are held out
         Measured(name, replace(base, images=0) if name == "robustness" else base)
-        for name in MEASUREMENTS
+        for name in names
+        if name
     )
 
 
-def runs_of(asked: Asked, costs: Mapping[str, Cost], total: int) -> list[Run]:
-    """All runs, each once. Seeds take turns, so that what there is when one stops is of all
-    relatives."""
-    runs = [
-        run_of(asked, name, seed, budget, costs, total)
-        for seed in range(asked.seeds)
-        for budget in asked.budgets
-        for name in asked.relatives
+def jobs_of(request: CompareRequest, costs: Mapping[str, Cost], total: int) -> list[CompareJob]:
+    """Return all runs, each once.
+
+    Seeds take turns, so that a stopped command has done some of every relative."""
+    jobs = [
+        job_of(request, name, seed, budget, costs, total)
+        for seed in range(request.seeds)
+        for budget in request.budgets
+        for name in request.relatives
     ]
-    return list({run.folder: run for run in runs}.values())
+    # SAM's runs are in both budgets
+    return list({job.folder: job for job in jobs}.values())

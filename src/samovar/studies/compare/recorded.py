@@ -7,75 +7,109 @@ from typing import Any
 
 from samovar.recipes.relatives import relative
 from samovar.runs.records import Record
-from samovar.studies.compare.plan import Asked
-from samovar.studies.compare.results import CHEAP, KEPT, Results, Standing
-from samovar.studies.reproduce.claims import TEST, Outcome
-from samovar.studies.reproduce.columns import COLUMNS
+from samovar.studies.claims import TEST, Outcome
+from samovar.studies.columns import COLUMNS
+from samovar.studies.compare.plan import CompareRequest
+from samovar.studies.compare.results import (
+    CHEAP,
+    KEPT,
+    CompareNumber,
+    CompareResults,
+    GainShare,
+    Standing,
+)
 
 
-def records_of(found: Results, asked: Asked) -> list[Record]:
-    """The numbers, shares and verdicts under one budget, and the answer."""
-    records = [
-        record for standing in found.standings for record in _standing(standing, found, asked)
+def records_of(found: CompareResults, request: CompareRequest) -> list[Record]:
+    """Return the numbers, shares and verdicts under one budget, and the answer."""
+    where = {"budget": found.budget}
+    # SAM takes the steps of the recipe under every budget
+    sam_steps = next(each.steps for each in found.standings if each.relative == "sam")
+    held = [s for s in found.standings if s.share and s.share.outcome.verdict == "held"]
+    answer = {"text": found.answer, "kept": KEPT, "cheap": CHEAP}
+    return [
+        *(
+            record
+            for standing in found.standings
+            for record in _standing(standing, where, request, standing.worth(sam_steps))
+        ),
+        _claim("compare/gain", found.gain, where),
+        Record("compare/answer", float(len(held)), where=where, settings=answer),
     ]
-    gain = _claim("compare/gain", found.gain, {"budget": found.budget})
-    said = {"text": found.answer, "kept": KEPT, "cheap": CHEAP}
-    kept = [s for s in found.standings if s.share and s.share.outcome.verdict == "held"]
-    answer = Record(
-        "compare/answer", float(len(kept)), where={"budget": found.budget}, settings=said
-    )
-    return [*records, gain, answer]
 
 
-def _standing(standing: Standing, found: Results, asked: Asked) -> list[Record]:
-    where = {"relative": standing.relative, "budget": found.budget}
-    cost = standing.cost
-    worth = standing.worth(next(s.steps for s in found.standings if s.relative == "sam"))
+def _standing(
+    standing: Standing, where: dict[str, Any], request: CompareRequest, worth: float
+) -> list[Record]:
+    where = {"relative": standing.relative} | where
     facts: dict[str, Any] = {
-        "recipe": asked.recipe, "steps": standing.steps, "worth": worth,
+        "recipe": request.recipe,
+        "steps": standing.steps,
+        "worth": worth,
         "summary": " + ".join(each.summary for each in relative(standing.relative)),
-    }  # fmt: skip
+    }
+    cost = standing.cost
     timed = {
         "passes": cost.passes,
         "lowest": cost.low,
         "highest": cost.high,
         "seconds": cost.seconds,
     }
-    records = [Record("compare/cost", cost.ratio, where=where, settings=facts | timed)]
-    for column, number in standing.numbers.items():
-        settings = facts | {
-            "values": list(number.values), "asked": asked.seeds, "geometric": column == "lambda_max",
-            "interval": "a standard error",
-        }  # fmt: skip
-        records.append(
-            Record(
-                "compare/number", number.mean, stderr=number.error, n=len(number.values),
-                where=where | {"column": COLUMNS[column].title, "key": column}, settings=settings,
-                interval=(number.low, number.high) if number.error is not None else None,
-            )
-        )  # fmt: skip
-    if standing.share:
-        claim = _claim("compare/claim", standing.share.outcome, where)
-        ends = (standing.share.low, standing.share.high)
-        share = Record(
-            "compare/share", standing.share.value, n=standing.share.outcome.seeds, where=where,
-            settings={"interval": "90 %"}, interval=ends if all(map(math.isfinite, ends)) else None,
-        )  # fmt: skip
-        records += [share, claim]
-    return records
+    return [
+        Record("compare/cost", cost.ratio, where=where, settings=facts | timed),
+        *(
+            _number(number, column, where, facts | {"asked": request.seeds})
+            for column, number in standing.numbers.items()
+        ),
+        *(_share(standing.share, where) if standing.share else []),
+    ]
+
+
+def _number(
+    number: CompareNumber, column: str, where: dict[str, Any], facts: dict[str, Any]
+) -> Record:
+    own = {
+        "values": list(number.values),
+        "geometric": column == "lambda_max",
+        "interval": "a standard error",
+    }
+    return Record(
+        "compare/number",
+        number.mean,
+        stderr=number.error,
+        n=len(number.values),
+        where=where | {"column": COLUMNS[column].title, "key": column},
+        settings=facts | own,
+        interval=None if number.error is None else (number.low, number.high),
+    )
+
+
+def _share(share: GainShare, where: dict[str, Any]) -> list[Record]:
+    ends = (share.low, share.high)
+    record = Record(
+        "compare/share",
+        share.value,
+        n=share.outcome.seeds,
+        where=where,
+        settings={"interval": "90 %"},
+        interval=ends if all(map(math.isfinite, ends)) else None,
+    )
+    return [record, _claim("compare/claim", share.outcome, where)]
 
 
 def _claim(name: str, outcome: Outcome, where: dict[str, Any]) -> Record:
-    claim = outcome.claim
-    settings = {
-        "claim": claim.text,
-        "verdict": outcome.verdict,
-        "test": TEST,
-        "unit": claim.unit,
-        "interval": "90 %",
-    }
-    interval = None if outcome.seeds < 2 else (outcome.low, outcome.high)
     return Record(
-        name, outcome.value, n=outcome.seeds, where=where, settings=settings | {"asked": outcome.asked},
-        interval=interval,
-    )  # fmt: skip
+        name,
+        outcome.value,
+        n=outcome.seeds,
+        where=where,
+        settings={
+            "claim": outcome.claim.text,
+            "verdict": outcome.verdict,
+            "test": TEST,
+            "unit": outcome.claim.unit,
+            "interval": "90 %",
+            "asked": outcome.asked,
+        },
+        interval=None if outcome.seeds < 2 else (outcome.low, outcome.high),
+    )

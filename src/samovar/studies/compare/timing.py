@@ -1,6 +1,6 @@
 """Processor time of a training step of SAM's relatives, taken side by side on made images.
 
-The step alone: what loads images and what evaluates is the same for all."""
+Only the step is timed: loading images and evaluation cost the same for all."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from statistics import fmean
 
 import torch
 
@@ -25,22 +26,23 @@ from samovar.train.loop import build, steps
 REPETITIONS = 7
 
 SHORTEST = 0.05
-"""Seconds of a timing, at least."""
+"""Seconds that a timing takes at least."""
 
 MOST_PIXELS = 2**21
-"""Of a timed batch and channel; of larger batches a part is timed."""
+"""Pixels of a timed batch in each channel; larger batches are timed in part."""
 
 TOTAL = 10**6
-"""Steps of the schedule in which steps are timed; any would do in which every kind occurs."""
+"""Steps of the schedule that timed steps are taken from; enough for every kind to occur."""
 
 
 def measure(configs_by_name: Mapping[str, Config], data: Data) -> dict[str, Cost]:
-    """The cost of a step of each relative, `plain` among them, averaged over the kinds of steps of
-    its run.
+    """Measure the cost of a step of each relative, averaged over the kinds of steps of its run.
 
-    Every repetition times all relatives one after the other, in rotated order, so that what else
-    the machine does falls on all; one thread, no compilation. On a GPU it is the clock's time, once
-    the GPU is done."""
+    One thread, no compilation. On a GPU it is wall-clock time, taken once the GPU is done.
+
+    Args:
+        configs_by_name: `plain` is among them."""
+    # one thread: processor time over several would count their waiting for each other
     plain = configs_by_name["plain"]
     before = torch.get_num_threads()
     try:
@@ -57,9 +59,12 @@ def measure(configs_by_name: Mapping[str, Config], data: Data) -> dict[str, Cost
 
 
 def _rotated(timers: Mapping[str, Timer]) -> dict[str, list[float]]:
-    """Seconds of a step of each, per repetition; the first steps of each are not counted."""
+    """Return the seconds of a step of each relative in each repetition.
+
+    Every repetition times all of them one after the other, so that other load on the machine falls
+    on all; the order rotates, so that none is always first."""
     for timer in timers.values():
-        timer.seconds(1)
+        timer.seconds(1)  # first steps allocate memory and choose kernels
     count = max(1, math.ceil(SHORTEST / timers["plain"].seconds(1)))
     times: dict[str, list[float]] = {name: [] for name in timers}
     order = list(timers)
@@ -71,16 +76,14 @@ def _rotated(timers: Mapping[str, Timer]) -> dict[str, list[float]]:
 
 
 def timed_images(config: Config) -> int:
-    """Images of a timed batch: those of the config's, as far as their pixels go, in whole ascent
-    groups."""
+    """Return the images of a timed batch: those of the config, or the ascent groups that fit."""
     most = max(1, MOST_PIXELS // config.data.image_size**2)
     group = config.sam.m or 1
     return min(config.data.batch_size, max(group, most // group * group))
 
 
 def _made(config: Config, data: Data, runtime: Runtime) -> Batch:
-    """Noise in the place of images; labels in pairs, so that a contrastive loss has something to
-    compare."""
+    """Return a batch of noise; labels come in pairs, which a contrastive loss needs."""
     count, side = config.data.batch_size * config.data.views, config.data.image_size
     generator = torch.Generator().manual_seed(config.seed)
     pixels = torch.rand(count, data.channels, side, side, generator=generator)
@@ -96,14 +99,14 @@ def _now(runtime: Runtime) -> float:
 
 
 class Timer:
-    """Steps of one relative, to be timed again and again."""
+    """A training of one relative whose steps can be timed repeatedly."""
 
     def __init__(self, config: Config, data: Data, runtime: Runtime) -> None:
         self.share = shares(config.sam, configs.num_steps(config, data.num_train))
+        # the model may follow from the weights to start from, which are then left out
         if not (config.model.name and config.data.image_size):
             config = resolve(config)
-        # a hundredth of the rate: noise is learned by heart within some steps, or the weights run
-        # away
+        # a hundredth of the rate, or in a few steps noise is learned by heart or weights diverge
         optim = replace(config.optim, lr=config.optim.lr / 100, warmup_steps=0)
         config = replace(config, init="", optim=optim, run=replace(config.run, compile=False))
         self.config = replace(config, data=replace(config.data, batch_size=timed_images(config)))
@@ -118,25 +121,25 @@ class Timer:
         )
 
     def seconds(self, count: int) -> float:
-        """Seconds of an average step of the run, from at least `count` steps of each kind that it
-        has."""
+        """Return the seconds of an average step, from at least `count` steps of each kind."""
         spent: dict[Kind, list[float]] = {}
         for at, length in self._blocks(count):
+            # the number of a step decides its kind, so the schedule can be entered anywhere
             self.state.step = at
             for step in range(at, at + length):
                 since = _now(self.runtime)
                 next(self.steps)
                 spent.setdefault(self._kind(step), []).append(_now(self.runtime) - since)
-        return weighed(
-            {kind: math.fsum(found) / len(found) for kind, found in spent.items()}, self.share
-        )
+        return weighed({kind: fmean(found) for kind, found in spent.items()}, self.share)
 
     def _blocks(self, count: int) -> Iterator[tuple[int, int]]:
-        """First step and number of steps of what is timed at a stretch."""
+        """Yield the first step and the number of steps of each stretch that is timed."""
         sam = self.config.sam
         if "climb" in self.share or "between" in self.share:
+            # so many steps in a row have `count` climbs
             yield round(sam.start * TOTAL), count * sam.every
         if "outside" in self.share:
+            # SAM is off before its start if it has one, else after its end
             yield (0 if sam.start or not sam.rho else round(sam.end * TOTAL)), count
 
     def _kind(self, step: int) -> Kind:

@@ -1,2 +1,1 @@
-"""`samovar reproduce`: the paper's tables and figures as plans of runs, measurements and claims
-that are tested."""
+"""`samovar reproduce`: the paper's tables and figures as runs, measurements and tested claims."""

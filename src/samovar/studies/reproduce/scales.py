@@ -1,5 +1,4 @@
-"""At which size the paper is reproduced: a network of each family, its images, and how it is
-measured.
+"""Scales at which the paper is reproduced: a network of each family, its images, its measurements.
 
 Nothing in this file needs torch."""
 
@@ -10,6 +9,9 @@ from dataclasses import dataclass, field
 
 from samovar.config import MeasureConfig
 
+FAMILIES = {"vit": "ViT", "mixer": "MLP-Mixer", "resnet": "ResNet"}
+"""Titles of the paper's families of networks."""
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -17,33 +19,34 @@ class Scale:
 
     summary: str
     base: Mapping[str, str]
-    """Recipe of each family: `vit`, `mixer`, `resnet`."""
+    """Recipe of each of `FAMILIES`."""
     sizes: Mapping[str, tuple[str, ...]]
     """Models of each family for Table 2, the smaller first."""
     measure: MeasureConfig
     seeds: int
-    """Runs of each setting, where `--seeds` does not say."""
+    """Runs of each setting without `--seeds`."""
     transfer: tuple[str, ...] = ()
     """Sources that Table 6 fine-tunes on."""
     contrastive: str = ""
-    """Recipe of the contrastive ViT."""
+    """Recipe of the contrastive ViT; empty where there is none."""
     testsets: bool = False
-    """Whether the published test sets of ImageNet are of its classes."""
+    """True if the classes are ImageNet's, which its published test sets need."""
     stands_for: Mapping[str, str] = field(
         default_factory=lambda: {"vit": "vit-b16", "mixer": "mixer-b16", "resnet": "resnet152"}
     )
-    """The paper's network whose numbers stand beside ours."""
+    """Network of the paper whose numbers stand beside ours, by family."""
 
 
 def _base(source: str) -> dict[str, str]:
-    return {family: f"{family}-{source}" for family in ("vit", "mixer", "resnet")}
+    return {family: f"{family}-{source}" for family in FAMILIES}
 
 
 SCALES: dict[str, Scale] = {
     "digits": Scale(
         "269 training images of 8 x 8 pixels, embedded; minutes on two cores",
         _base("digits"),
-        {family: (f"{family}-digits",) for family in ("vit", "mixer", "resnet")},
+        {family: (f"{family}-digits",) for family in FAMILIES},
+        # for networks this small, threads and processes cost more than they save
         MeasureConfig(
             checkpoint="last",
             threads=1,
@@ -102,6 +105,7 @@ SCALES: dict[str, Scale] = {
                 "resnet152x2",
             ),
         },
+        # a tenth of the training images, all test images
         MeasureConfig(
             checkpoint="last", images=128_116, points=50, corruption_images=0, attack_images=0
         ),
@@ -111,3 +115,4 @@ SCALES: dict[str, Scale] = {
         testsets=True,
     ),
 }
+"""Scales by the word that `--scale` takes."""

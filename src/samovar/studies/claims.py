@@ -1,0 +1,132 @@
+"""Claims as contrasts of numbers, decided by a t-test over seeds; without torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Literal
+
+from samovar.studies.intervals import mean_interval
+
+Verdict = Literal["held", "not held", "undecided", "not measured"]
+
+Cell = tuple[str, str]
+"""Key of a row, name of a column."""
+
+TEST = "one-sample t-test over seeds of the contrast, one-sided at 5 % on either side"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement that a contrast of numbers is above a threshold."""
+
+    text: str
+    terms: tuple[tuple[float, Cell], ...]
+    """Weights of the numbers, or of their logarithms where the contrast is a ratio."""
+    ratio: bool = False
+    above: float = 0.0
+    """Threshold of the contrast; of a ratio, the threshold of the ratio itself."""
+    unit: str = ""
+    ours: bool = False
+    """True if the threshold is ours: the paper gives two numbers and no bound."""
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """Cells whose numbers the claim compares."""
+        return tuple(cell for _, cell in self.terms)
+
+    @property
+    def threshold(self) -> float:
+        """Threshold on the scale of `contrast`."""
+        return math.log(self.above) if self.ratio else self.above
+
+    def contrast(self, values: Mapping[Cell, float]) -> float:
+        """Return the contrast of one seed, or of the paper; NaN where a number is missing.
+
+        The contrast of a ratio is its logarithm."""
+        total = 0.0
+        for weight, cell in self.terms:
+            value = values.get(cell, math.nan)
+            if self.ratio:
+                value = math.log(value) if value > 0 else math.nan
+            total += weight * value
+        return total
+
+    def shown(self, contrast: float) -> float:
+        """Return a contrast as a reader sees it: a ratio, or a difference."""
+        return math.exp(contrast) if self.ratio else contrast
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Result of testing a claim over seeds."""
+
+    claim: Claim
+    verdict: Verdict
+    value: float
+    """Mean contrast over seeds, shown as a ratio where the claim is one; NaN if not measured."""
+    low: float
+    """Lower end of the 90 % interval, whose sides the test looks at; infinite for one seed."""
+    high: float
+    """Upper end of that interval."""
+    seeds: int
+    """Seeds that have all numbers of the claim."""
+    paper: float
+    """Contrast of the paper's numbers; NaN where it has none."""
+    unverified: bool = False
+    """True if one of the paper's numbers is only in later versions of it."""
+    asked: int = 0
+    """Seeds that were asked for; with fewer, nothing is decided."""
+
+
+def ratio(text: str, top: Cell, bottom: Cell, *, above: float = 1.0, ours: bool = False) -> Claim:
+    """Claim that one number is more than `above` times another."""
+    return Claim(text, ((1.0, top), (-1.0, bottom)), ratio=True, above=above, unit="x", ours=ours)
+
+
+def difference(text: str, more: Cell, less: Cell, *, unit: str = "points") -> Claim:
+    """Claim that one number is larger than another."""
+    return Claim(text, ((1.0, more), (-1.0, less)), unit=unit)
+
+
+def larger_gain(
+    text: str, first: tuple[Cell, Cell], second: tuple[Cell, Cell], *, unit: str = "points"
+) -> Claim:
+    """Claim that the difference of one pair of numbers is larger than that of another pair."""
+    (a, b), (c, d) = first, second
+    return Claim(text, ((1.0, a), (-1.0, b), (-1.0, c), (1.0, d)), unit=unit)
+
+
+def decide(
+    claim: Claim,
+    seeds: Sequence[Mapping[Cell, float]],
+    paper: Mapping[Cell, float],
+    unverified: Collection[Cell] = (),
+) -> Outcome:
+    """Test a claim on the numbers of each seed.
+
+    A claim is undecided with one seed. It is also undecided where a seed lacks one of its numbers
+    (it diverged, did not converge, or a ratio would have a negative term), since the seeds that
+    remain are no fair sample, and where the contrast is the same in all seeds, since that shows
+    nothing about chance.
+
+    Source: Student, Biometrika 6 (1908)."""
+    found = [value for values in seeds if math.isfinite(value := claim.contrast(values))]
+    published = claim.shown(claim.contrast(paper))
+    later = any(cell in unverified for cell in claim.cells)
+    if not found:
+        nan = math.nan
+        return Outcome(claim, "not measured", nan, nan, nan, 0, published, later, len(seeds))
+    low, high = mean_interval(found)
+    verdict: Verdict = (
+        "held" if low > claim.threshold else "not held" if high < claim.threshold else "undecided"
+    )
+    # equal contrasts differ by rounding, hence the tolerance
+    if len(found) < len(seeds) or high - low < 1e-9 * max(map(abs, found)):
+        verdict = "undecided"
+    value, low, high = (
+        claim.shown(end) if math.isfinite(end) else end for end in (fmean(found), low, high)
+    )
+    return Outcome(claim, verdict, value, low, high, len(found), published, later, len(seeds))
