@@ -58,8 +58,16 @@ def save(folder: Path, checkpoint: Checkpoint, fingerprint: str) -> Path:
             _save_tensors(checkpoint.ema, aside / "ema.safetensors")
         with (aside / "state.pt").open("wb") as file:
             torch.save(checkpoint.state, file)
-        files = {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(aside.iterdir())}
-        meta = {"format": FORMAT, "step": checkpoint.step, "fingerprint": fingerprint, "files": files}
+        files = {
+            p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)}
+            for p in sorted(aside.iterdir())
+        }
+        meta = {
+            "format": FORMAT,
+            "step": checkpoint.step,
+            "fingerprint": fingerprint,
+            "files": files,
+        }
         (aside / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
         for path in [*aside.iterdir(), aside]:
             _flush(path)
@@ -100,17 +108,27 @@ def read_meta(path: Path) -> dict[str, Any]:
     try:
         meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} is no checkpoint: meta.json cannot be read ({error})") from error
+        raise CheckpointError(
+            f"{path} is no checkpoint: meta.json cannot be read ({error})"
+        ) from error
     found = meta.get("format") if isinstance(meta, dict) else None
-    if found != FORMAT or not isinstance(meta.get("files"), dict) or not isinstance(meta.get("step"), int):
-        raise CheckpointError(f"{path} is no samovar checkpoint: its format is {found!r}, expected {FORMAT!r}")
+    if (
+        found != FORMAT
+        or not isinstance(meta.get("files"), dict)
+        or not isinstance(meta.get("step"), int)
+    ):
+        raise CheckpointError(
+            f"{path} is no samovar checkpoint: its format is {found!r}, expected {FORMAT!r}"
+        )
     return dict(meta)
 
 
 def steps_saved(folder: Path) -> list[int]:
     """Steps of the checkpoints below `folder`, oldest first."""
     names = (p.name for p in folder.glob("step-*") if p.is_dir())
-    return sorted(int(name.removeprefix("step-")) for name in names if name.removeprefix("step-").isdigit())
+    return sorted(
+        int(name.removeprefix("step-")) for name in names if name.removeprefix("step-").isdigit()
+    )
 
 
 def choose(folder: Path, which: str) -> Path:
@@ -120,7 +138,9 @@ def choose(folder: Path, which: str) -> Path:
         ValueError: there is none, or not this one."""
     steps = steps_saved(folder)
     if not steps:
-        raise ValueError(f"{folder.parent} has no checkpoint yet; train it, or measure --checkpoint init")
+        raise ValueError(
+            f"{folder.parent} has no checkpoint yet; train it, or measure --checkpoint init"
+        )
     best = folder / "best.json"
     if which == "last" or (which == "best" and not best.is_file()):
         return path_of(folder, steps[-1])
@@ -128,7 +148,9 @@ def choose(folder: Path, which: str) -> Path:
         return path_of(folder, int(json.loads(best.read_text(encoding="utf-8"))["step"]))
     if which.isdigit() and int(which) in steps:
         return path_of(folder, int(which))
-    raise ValueError(f"--checkpoint {which} is not there; give best, last, init or one of {', '.join(map(str, steps))}")
+    raise ValueError(
+        f"--checkpoint {which} is not there; give best, last, init or one of {', '.join(map(str, steps))}"
+    )
 
 
 def load_latest(folder: Path, fingerprint: str) -> tuple[Checkpoint | None, list[str]]:
@@ -159,7 +181,9 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 def _check_file(path: Path, facts: dict[str, Any]) -> None:
     size = path.stat().st_size if path.is_file() else 0
     if size != facts["bytes"]:
-        raise CheckpointError(f"{path.parent} is damaged: {path.name} has {size} of {facts['bytes']} bytes")
+        raise CheckpointError(
+            f"{path.parent} is damaged: {path.name} has {size} of {facts['bytes']} bytes"
+        )
     if _sha256(path) != facts["sha256"]:
         raise CheckpointError(f"{path.parent} is damaged: the contents of {path.name} have changed")
 

@@ -9,7 +9,11 @@ from typing import Any
 from samovar.config import Config, Logger, to_dict
 from samovar.runs.records import Record, RunDir, Sink
 
-_PACKAGES: dict[Logger, str] = {"tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb"}
+_PACKAGES: dict[Logger, str] = {
+    "tensorboard": "tensorboard",
+    "trackio": "trackio",
+    "wandb": "wandb",
+}
 
 
 def check_sinks(names: Iterable[Logger]) -> None:

@@ -117,7 +117,9 @@ class RunDir:
                     raise ValueError(f"--output {output} is a file; give a folder") from None
                 continue
             except OSError as error:
-                raise ValueError(f"cannot write to --output {output}: {error.strerror}; give another") from error
+                raise ValueError(
+                    f"cannot write to --output {output}: {error.strerror}; give another"
+                ) from error
             run = cls(path)
             run.checkpoints.mkdir()
             run.arrays.mkdir()
