@@ -5,6 +5,7 @@ from samovar.config.checks import validate, validate_corrupt, validate_layout, v
 from samovar.config.derived import cores, image_gradients, num_steps, passes, sam_words, stages
 from samovar.config.encoded import differences, flatten, from_dict, load, save, to_dict, to_flags
 from samovar.config.settings import (
+    LOGGERS,
     AdversarialConfig,
     AutoAugment,
     Config,
@@ -13,7 +14,6 @@ from samovar.config.settings import (
     DataConfig,
     GridConfig,
     HeadConfig,
-    Logger,
     Loss,
     MeasureConfig,
     ModelConfig,
@@ -24,6 +24,7 @@ from samovar.config.settings import (
 )
 
 __all__ = [
+    "LOGGERS",
     "AdversarialConfig",
     "AutoAugment",
     "Config",
@@ -32,7 +33,6 @@ __all__ = [
     "DataConfig",
     "GridConfig",
     "HeadConfig",
-    "Logger",
     "Loss",
     "MeasureConfig",
     "ModelConfig",

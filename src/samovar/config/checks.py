@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from samovar import plugins
 from samovar.config.encoded import dashed, flatten
-from samovar.config.settings import Config, CorruptConfig, MeasureConfig
+from samovar.config.settings import LOGGERS, Config, CorruptConfig, MeasureConfig
 from samovar.sam import variant
+from samovar.words import suggest
 
 _RANGES: dict[str, tuple[float, float, str]] = {
     "epochs": (0, math.inf, "passes over the data, above 0 unless --steps is given"),
@@ -181,6 +183,10 @@ def validate(config: Config) -> None:
         )
     if config.loss == "supcon":
         _validate_contrastive(config)
+    loggers = (*LOGGERS, *plugins.names("loggers"))
+    for name in config.run.loggers:
+        if name not in loggers:
+            raise ValueError(f"--run.loggers {name} is unknown; {suggest(name, loggers)}")
 
 
 def _validate_sam(config: Config) -> None:

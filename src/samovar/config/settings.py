@@ -15,7 +15,8 @@ TrainingLoss = Literal["softmax", "sigmoid", "supcon"]
 AutoAugment = Literal["none", "imagenet", "cifar10"]
 Schedule = Literal["cosine", "linear", "constant", "exponential"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-Logger = Literal["tensorboard", "trackio", "wandb"]
+LOGGERS = ("mlflow", "tensorboard", "trackio", "wandb")
+"""Built-in loggers; other packages add theirs under the entry point group `samovar.loggers`."""
 
 
 @dataclass(frozen=True)
@@ -259,8 +260,9 @@ class RunConfig:
     off."""
     watch_images: int = 256
     """Images of that batch, from the training split, without augmentation."""
-    loggers: tuple[Logger, ...] = ()
-    """Further places that get the records: tensorboard, trackio, wandb (each an extra)."""
+    loggers: tuple[str, ...] = ()
+    """Other places that receive the records: mlflow, tensorboard, trackio, wandb (each an extra),
+    or a name that another package adds."""
 
 
 @dataclass(frozen=True)
