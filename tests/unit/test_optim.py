@@ -14,11 +14,11 @@ from samovar.train.optim import (
     clip_,
     create_optimizer,
     honours_found_inf,
-    lr_at,
     parameter_groups,
     set_lr,
     step_if,
 )
+from samovar.train.schedules import lr_at
 
 
 def digits(name):
@@ -199,7 +199,7 @@ def test_every_optimizer_of_timm_takes_our_groups_and_steps(name):
 
 
 def test_an_unknown_optimizer_is_met_with_the_nearest():
-    with pytest.raises(ValueError, match=r"unknown optimizer 'admw'; nearest: .*adamw"):
+    with pytest.raises(ValueError, match=r"unknown optimizer 'admw'; did you mean .*adamw"):
         create_optimizer(net(), OptimConfig(name="admw"))
 
 

@@ -10,7 +10,7 @@ from samovar.config import ModelConfig
 from samovar.models import factory
 from samovar.recipes.paper import FORWARD_GFLOPS, gpu_hours
 from samovar.runtime import Runtime
-from samovar.train import optim
+from samovar.train import optim, schedules
 from samovar.train.dry_run import data_of, lines, rehearse, training_flops
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
@@ -102,7 +102,7 @@ def test_the_schedule_warms_up_then_falls_to_half_in_the_middle(name: str, expec
     total = configs.num_steps(config, recipes.IMAGENET_TRAIN)
     assert total == {300: 93_835, 90: 28_151}[config.epochs]
     for step, lr in expected.items():
-        assert optim.lr_at(step, config.optim, total) == pytest.approx(lr, rel=1e-3)  # of half a step
+        assert schedules.lr_at(step, config.optim, total) == pytest.approx(lr, rel=1e-3)  # of half a step
 
 
 @pytest.mark.parametrize("ranks", [1, 8, 128])

@@ -14,8 +14,9 @@ from samovar.objectives import make_objective
 from samovar.runs import checkpoint
 from samovar.runs.records import RunDir
 from samovar.runtime import Runtime
-from samovar.train.fit import Diverged, fingerprint, fit, prepare
+from samovar.train.fit import Diverged, fit, prepare
 from samovar.train.loop import TrainState, backward, evaluate, steps
+from samovar.train.resume import fingerprint
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
 
