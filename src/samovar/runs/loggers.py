@@ -76,12 +76,24 @@ def _log_to(log: Callable[..., Any]) -> Sink:
 
 
 def _mlflow(run: RunDir, config: Config) -> Sink:
-    """Log to the store that MLFLOW_TRACKING_URI names; a resumed run continues its MLflow run."""
-    import mlflow
+    """Log to the store that MLFLOW_TRACKING_URI names; a resumed run continues its MLflow run.
 
-    # a client, not mlflow.log_metric: that has one active run per process, which may be the user's
-    client = mlflow.MlflowClient()
-    run_id = _mlflow_run(client, mlflow.get_tracking_uri(), run, config)
+    Raises:
+        ValueError: MLflow cannot use the store."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    store = mlflow.get_tracking_uri()
+    try:
+        # not mlflow.log_metric: it logs to the process's one active run, which may be the user's
+        client = mlflow.MlflowClient()
+        run_id = _mlflow_run(client, store, run, config)
+    except MlflowException as error:
+        reason = str(error).partition("\n")[0].strip().rstrip(".")
+        raise ValueError(
+            f"--run.loggers mlflow cannot use the store {store}: {reason}; "
+            "set MLFLOW_TRACKING_URI to that of a server"
+        ) from error
     atexit.register(client.set_terminated, run_id)
 
     def write(record: Record) -> None:
@@ -95,11 +107,10 @@ def _mlflow_run(client: Any, store: str, run: RunDir, config: Config) -> str:
     from mlflow.entities import Param
 
     path = run.path / "mlflow.json"
-    if path.is_file():
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept["tracking_uri"] == store:
-            client.update_run(kept["run_id"], status="RUNNING")
-            return str(kept["run_id"])
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if kept.get("tracking_uri") == store:
+        client.update_run(kept["run_id"], status="RUNNING")
+        return str(kept["run_id"])
     found = client.get_experiment_by_name("samovar")
     experiment = found.experiment_id if found else client.create_experiment("samovar")
     run_id = str(client.create_run(experiment, run_name=run.path.name).info.run_id)
