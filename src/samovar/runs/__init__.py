@@ -1,1 +1,1 @@
-"""The run folder: records of what was measured, checkpoints, and loggers of other packages."""
+"""Run folders: records of measured numbers, checkpoints, and loggers of other packages."""

@@ -35,7 +35,7 @@ class Record:
     where: dict[str, Any] = field(default_factory=dict)
     """Subject of the number: step, split, block."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """The protocol: everything that, changed, would change the number."""
+    """Protocol of the measurement: all settings that the number depends on."""
     cost: dict[str, float] = field(default_factory=dict)
     """Cost of the measurement: seconds, forwards, matvecs."""
     source: str = ""
@@ -113,6 +113,7 @@ class RunDir:
             ValueError: the folder cannot be made."""
         for attempt in range(1, 1000):
             path = output / (name if attempt == 1 else f"{name}-{attempt}")
+            # made, not looked for: two runs that start together must not take the same folder
             try:
                 path.mkdir(parents=True)
             except FileExistsError:

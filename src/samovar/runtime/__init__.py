@@ -1,4 +1,4 @@
-"""The machine of a run: device and precision, process group, random state, provenance."""
+"""Machine of a run: device and precision, process group, random state, provenance."""
 
 from __future__ import annotations
 
@@ -59,6 +59,7 @@ def started(config: RunConfig) -> Iterator[Runtime]:
         torch.set_num_threads(config.threads)
     if device.type == "cpu":
         keep_freed_memory()
+    # torchrun with one process needs no group, and skips its set-up
     if world_size == 1:
         yield Runtime(device, dtype)
         return

@@ -67,6 +67,7 @@ def train(config: Config, resumed: Path | None = None) -> RunDir:
             if config.init and config.grid.lr and not begun:
                 _print(runtime, frozen_line(frozen_scores(config, run, runtime)))
             chosen = choose_lr(config, run, runtime, partial(_print, runtime))
+            # the trials' rate is part of the optimizer, which is built anew
             if chosen != config:
                 source, state = prepare(chosen, runtime)
             with view(chosen, runtime) as show:

@@ -88,6 +88,7 @@ def rehearse(
     Raises:
         ValueError: settings that do not fit each other."""
     images = images or min(config.data.batch_size, config.sam.m or 32)
+    # one ascent group is enough to measure by; there is no warm-up, whose first step moves nothing
     small = replace(config, data=replace(config.data, batch_size=images), init="")
     small = replace(
         small, optim=replace(small.optim, warmup_steps=0), run=replace(small.run, compile=False)
@@ -138,6 +139,7 @@ def _now(runtime: Runtime) -> float:
     if runtime.device.type == "cuda":
         torch.cuda.synchronize(runtime.device)
         return time.perf_counter()
+    # processor time, because the clock also runs while other programs do
     return time.process_time() / max(1, torch.get_num_threads())
 
 
@@ -170,6 +172,7 @@ def _kept_bytes(
     config: Config, state: TrainState, batch: Batch, data: Data, runtime: Runtime
 ) -> int:
     """Return the bytes that a forward pass keeps for the backward pass, each storage once."""
+    # autograd saves weights by reference, and several views of one storage; count neither twice
     weights = {p.untyped_storage().data_ptr() for p in state.model.parameters()}
     kept: dict[int, int] = {}
 

@@ -47,6 +47,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
         ValueError: the model has nothing to train.
 
     Source: `kernel` parameters, the default of big_vision's weight decay."""
+    # decided by tensor, not by name: a tied weight is listed once, perhaps under its other name
     kernels = _kernels(model)
     decayed: list[tuple[str, nn.Parameter]] = []
     kept: list[tuple[str, nn.Parameter]] = []
@@ -88,6 +89,7 @@ def create_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
     if config.name not in known:
         advice = suggest(config.name, known, instead="try adamw, sgd or lamb", count=3)
         raise ValueError(f"unknown optimizer {config.name!r}; {advice}")
+    # timm lists optimizers whose packages or devices may be missing, and they fail in several ways
     try:
         return _timm_optimizer(groups, config)
     except (ImportError, AssertionError, RuntimeError) as error:
@@ -156,6 +158,7 @@ def step_if(optimizer: Optimizer, finite: Tensor) -> None:
         if finite:
             optimizer.step()
         return
+    # the attributes by which torch's GradScaler asks a fused optimizer to skip a step
     fused = cast(Any, optimizer)
     fused.grad_scale, fused.found_inf = None, (~finite).float()
     try:
@@ -239,7 +242,7 @@ class Ema:
         if weights.keys() != self.weights.keys():
             name = sorted(weights.keys() ^ self.weights.keys())[0]
             raise ValueError(
-                f"the averaged weights are of another model: {name} is in only one of the two"
+                f"the averaged weights belong to another model: {name} is in only one of the two"
             )
         for name, value in self.weights.items():
             value.copy_(weights[name])

@@ -83,6 +83,7 @@ def snapshot(state: TrainState) -> Checkpoint:
         "best": state.best,
         "last": state.last,
     }
+    # left out while empty, so that checkpoints of plain SAM stay as they were
     if state.memory.average or state.memory.component:
         others["sam"] = state.memory.state_dict()
     if state.projection is not None:

@@ -36,6 +36,7 @@ def choose_lr(config: Config, run: RunDir, runtime: Runtime, say: Say) -> Config
     if not config.grid.lr or any(run.checkpoints.glob("step-*")):
         return config
     trials = []
+    # without repetitions: a rate given twice would share its folder
     for lr in dict.fromkeys(config.grid.lr):
         trials.append(run_trial(_trial(config, lr), run.path / "grid" / f"lr-{lr!r}", runtime))
         say(_trial_line(trials[-1]))
@@ -51,6 +52,7 @@ def choose_lr(config: Config, run: RunDir, runtime: Runtime, say: Say) -> Config
 
 
 def _trial(config: Config, lr: float) -> Config:
+    # held out of the training images, so that the validation split stays unseen by the choice
     data = replace(config.data, tune_share=config.grid.share)
     return replace(
         config, name="", optim=replace(config.optim, lr=lr), data=data, grid=GridConfig()
@@ -62,6 +64,7 @@ def _best(trials: list[Trial]) -> Trial:
     if not finite:
         rates = " ".join(f"{trial.config.optim.lr:g}" for trial in trials)
         raise NoFiniteRate(f"--grid.lr {rates}: no rate gave a finite result; give smaller ones")
+    # on few held-out images several rates may reach the same accuracy; the loss decides
     return max(finite, key=lambda trial: (trial.accuracy, -trial.loss))
 
 

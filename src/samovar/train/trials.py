@@ -101,6 +101,7 @@ def _read(run: RunDir) -> dict[str, Any]:
 
 def _by_main(look: Callable[[], T], runtime: Runtime) -> T:
     """Call a function on the main rank; return its result, or raise its error, on every rank."""
+    # an error has to reach the other ranks too, which would otherwise wait for the main one forever
     answer: list[Any] = [None, None]
     if runtime.is_main:
         try:
@@ -124,6 +125,7 @@ def _train(config: Config, folder: Path, runtime: Runtime) -> Trial:
     )
     config, run = replace(config, run=sparing), RunDir(folder)
     _by_main(lambda: _make(run, config), runtime)
+    # an interrupted trial leaves the time it took, which counts in the total of the continued one
     before, since = _read(run).get("seconds", 0.0), time.process_time()
     try:
         accuracy, loss = _fit(config, run, runtime, source, state)
@@ -209,6 +211,7 @@ def run_trials(
         ended[task[0]] = trial
         on_done(trial)
 
+    # a running trial handles signals itself; these handlers hold between trials
     with signals_raise():
         if jobs > 1 and left:
             each = max(1, cores() // count)

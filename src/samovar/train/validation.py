@@ -57,6 +57,7 @@ def _by_classifier(
     config: Config, source: Source, runtime: Runtime, state: TrainState, bad_files: Path | None
 ) -> list[Record]:
     """Record loss and accuracy, of the averaged weights if the run keeps an average."""
+    # smoothed targets raise the loss, so runs with and without them would not compare
     objective = make_objective(replace(config, label_smoothing=0.0), len(source.classes))
     weights = state.ema.swapped(state.model.body) if state.ema else contextlib.nullcontext()
     with weights:
