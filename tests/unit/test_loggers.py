@@ -1,4 +1,4 @@
-"""Loggers: built in, of other packages, and what is refused."""
+"""Test built-in loggers, those of other packages, and what is refused."""
 
 import json
 import sys
@@ -21,13 +21,13 @@ taken: list[tuple[str, Record]] = []
 
 
 def make(run: RunDir, config: Config):
-    """What another package would add."""
+    """Open a logger, as another package would."""
     return lambda record: taken.append((f"{run.path.name} of {config.recipe}", record))
 
 
 @pytest.fixture
 def added(monkeypatch):
-    """A package that adds the logger `notebook`."""
+    """Install a package that adds the logger `notebook`."""
     point = EntryPoint("notebook", f"{__name__}:make", "samovar.loggers")
     wanted = point.group, point.name
     found = lambda group, name=point.name: [point] if (group, name) == wanted else []  # noqa: E731
@@ -39,7 +39,7 @@ def added(monkeypatch):
 
 
 class FakeStore:
-    """MLflow's client and its store in one: every call is noted."""
+    """MLflow's client and its store in one; it notes every call."""
 
     def __init__(self) -> None:
         self.calls: list[tuple] = []
@@ -73,7 +73,7 @@ class FakeStore:
 
 @pytest.fixture
 def mlflow(monkeypatch):
-    """A module of the name, and what is to be called at exit."""
+    """Replace MLflow by a fake, and collect the functions it wants called at exit."""
     store, module = FakeStore(), ModuleType("mlflow")
     module.__spec__ = ModuleSpec("mlflow", None)
     module.MlflowClient = lambda: store

@@ -1,4 +1,4 @@
-"""Claims about what decays, which optimizer a name gives, skipped steps, clipping and the average of the weights."""
+"""Test which parameters decay, optimizers by name, skipped steps, clipping and averaged weights."""
 
 import math
 
@@ -36,7 +36,7 @@ def give_gradients(model, value=None):
 
 
 def snapshot(optimizer):
-    """Every tensor of the optimizer's state, by parameter and name."""
+    """Return every tensor of the optimizer's state, by parameter and name."""
     return {
         (index, name): value.clone()
         for index, state in optimizer.state_dict()["state"].items()

@@ -1,4 +1,4 @@
-"""A rehearsal counts what a recipe takes, and says it as the paper's section 3 has it."""
+"""Test dry runs: they count the cost of a recipe, and describe it as section 3 of the paper does."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def test_flops_in_the_recipes_are_those_of_torchs_counter(name: str) -> None:
 
 
 def test_flops_of_a_vit_are_those_of_its_matrices() -> None:
-    """Written out: patches, q, k, v and out, two products of tokens with tokens, the MLP, the head."""
+    """Compare with a sum written out: patches, q, k, v, out, two token products, MLP, head."""
     tokens, width, depth = 50, 384, 12
     block = tokens * 12 * width**2 + 2 * tokens**2 * width
     total = 2 * (49 * 32 * 32 * 3 * width + depth * block + width * 1000)

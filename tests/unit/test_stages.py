@@ -1,4 +1,4 @@
-"""Claims about runs of two stages, contrastive then classifier, and about a classifier that learns alone."""
+"""Test runs of two stages, contrastive then classifier, and a classifier that learns alone."""
 
 import json
 import os
@@ -79,7 +79,7 @@ def records(run):
 
 
 def same(a, b) -> bool:
-    """Whether two nests of dicts, lists and tensors hold the same bits."""
+    """Return True if two nests of dicts, lists and tensors hold the same bits."""
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     if isinstance(a, list | tuple):
