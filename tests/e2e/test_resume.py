@@ -1,4 +1,4 @@
-"""A run that is stopped in any way and resumed ends in the same bits as one left alone."""
+"""Test that a run stopped in any way and resumed ends in the same bits as an uninterrupted one."""
 
 import random
 import resource
@@ -45,7 +45,7 @@ def undisturbed(tmp_path_factory) -> Path:
 
 
 def resume_until_done(shell: Shell, run: Path, kills: list[float]) -> int:
-    """Start, kill -9 after each delay counted from the first evaluation, resume; returns resumes from a checkpoint."""
+    """Start, kill -9 after each delay from the first evaluation on, resume; return the number of resumes."""
     resumes = 0
     command = train(shell, "runs")
     for delay in kills:

@@ -1,4 +1,4 @@
-"""Two gloo processes under torchrun train as one process does."""
+"""Test that two gloo processes under torchrun train as one process does."""
 
 import os
 import shutil

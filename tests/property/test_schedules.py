@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from samovar.config import OptimConfig
-from samovar.train.optim import lr_at
+from samovar.train.schedules import lr_at
 
 SCHEDULES = st.sampled_from(["cosine", "linear", "constant", "exponential"])
 

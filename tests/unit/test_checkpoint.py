@@ -1,4 +1,4 @@
-"""A checkpoint is there whole or not at all, and nothing in it executes."""
+"""Test checkpoints: written whole or not at all, and nothing in them executes."""
 
 import errno
 import pickle

@@ -24,7 +24,7 @@ from samovar.studies.compare.results import CompareResults, number, results
 from samovar.studies.compare.view import markdown
 from samovar.studies.intervals import mean_interval, ratio_interval, stderr
 from samovar.studies.jobs import command_of
-from samovar.train import optim
+from samovar.train import schedules
 from samovar.train.dry_run import Data
 from tests.conftest import assert_refused
 from tests.unit.short_run import CPU
@@ -128,7 +128,7 @@ def test_the_shares_of_the_kinds_of_steps_are_those_that_training_takes(sam: Sam
     config = replace(recipes.get("vit-digits").config(), sam=sam)
     kinds = []
     for step in range(total):
-        inside = optim.rho_at(step, config, total) > 0
+        inside = schedules.rho_at(step, config, total) > 0
         kinds.append("outside" if not inside else "between" if step % sam.every else "climb")
     assert shares(sam, total) == {kind: kinds.count(kind) / total for kind in set(kinds)}
 
@@ -171,7 +171,7 @@ def test_each_kind_of_step_is_timed_where_it_occurs(name: str, monkeypatch) -> N
     def made_steps(state, stream, objective, config, runtime, total):
         """A climb takes as long as the rest of a step."""
         while True:
-            climbs = optim.rho_at(state.step, config, total) > 0 and state.step % config.sam.every == 0
+            climbs = schedules.rho_at(state.step, config, total) > 0 and state.step % config.sam.every == 0
             clock[0] += 2.0 if climbs else 1.0
             state.step += 1
             yield

@@ -7,7 +7,7 @@ import pytest
 
 from samovar import config as configs
 from samovar.config import Config, DataConfig, ModelConfig, OptimConfig, SamConfig
-from samovar.train.fit import fingerprint
+from samovar.train.resume import fingerprint
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Claims about what decays, which optimizer a name gives, skipped steps, clipping and the average of the weights."""
+"""Test which parameters decay, optimizers by name, skipped steps, clipping and averaged weights."""
 
 import math
 
@@ -14,11 +14,11 @@ from samovar.train.optim import (
     clip_,
     create_optimizer,
     honours_found_inf,
-    lr_at,
     parameter_groups,
     set_lr,
     step_if,
 )
+from samovar.train.schedules import lr_at
 
 
 def digits(name):
@@ -36,7 +36,7 @@ def give_gradients(model, value=None):
 
 
 def snapshot(optimizer):
-    """Every tensor of the optimizer's state, by parameter and name."""
+    """Return every tensor of the optimizer's state, by parameter and name."""
     return {
         (index, name): value.clone()
         for index, state in optimizer.state_dict()["state"].items()
@@ -199,7 +199,7 @@ def test_every_optimizer_of_timm_takes_our_groups_and_steps(name):
 
 
 def test_an_unknown_optimizer_is_met_with_the_nearest():
-    with pytest.raises(ValueError, match=r"unknown optimizer 'admw'; nearest: .*adamw"):
+    with pytest.raises(ValueError, match=r"unknown optimizer 'admw'; did you mean .*adamw"):
         create_optimizer(net(), OptimConfig(name="admw"))
 
 

@@ -1,4 +1,4 @@
-"""Records and run folders survive crashes and strange values."""
+"""Test that records and run folders survive crashes and strange values."""
 
 import json
 import math

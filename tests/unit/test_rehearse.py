@@ -1,4 +1,4 @@
-"""A rehearsal counts what a recipe takes, and says it as the paper's section 3 has it."""
+"""Test dry runs: they count the cost of a recipe, and describe it as section 3 of the paper does."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from samovar.config import ModelConfig
 from samovar.models import factory
 from samovar.recipes.paper import FORWARD_GFLOPS, gpu_hours
 from samovar.runtime import Runtime
-from samovar.train import optim
+from samovar.train import optim, schedules
 from samovar.train.dry_run import data_of, lines, rehearse, training_flops
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
@@ -30,7 +30,7 @@ def test_flops_in_the_recipes_are_those_of_torchs_counter(name: str) -> None:
 
 
 def test_flops_of_a_vit_are_those_of_its_matrices() -> None:
-    """Written out: patches, q, k, v and out, two products of tokens with tokens, the MLP, the head."""
+    """Compare with a sum written out: patches, q, k, v, out, two token products, MLP, head."""
     tokens, width, depth = 50, 384, 12
     block = tokens * 12 * width**2 + 2 * tokens**2 * width
     total = 2 * (49 * 32 * 32 * 3 * width + depth * block + width * 1000)
@@ -102,7 +102,7 @@ def test_the_schedule_warms_up_then_falls_to_half_in_the_middle(name: str, expec
     total = configs.num_steps(config, recipes.IMAGENET_TRAIN)
     assert total == {300: 93_835, 90: 28_151}[config.epochs]
     for step, lr in expected.items():
-        assert optim.lr_at(step, config.optim, total) == pytest.approx(lr, rel=1e-3)  # of half a step
+        assert schedules.lr_at(step, config.optim, total) == pytest.approx(lr, rel=1e-3)  # of half a step
 
 
 @pytest.mark.parametrize("ranks", [1, 8, 128])

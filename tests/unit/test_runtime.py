@@ -1,4 +1,4 @@
-"""The machine: devices and precisions it has, seeds that do not collide, provenance that says what ran."""
+"""Test devices and precisions, seeds that do not collide, and the provenance of a run."""
 
 import pytest
 import torch

@@ -304,12 +304,12 @@ def test_relatives_differ_from_sam(name):
 
 
 @pytest.mark.parametrize(("start", "end", "climbs"), [(2, None, "ppsss"), (0, 3, "sssppp"), (1, 3, "pssppp")])
-def test_the_adapter_climbs_between_start_and_end(start, end, climbs):
-    RELATIVES["windowed"] = SamVariant(), lambda groups, kept, t: {"p": plain, "s": sam}[climbs[t]](groups, kept, t)
+def test_the_adapter_climbs_between_start_and_end(start, end, climbs, monkeypatch):
+    windowed = SamVariant(), lambda groups, kept, t: {"p": plain, "s": sam}[climbs[t]](groups, kept, t)
+    monkeypatch.setitem(RELATIVES, "windowed", windowed)
     model, data = net(dropout=0.5), Data(*batch())
     expected = trained("windowed", model, Sgd, data.seeded)
     steps_by_adapter("windowed", model, adapter_of("windowed", model, Sgd, start=start, end=end), data, range(STEPS))
-    del RELATIVES["windowed"]
     torch.testing.assert_close(flat(model.parameters()), expected, **ROUNDING)
 
 

@@ -47,7 +47,6 @@ def test_settings_may_be_missing_as_when_a_config_is_read(validator):
         ("optim", "betas", [0.9, 0.99, 0.999]),
         ("optim", "betas", [0.9, 1.0]),
         ("model", "std", [0.0]),
-        ("run", "loggers", ["paper"]),
         ("", "label_smoothing", 2),
         ("", "sam", 0.1),
         ("sam", "rhoo", 0.1),

@@ -1,4 +1,4 @@
-"""Claims about runs of two stages, contrastive then classifier, and about a classifier that learns alone."""
+"""Test runs of two stages, contrastive then classifier, and a classifier that learns alone."""
 
 import json
 import os
@@ -79,7 +79,7 @@ def records(run):
 
 
 def same(a, b) -> bool:
-    """Whether two nests of dicts, lists and tensors hold the same bits."""
+    """Return True if two nests of dicts, lists and tensors hold the same bits."""
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     if isinstance(a, list | tuple):
@@ -239,7 +239,7 @@ def test_a_warmup_longer_than_its_stage_is_refused_with_its_flag():
 
 def test_the_speed_counts_images_once_for_all_their_views(monkeypatch, tmp_path):
     clock = iter(range(1000))
-    monkeypatch.setattr("samovar.train.fit.time.perf_counter", lambda: float(next(clock)))  # a second a look
+    monkeypatch.setattr("samovar.train.keeper.time.perf_counter", lambda: float(next(clock)))  # a second a look
     run, _ = finish(tmp_path / "run", replace(TWO_STAGES, run=replace(TWO_STAGES.run, eval_every=1000, log_every=1)))
     speeds = {r.where["step"]: r.value for r in run.records("train/images_per_second")}
     assert speeds[2] == speeds[3] == 32

@@ -1,4 +1,4 @@
-"""The loop: what a step does to the state, what it refuses, what it counts."""
+"""Test the loop: how a step changes the state, which steps it skips, what it counts."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -14,9 +14,10 @@ from samovar.objectives import make_objective
 from samovar.runs import checkpoint
 from samovar.runs.records import RunDir
 from samovar.runtime import Runtime
-from samovar.train.fit import Diverged, fingerprint, fit, prepare
 from samovar.train.evaluation import evaluate
+from samovar.train.fit import Diverged, fit, prepare
 from samovar.train.loop import TrainState, backward, steps
+from samovar.train.resume import fingerprint
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
 
@@ -27,7 +28,7 @@ def config(**changes) -> Config:
 
 
 def start(settings: Config, runtime: Runtime = CPU) -> tuple[TrainState, Batch]:
-    """A state a few steps from the start (a zero head has no gradient below it), and a batch."""
+    """Return a state and a batch; the head is random, since below a zero head there is no gradient."""
     source, state = prepare(settings, runtime)
     nn.init.normal_(state.model.body.head.weight, std=0.1)
     stream = batches(source, settings.data, seed=0, stop=1, device=runtime.device)

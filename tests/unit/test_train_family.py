@@ -18,7 +18,7 @@ from samovar.recipes.relatives import RELATIVES, published, related
 from samovar.runs import checkpoint
 from samovar.runs.records import RunDir
 from samovar.runtime import Runtime
-from samovar.train import optim
+from samovar.train import schedules
 from samovar.train.fit import Interrupted, fit, prepare
 from samovar.train.loop import backward, steps
 from tests.conftest import assert_refused
@@ -164,21 +164,21 @@ def test_rho_follows_the_learning_rate_from_its_peak_to_its_end(schedule, share)
         progress = max(0, step - WARM) / (TOTAL - WARM)
         whole = share(progress) * (1 - lowest) + lowest  # the rate over its peak, without warm-up
         expected = 0.2 + 0.4 * max(0.0, (whole * min(1, step / WARM) - lowest) / (1 - lowest))
-        assert optim.rho_at(step, config, TOTAL) == pytest.approx(expected, rel=1e-12), step
+        assert schedules.rho_at(step, config, TOTAL) == pytest.approx(expected, rel=1e-12), step
 
 
 @pytest.mark.parametrize("ends", [{"schedule": "linear", "linear_end": 1.0}, {"schedule": "exponential"}])
 def test_rho_tied_to_a_rate_that_stays_changes_in_the_warm_up_alone(ends):
     rate = OptimConfig(lr=PEAK, warmup_steps=WARM, exponential_end=1.0, **ends)
     config = Config(optim=rate, sam=SamConfig(rho=0.6, rho_min=0.2, rho_schedule="lr"))
-    radii = [optim.rho_at(step, config, TOTAL) for step in range(TOTAL)]
+    radii = [schedules.rho_at(step, config, TOTAL) for step in range(TOTAL)]
     assert radii == pytest.approx([0.2 + 0.4 * min(1, step / WARM) for step in range(TOTAL)])
 
 
 @pytest.mark.parametrize(("start", "end", "climbing"), [(0.8, 1, range(40, 50)), (0, 0.2, range(10))])
 def test_rho_is_zero_before_the_start_and_from_the_end(start, end, climbing):
     config = Config(sam=SamConfig(rho=0.1, start=start, end=end))
-    assert [step for step in range(50) if optim.rho_at(step, config, 50)] == list(climbing)
+    assert [step for step in range(50) if schedules.rho_at(step, config, 50)] == list(climbing)
 
 
 # --- flags and refusals -----------------------------------------------------------------------------------------------
@@ -344,7 +344,7 @@ def test_what_was_published_is_valid_and_has_a_schedule(recipe):
     configs.validate(config)
     configs.validate_layout(config, 1)
     total = configs.num_steps(config, 1_281_167)
-    radii = [optim.rho_at(step, config, total) for step in range(0, total, total // 50)]
+    radii = [schedules.rho_at(step, config, total) for step in range(0, total, total // 50)]
     lowest = config.sam.rho_min if config.sam.rho_schedule == "lr" else config.sam.rho
     assert all(rho == 0 or lowest <= rho <= config.sam.rho for rho in radii)
     assert max(radii) == pytest.approx(config.sam.rho, rel=0.05)

@@ -1,4 +1,4 @@
-"""Fine-tuning: the rate is chosen on held-out training images, then all of them train; nothing is done twice."""
+"""Test fine-tuning: a rate is chosen on held-out training images, then all train; nothing is done twice."""
 
 import math
 import shutil

@@ -1,4 +1,4 @@
-"""A trial: trained once, read back after, the same however often it was stopped, and never another's."""
+"""Test trials: trained once, then read back; the same however often stopped; one folder, one trial."""
 
 import json
 import math
@@ -28,7 +28,7 @@ CONFIG = replace(
 
 @pytest.fixture
 def steps(monkeypatch) -> list[int]:
-    """Grows by one with every optimizer step that is taken."""
+    """Return a list that grows by one with every optimizer step."""
     taken: list[int] = []
     update = loop.update
     monkeypatch.setattr(loop, "update", lambda *args: (taken.append(1), update(*args))[1])
@@ -148,7 +148,7 @@ def test_evaluation_costs_at_most_a_twentieth_of_a_trial_or_comes_once(total: in
 
 
 def fake(monkeypatch, fail: dict[str, Exception] | None = None) -> list[str]:
-    """Trials that take no time; returns the names of the folders that were run."""
+    """Replace trials by ones that take no time; return the names of the folders that run."""
     ran: list[str] = []
 
     def run(config, folder: Path) -> Trial:
@@ -164,11 +164,11 @@ def fake(monkeypatch, fail: dict[str, Exception] | None = None) -> list[str]:
 def test_several_trials_come_back_in_order_the_finished_ones_first(tmp_path, undisturbed, monkeypatch) -> None:
     ran = fake(monkeypatch)
     todo = {tmp_path / "x": CONFIG, undisturbed.folder: CONFIG, tmp_path / "y": CONFIG}
-    told: list[str] = []
-    found = run_trials(todo, jobs=1, on_done=lambda trial: told.append(trial.folder.name))
+    reported: list[str] = []
+    found = run_trials(todo, jobs=1, on_done=lambda trial: reported.append(trial.folder.name))
     assert [trial.folder for trial in found] == list(todo)
     assert ran == ["x", "y"]
-    assert told == ["a", "x", "y"]
+    assert reported == ["a", "x", "y"]
 
 
 def test_a_stop_in_a_trial_stops_all_and_leaves_the_handlers_as_they_were(tmp_path, monkeypatch) -> None:

@@ -1,4 +1,4 @@
-"""Processes that share tasks: a death or a refusal in one is told in a line, and none is left behind."""
+"""Test worker processes: a death or an error in one is reported in a line, and none is left behind."""
 
 import multiprocessing
 import os
@@ -19,7 +19,7 @@ def work(task: str) -> str:
     return f"{task}, GPU {os.environ['LOCAL_RANK']}"
 
 
-def test_a_death_and_a_refusal_are_told_and_no_process_is_left() -> None:
+def test_a_death_and_a_refusal_are_reported_and_no_process_is_left() -> None:
     done: dict[str, str] = {}
     with pytest.raises(ChildProcessError, match="ended by itself with code 9, .*; lower --jobs"):
         share(["fine", "die", "never"], work, 1, done.__setitem__)

@@ -9,12 +9,12 @@ from samovar.config.measuring import CorruptConfig, MeasureConfig
 from samovar.config.schema import schema
 from samovar.config.sections import AutoAugment, DataConfig, ModelConfig, OptimConfig
 from samovar.config.settings import (
+    LOGGERS,
     AdversarialConfig,
     Config,
     ContrastiveConfig,
     GridConfig,
     HeadConfig,
-    Logger,
     Loss,
     Precision,
     RunConfig,
@@ -22,6 +22,7 @@ from samovar.config.settings import (
 )
 
 __all__ = [
+    "LOGGERS",
     "AdversarialConfig",
     "AutoAugment",
     "Config",
@@ -30,7 +31,6 @@ __all__ = [
     "DataConfig",
     "GridConfig",
     "HeadConfig",
-    "Logger",
     "Loss",
     "MeasureConfig",
     "ModelConfig",

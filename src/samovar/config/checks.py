@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from samovar import plugins
 from samovar.config.encoded import dashed, flatten
 from samovar.config.measuring import CorruptConfig, MeasureConfig
-from samovar.config.settings import Config
+from samovar.config.settings import LOGGERS, Config
 from samovar.ranges import out_of_range
 from samovar.sam import variant
+from samovar.words import suggest
 
 
 def validate(config: Config) -> None:
@@ -31,6 +33,10 @@ def validate(config: Config) -> None:
         )
     if config.loss == "supcon":
         _check_contrastive(config)
+    loggers = (*LOGGERS, *plugins.names("loggers"))
+    for name in config.run.loggers:
+        if name not in loggers:
+            raise ValueError(f"--run.loggers {name} is unknown; {suggest(name, loggers)}")
 
 
 def validate_measure(config: MeasureConfig) -> None:

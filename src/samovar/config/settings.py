@@ -21,7 +21,8 @@ from samovar.sam.variant import SamVariant
 Loss = Literal["softmax", "sigmoid"]
 TrainingLoss = Literal["softmax", "sigmoid", "supcon"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-Logger = Literal["tensorboard", "trackio", "wandb"]
+LOGGERS = ("mlflow", "tensorboard", "trackio", "wandb")
+"""Built-in loggers; other packages add theirs under the entry point group `samovar.loggers`."""
 
 Eps = Annotated[
     float, Range("a radius in pixels from 0 to 1, such as 0.00784 for 2/255", ge=0, le=1)
@@ -150,8 +151,9 @@ class RunConfig:
     off."""
     watch_images: ImageCount = 256
     """Images of that batch, from the training split, without augmentation."""
-    loggers: tuple[Logger, ...] = ()
-    """Loggers that also get the records: tensorboard, trackio, wandb (each an extra)."""
+    loggers: tuple[str, ...] = ()
+    """Other places that receive the records: mlflow, tensorboard, trackio, wandb (each an extra),
+    or a name that another package adds."""
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Run folders: measured records, checkpoints, and the loggers that mirror them."""
+"""Run folders: records of measured numbers, checkpoints, and loggers of other packages."""

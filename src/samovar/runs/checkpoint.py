@@ -1,8 +1,13 @@
-"""Checkpoints: a folder that is there whole or not at all.
+"""Checkpoints: folders that are written whole or not at all.
 
-`checkpoints/step-00000300/` holds `model.safetensors` (the body's weights under timm's own names), `ema.safetensors`
-where an average is kept, `state.pt` (optimizer and counters, read with `weights_only=True`, so nothing in it can
-execute) and `meta.json` with the size and SHA-256 of each. It is written aside, flushed to disk, then renamed."""
+`checkpoints/step-00000300/` holds:
+
+- `model.safetensors`: the body's weights under timm's own names;
+- `ema.safetensors`, if the run keeps an average of the weights;
+- `state.pt`: optimizer and counters, read with `weights_only=True`, so nothing in it can execute;
+- `meta.json`: the size and SHA-256 of each.
+
+It is written to a folder aside, flushed to disk, and renamed."""
 
 from __future__ import annotations
 
@@ -25,12 +30,12 @@ _ASIDE = ".partial-"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is damaged, foreign or absent."""
+    """A checkpoint is damaged, absent, or belongs to another run."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds."""
+    """Contents of a checkpoint."""
 
     step: int
     model: dict[str, Tensor]
@@ -39,15 +44,17 @@ class Checkpoint:
 
 
 def path_of(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies below `checkpoints/`."""
+    """Return the path of a step's checkpoint in `folder`, a run's `checkpoints/`."""
     return folder / f"step-{step:08d}"
 
 
 def save(folder: Path, checkpoint: Checkpoint, fingerprint: str) -> Path:
-    """Write a checkpoint below `folder`; on any failure nothing is left behind and older ones are untouched.
+    """Write a checkpoint below `folder` and return its path.
+
+    After a failure nothing of it is left behind, and older ones are untouched.
 
     Raises:
-        OSError: the disk is full, or not writable."""
+        OSError: the disk is full or not writable."""
     final = path_of(folder, checkpoint.step)
     aside = folder / f"{_ASIDE}{final.name}"
     shutil.rmtree(aside, ignore_errors=True)
@@ -69,13 +76,16 @@ def save(folder: Path, checkpoint: Checkpoint, fingerprint: str) -> Path:
             "files": files,
         }
         (aside / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+        # flushed before the rename: after a power cut the new name must not point at empty files
         for path in [*aside.iterdir(), aside]:
             _flush(path)
-        if final.exists():  # a resumed run reaches the same step again, with the same bits
+        # a resumed run reaches the same step again, with the same bits
+        if final.exists():
             shutil.rmtree(final)
         aside.rename(final)
         _flush(folder)
-    except (RuntimeError, SafetensorError) as error:  # so torch and safetensors report a full disk
+    # torch and safetensors report a full disk by errors of their own
+    except (RuntimeError, SafetensorError) as error:
         raise OSError(f"cannot write {final}: {error}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -83,10 +93,13 @@ def save(folder: Path, checkpoint: Checkpoint, fingerprint: str) -> Path:
 
 
 def load(path: Path, fingerprint: str | None = None) -> Checkpoint:
-    """Read a checkpoint after checking every file against its recorded size and hash.
+    """Check every file against its recorded size and hash, then read the checkpoint.
+
+    Args:
+        fingerprint: that of the run it has to belong to; None accepts any.
 
     Raises:
-        CheckpointError: says which file is damaged, or that the checkpoint is of another run."""
+        CheckpointError: names the damaged file, or says that it belongs to another run."""
     meta = read_meta(path)
     if fingerprint not in (None, meta["fingerprint"]):
         raise CheckpointError(f"{path} belongs to another run; its settings are not this run's")
@@ -101,10 +114,10 @@ def load(path: Path, fingerprint: str | None = None) -> Checkpoint:
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """A checkpoint's `meta.json`.
+    """Read a checkpoint's `meta.json`.
 
     Raises:
-        CheckpointError: there is none, or it is not ours."""
+        CheckpointError: there is none, or it is not samovar's."""
     try:
         meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -124,7 +137,7 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 
 def steps_saved(folder: Path) -> list[int]:
-    """Steps of the checkpoints below `folder`, oldest first."""
+    """Return the steps of the checkpoints below `folder`, oldest first."""
     names = (p.name for p in folder.glob("step-*") if p.is_dir())
     return sorted(
         int(name.removeprefix("step-")) for name in names if name.removeprefix("step-").isdigit()
@@ -132,10 +145,12 @@ def steps_saved(folder: Path) -> list[int]:
 
 
 def choose(folder: Path, which: str) -> Path:
-    """The checkpoint below `folder` that is called `best`, `last` or by its step; the last where no best is known.
+    """Return the path of the checkpoint that `best`, `last` or a step names.
+
+    `best` of a run without an evaluation is the last.
 
     Raises:
-        ValueError: there is none, or not this one."""
+        ValueError: there is no checkpoint, or not this one."""
     steps = steps_saved(folder)
     if not steps:
         raise ValueError(
@@ -148,13 +163,12 @@ def choose(folder: Path, which: str) -> Path:
         return path_of(folder, int(json.loads(best.read_text(encoding="utf-8"))["step"]))
     if which.isdigit() and int(which) in steps:
         return path_of(folder, int(which))
-    raise ValueError(
-        f"--checkpoint {which} is not there; give best, last, init or one of {', '.join(map(str, steps))}"
-    )
+    known = ", ".join(map(str, steps))
+    raise ValueError(f"--checkpoint {which} is not there; give best, last, init or one of {known}")
 
 
 def load_latest(folder: Path, fingerprint: str) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that is whole, and a line on each newer one that is not."""
+    """Return the newest intact checkpoint, and the error of each newer one."""
     complaints: list[str] = []
     for step in reversed(steps_saved(folder)):
         try:
@@ -165,7 +179,7 @@ def load_latest(folder: Path, fingerprint: str) -> tuple[Checkpoint | None, list
 
 
 def prune(folder: Path, keep: int, best_step: int | None) -> None:
-    """Delete all but the newest `keep` checkpoints and the best one, and what a crash left half written."""
+    """Delete all checkpoints but the newest `keep` and the best, and any left half written."""
     for step in steps_saved(folder)[:-keep]:
         if step != best_step:
             shutil.rmtree(path_of(folder, step))

@@ -1,7 +1,7 @@
-"""Records of what was measured, and the run folder that holds them.
+"""Records of measured numbers, and the run folder that holds them; without torch.
 
-A run folder is the only thing that passes between training, measuring and reporting:
-`config.json`, `records.jsonl`, `arrays/`, `checkpoints/`, `provenance.json`. Nothing in this file needs torch."""
+A run folder is all that passes between training, measuring and reporting: `config.json`,
+`records.jsonl`, `arrays/`, `checkpoints/`, `provenance.json`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Sink = Callable[["Record"], None]
 
 @dataclass(frozen=True)
 class Record:
-    """One number, with what is needed to believe it."""
+    """One measured number, with the evidence behind it."""
 
     name: str
     """`group/metric`, for instance `train/loss` or `hessian/lambda_max`."""
@@ -33,25 +33,27 @@ class Record:
     n: int | None = None
     """Examples, draws or repetitions behind `value`."""
     where: dict[str, Any] = field(default_factory=dict)
-    """What the number is about: step, split, block."""
+    """Subject of the number: step, split, block."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """The protocol: everything that, changed, would change the number."""
+    """Protocol of the measurement: all settings that the number depends on."""
     cost: dict[str, float] = field(default_factory=dict)
-    """What it took: seconds, forwards, matvecs."""
+    """Cost of the measurement: seconds, forwards, matvecs."""
     source: str = ""
-    """Paper or definition the number follows."""
+    """Paper or definition that the number follows."""
     arrays: str = ""
     """Path of an .npz below the run folder with the data behind the number."""
     converged: bool = True
     """False where an iteration stopped before its tolerance."""
     residual: float | None = None
-    """Of an eigenvalue: the truth is at most so far away."""
+    """Error bound of an eigenvalue: a true one lies at most so far away."""
     interval: tuple[float, float] | None = None
     """95 % confidence interval of `value`, where `stderr` would not do: shares near 0 and 1."""
 
 
 def to_json(record: Record) -> str:
-    """One line of strict JSON; fields at their defaults are left out, non-finite values are written as strings."""
+    """Encode a record as one line of strict JSON.
+
+    Fields at their defaults are left out; values that are not finite are written as strings."""
     values = {}
     for item in dataclasses.fields(record):
         value = getattr(record, item.name)
@@ -62,7 +64,7 @@ def to_json(record: Record) -> str:
 
 
 def from_json(line: str) -> Record:
-    """The record of a line written by `to_json`; fields of later versions are ignored.
+    """Decode a line written by `to_json`; fields that later versions add are ignored.
 
     Raises:
         ValueError: the line is not a record."""
@@ -71,7 +73,8 @@ def from_json(line: str) -> Record:
         raise ValueError(f"not a record: {line[:80]!r}")
     known = {item.name for item in dataclasses.fields(Record)}
     values["value"] = float(values["value"])
-    for name in ("stderr", "residual"):  # not finite, they are written as strings
+    # strict JSON has no NaN and no infinity, so `to_json` writes them as strings
+    for name in ("stderr", "residual"):
         if isinstance(values.get(name), str):
             values[name] = float(values[name])
     if values.get("interval"):
@@ -91,7 +94,7 @@ def _strict(value: Any) -> Any:
 
 
 class RunDir:
-    """A run's folder on disk."""
+    """Folder of one run on disk."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -104,12 +107,13 @@ class RunDir:
 
     @classmethod
     def create(cls, output: Path, name: str) -> RunDir:
-        """Make a new run folder; a number is appended to a name that is taken.
+        """Make a new run folder; append a number to a name that is taken.
 
         Raises:
-            ValueError: the folder cannot be made or written."""
+            ValueError: the folder cannot be made."""
         for attempt in range(1, 1000):
             path = output / (name if attempt == 1 else f"{name}-{attempt}")
+            # made, not looked for: two runs that start together must not take the same folder
             try:
                 path.mkdir(parents=True)
             except FileExistsError:
@@ -128,20 +132,21 @@ class RunDir:
 
     @classmethod
     def open(cls, path: Path) -> RunDir:
-        """An existing run folder.
+        """Open an existing run folder.
 
         Raises:
-            ValueError: there is none."""
+            ValueError: the folder is not a run."""
         run = cls(path)
         if not run.config_path.is_file():
             raise ValueError(f"{path} is not a run: it has no config.json")
         return run
 
     def append(self, *records: Record) -> None:
-        """Add records to `records.jsonl`, in one write; a line that a crash cut short is dropped."""
+        """Append records to `records.jsonl` in one write; drop a line that a crash cut short."""
         text = "".join(to_json(record) + "\n" for record in records)
         with self.records_path.open("ab+") as file:
             end = file.seek(0, os.SEEK_END)
+            # without its newline the last line is half a record, which would swallow the next one
             if end:
                 file.seek(end - 1)
                 if file.read(1) != b"\n":
@@ -150,7 +155,9 @@ class RunDir:
             file.write(text.encode())
 
     def records(self, name: str | None = None) -> Iterator[Record]:
-        """The records in order, all or those of one name; a last line cut short by a crash is left out."""
+        """Yield the records in order, all or those of one name.
+
+        A last line that a crash cut short is left out."""
         if not self.records_path.exists():
             return
         with self.records_path.open(encoding="utf-8") as file:
@@ -161,15 +168,17 @@ class RunDir:
                         yield record
 
     def rewind(self, step: int) -> None:
-        """Drop training records after `step`, which a resumed run writes again; records about no step stay."""
+        """Drop records of steps after `step`, which a resumed run writes again.
+
+        Records without a step stay."""
         kept = [r for r in self.records() if r.where.get("step", 0) <= step]
         replace_text(self.records_path, "".join(to_json(r) + "\n" for r in kept))
 
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes that the run was trained on, in the order of its logits; empty where it has not told.
+        """Return the names of the classes in the order of the logits; none for a run without them.
 
         Raises:
-            ValueError: the file that tells is damaged."""
+            ValueError: the file of names is damaged."""
         if not self.classes_path.exists():
             return ()
         try:
@@ -181,17 +190,19 @@ class RunDir:
         raise ValueError(f"{self.classes_path} holds no list of names")
 
     def keep_classes(self, names: Sequence[str]) -> None:
-        """Write the names of the classes, unless a part of the run before has."""
+        """Write the names of the classes, unless the run has them already."""
         if not self.classes_path.exists():
             replace_text(self.classes_path, json.dumps(list(names)) + "\n")
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
-        """Write `name` below the run folder as JSON, in one piece or not at all."""
+        """Write a JSON file of the run folder, whole or not at all."""
         replace_text(self.path / name, json.dumps(values, indent=2) + "\n")
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file aside, flush it to disk and rename it into place."""
+    """Replace a file's text, whole or not at all.
+
+    It is written to a second file, flushed to disk, and renamed into place."""
     aside = path.with_name(path.name + ".partial")
     try:
         with aside.open("w", encoding="utf-8") as file:
@@ -204,5 +215,5 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def timestamp() -> str:
-    """Now, in UTC, as 20260131-235959."""
+    """Format the present time in UTC as 20260131-235959."""
     return datetime.now(UTC).strftime("%Y%m%d-%H%M%S")

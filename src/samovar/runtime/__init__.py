@@ -1,4 +1,4 @@
-"""The machine a run sees: device, precision, processes, random state, provenance."""
+"""Machine of a run: device and precision, process group, random state, provenance."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ import torch.distributed as dist
 
 from samovar.config import Precision, RunConfig
 
+_DEVICES = "auto, cpu, cuda, cuda:N or mps"
 _MASK = (1 << 64) - 1
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where this process computes, and as which rank of how many."""
+    """Device, compute type and rank of this process."""
 
     device: torch.device
     dtype: torch.dtype
-    """Compute type of forward and backward passes: float32, bfloat16 or float16 (autocast; weights
-    stay float32)."""
+    """Type of forward and backward passes: float32, or bfloat16 or float16 by autocast, under which
+    weights stay float32."""
     rank: int = 0
     world_size: int = 1
 
@@ -39,7 +40,7 @@ class Runtime:
         return self.rank == 0
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Autocast to `dtype`, or nothing under float32."""
+        """Return a context of autocast to `dtype`; under float32 it does nothing."""
         if self.dtype == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.dtype)
@@ -47,11 +48,10 @@ class Runtime:
 
 @contextlib.contextmanager
 def started(config: RunConfig) -> Iterator[Runtime]:
-    """The runtime `config` asks for; joins the process group when launched by torchrun, and leaves
-    it.
+    """Yield the runtime that `config` asks for; under torchrun, join the process group meanwhile.
 
     Raises:
-        ValueError: a device or precision this machine has not."""
+        ValueError: this machine lacks the device or the precision."""
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     device = resolve_device(config.device, int(os.environ.get("LOCAL_RANK", "0")))
     dtype = resolve_precision(config.precision, device)
@@ -59,6 +59,7 @@ def started(config: RunConfig) -> Iterator[Runtime]:
         torch.set_num_threads(config.threads)
     if device.type == "cpu":
         keep_freed_memory()
+    # torchrun with one process needs no group, and skips its set-up
     if world_size == 1:
         yield Runtime(device, dtype)
         return
@@ -73,39 +74,38 @@ def started(config: RunConfig) -> Iterator[Runtime]:
 
 
 def keep_freed_memory() -> None:
-    """Let the allocator keep what tensors give back: 5 % of a training step on a CPU, 10 to 15 % of
-    a forward pass.
+    """Make glibc keep the memory that tensors free, instead of returning it to the system.
 
-    glibc returns freed memory to the system beyond twice the largest block it saw freed, which
-    counts up to 32 MiB; with nothing seen, the pages of every layer's output are faulted in anew.
-    The block is never touched."""
+    Saves 5 % of a training step on a CPU and 10 to 15 % of a forward pass. glibc returns freed
+    memory beyond twice the largest block it has seen freed, of up to 32 MiB; before it has seen
+    one, the pages of every layer's output are faulted in anew. This frees such a block, whose
+    pages are never touched."""
     torch.empty((32 << 20) - (64 << 10), dtype=torch.uint8)
 
 
 def resolve_device(name: str, local_rank: int = 0) -> torch.device:
-    """The torch device of `--run.device`; under torchrun each process takes the GPU of its local
-    rank.
+    """Return the torch device that `--run.device` names.
+
+    Args:
+        local_rank: the GPU that `auto` and `cuda` take.
 
     Raises:
-        ValueError: an unknown device, or one that is not there."""
+        ValueError: the device is unknown, or this machine lacks it."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(
-            f"--run.device {name} is no device; give auto, cpu, cuda, cuda:N or mps"
-        ) from error
+        raise ValueError(f"--run.device {name} is no device; give {_DEVICES}") from error
     if device.type not in ("cpu", "cuda", "mps"):
-        raise ValueError(
-            f"--run.device {name} is not supported; give auto, cpu, cuda, cuda:N or mps"
-        )
+        raise ValueError(f"--run.device {name} is not supported; give {_DEVICES}")
     if device.type == "cuda":
         count = torch.cuda.device_count()
         index = local_rank if device.index is None else device.index
         if index >= count:
             raise ValueError(
-                f"--run.device {name} asks for GPU {index}, but torch sees {count}; give auto or cpu"
+                f"--run.device {name} asks for GPU {index}, but torch sees {count}; "
+                "give auto or cpu"
             )
         return torch.device("cuda", index)
     if device.type == "mps" and not torch.backends.mps.is_available():
@@ -116,11 +116,10 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
-    """The compute type of `--run.precision` on `device`.
+    """Return the compute type that `--run.precision` names on a device.
 
     Raises:
-        ValueError: a type the device computes only by emulation (12 times slower, measured on an
-            AVX2 CPU)."""
+        ValueError: the device would only emulate it (12 times slower, measured on an AVX2 CPU)."""
     if precision == "auto":
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if fast else torch.float32
@@ -136,7 +135,7 @@ def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype
 
 
 def has_native(dtype: torch.dtype, device: torch.device) -> bool:
-    """True where `device` multiplies matrices of `dtype` in hardware."""
+    """Return True if a device multiplies matrices of `dtype` in hardware."""
     if device.type == "cuda":
         return dtype == torch.float16 or torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "mps":
@@ -149,13 +148,14 @@ def has_native(dtype: torch.dtype, device: torch.device) -> bool:
             else ("amx_fp16", "avx512_fp16", "fp16")
         )
         return any(capabilities.get(name, False) for name in names)
-    return dtype == torch.bfloat16 and bool(
-        torch.cpu._is_avx512_bf16_supported()
-    )  # torch 2.9 has no public question
+    # torch 2.9 has no public function for this
+    return dtype == torch.bfloat16 and bool(torch.cpu._is_avx512_bf16_supported())
 
 
 def mix(*numbers: int) -> int:
-    """A 63-bit seed that depends on every number and their order (splitmix64)."""
+    """Mix numbers into a 63-bit seed that depends on each of them and on their order.
+
+    Source: splitmix64, Steele et al., OOPSLA 2014."""
     state = 0
     for number in numbers:
         state = (state + (number & _MASK) + 0x9E3779B97F4A7C15) & _MASK
@@ -171,18 +171,17 @@ def seed_everything(*numbers: int) -> None:
 
 
 def provenance(runtime: Runtime) -> dict[str, Any]:
-    """What produced a run: versions, hardware, layout, command, state of the source tree."""
+    """Return what produces a run: versions, hardware, ranks, command, state of the source tree."""
     packages = ("samovar", "torch", "torchvision", "timm", "numpy")
+    versions = {"python": platform.python_version()} | {name: _version(name) for name in packages}
+    on_gpu = runtime.device.type == "cuda"
     return {
-        "versions": {"python": platform.python_version()}
-        | {name: _version(name) for name in packages},
+        "versions": versions,
         "platform": platform.platform(),
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(runtime.device)
-        if runtime.device.type == "cuda"
-        else runtime.device.type,
+        "device": torch.cuda.get_device_name(runtime.device) if on_gpu else runtime.device.type,
         "dtype": str(runtime.dtype).removeprefix("torch."),
         "world_size": runtime.world_size,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
@@ -198,6 +197,7 @@ def _version(package: str) -> str:
 
 
 def _cpu_name() -> str:
+    # on Linux platform.processor() is empty or only the architecture
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -207,19 +207,9 @@ def _cpu_name() -> str:
 
 
 def _git_state() -> str:
-    """Commit of the source tree this package runs from, with `-dirty`; empty where it is not a git
-    tree."""
-    here = Path(__file__).parent
-    command = [
-        "git",
-        "-C",
-        str(here),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=12",
-        "--exclude=*",
-    ]
+    """Return the commit this package runs from, `-dirty` if changed; empty outside a git tree."""
+    command = ["git", "-C", str(Path(__file__).parent)]
+    command += ["describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,5 +1,4 @@
-"""Tasks shared by processes that end when they are told to, each after its task has saved what it
-did."""
+"""Share tasks among worker processes; a signal ends them after each running task has saved."""
 
 from __future__ import annotations
 
@@ -15,12 +14,14 @@ from typing import Any, TypeVar
 
 import torch
 
+from samovar.runtime.signals import STOPPING, handled_by
+
 Task = TypeVar("Task")
 Answer = TypeVar("Answer")
 
 
 class Stopped(Exception):
-    """A signal ended the tasks; what they have done is saved."""
+    """A signal ended the tasks; everything they have done is saved."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}")
@@ -32,18 +33,13 @@ class Stopped(Exception):
 
 @contextlib.contextmanager
 def signals_raise() -> Iterator[None]:
-    """SIGINT and SIGTERM raise `Stopped` inside, but where a task has handlers of its own for the
-    time being."""
+    """Raise `Stopped` on SIGINT and SIGTERM inside, except where a task sets its own handlers."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
         raise Stopped(signum)
 
-    before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with handled_by(stop):
         yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
 
 
 def share(
@@ -52,29 +48,27 @@ def share(
     count: int,
     keep: Callable[[Task, Answer], None],
 ) -> None:
-    """Do tasks in `count` new processes, where `auto` is another GPU in each as far as there are
-    several.
+    """Run tasks in `count` new processes; `--run.device auto` gives each the next of the GPUs.
 
     The processes import the main module, so a script needs `if __name__ == "__main__":`.
 
     Args:
-        work: a function of a module, for it is sent by name; on SIGINT or SIGTERM it saves and
-            raises `Stopped`.
-        keep: called here with a task and what came of it, as tasks end.
+        work: a function defined at the top of a module, because it is sent by name. On SIGINT or
+            SIGTERM it saves and raises `Stopped`.
+        keep: called in this process with each task and its answer, as tasks end.
 
     Raises:
-        ChildProcessError: a process ended by itself.
-        Stopped, ValueError, OSError: what `work` raised; the other tasks have been told to stop,
-            and have."""
+        ChildProcessError: a process died.
+        Stopped, ValueError, OSError: raised by `work`; the other tasks were asked to stop and have
+            stopped."""
     left = list(reversed(tasks))
     with _Team(work, count) as team:
         busy: dict[Any, Task] = {}
 
         def give(connection: Any) -> None:
             busy[connection] = left.pop()
-            with contextlib.suppress(
-                BrokenPipeError
-            ):  # the process has died, which reading from it tells
+            # a pipe breaks when its process has died; reading the answer below reports that
+            with contextlib.suppress(BrokenPipeError):
                 connection.send(busy[connection])
 
         for connection in team.connections:
@@ -88,8 +82,7 @@ def share(
 
 
 class _Team:
-    """Worker processes; they end with the `with` block, told by a signal where that ends by an
-    error."""
+    """Worker processes that live inside a `with` block; an error in the block stops their tasks."""
 
     def __init__(self, work: Callable[[Any], Any], count: int) -> None:
         context = multiprocessing.get_context("spawn")
@@ -99,9 +92,8 @@ class _Team:
             context.Process(target=_live, args=(work, number, theirs))
             for number, (_, theirs) in enumerate(pipes)
         ]
-        handler = signal.signal(
-            signal.SIGINT, signal.SIG_IGN
-        )  # inherited: half-made processes are deaf to ctrl-C
+        # Children inherit this: ctrl-C must not hit a process that has no handler of its own yet.
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             for process in self.processes:
                 process.start()
@@ -114,13 +106,11 @@ class _Team:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        # The terminal, or whoever ends a whole group, has sent the same signal to the workers as
-        # well, and a second one of a kind acts at once: hence the other kind.
-        other = (
-            signal.SIGINT
-            if isinstance(error, Stopped) and error.signum == signal.SIGTERM
-            else signal.SIGTERM
-        )
+        # A terminal sends its signal to the whole group, so the workers may have received the one
+        # that ended us. A second signal of the same kind acts at once, without saving: send the
+        # other kind.
+        ended_by_term = isinstance(error, Stopped) and error.signum == signal.SIGTERM
+        other = signal.SIGINT if ended_by_term else signal.SIGTERM
         try:
             for process, connection in zip(self.processes, self.connections, strict=True):
                 connection.close()
@@ -129,23 +119,24 @@ class _Team:
             for process in self.processes:
                 process.join()
         finally:
-            for (
-                process
-            ) in self.processes:  # none is left, unless a second signal came while they saved
+            # all have ended by now, unless a second signal interrupted the wait for their saving
+            for process in self.processes:
                 process.kill()
 
     def answer(self, connection: Any) -> Any:
-        """What came of a worker's task.
+        """Return a worker's answer to its task.
 
         Raises:
-            ChildProcessError: the worker is gone; and whatever the task raised."""
+            ChildProcessError: the worker died.
+            Exception: the task raised it."""
         try:
             answer = connection.recv()
         except (EOFError, ConnectionResetError):
             process = self.processes[self.connections.index(connection)]
             process.join()
             raise ChildProcessError(
-                f"a process ended by itself with code {process.exitcode}, perhaps for lack of memory; lower --jobs"
+                f"a process ended by itself with code {process.exitcode}, perhaps for lack of "
+                "memory; lower --jobs"
             ) from None
         if isinstance(answer, Exception):
             raise answer
@@ -153,36 +144,33 @@ class _Team:
 
 
 def _live(work: Callable[[Any], Any], number: int, connection: Connection) -> None:
-    """A worker's life: tasks as they come, until there are no more or the parent is gone."""
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(
-            signum, lambda *_: os._exit(0)
-        )  # between tasks there is nothing to save or to say
+    """Answer tasks in a worker process until there are no more or the parent is gone."""
+    for signum in STOPPING:
+        # between tasks there is nothing to save and nothing to print
+        signal.signal(signum, lambda *_: os._exit(0))
     threading.Thread(target=_follow_parent, daemon=True).start()
-    os.environ["LOCAL_RANK"] = str(
-        number % max(1, torch.cuda.device_count())
-    )  # which GPU `auto` is
+    # selects the GPU of `--run.device auto`
+    os.environ["LOCAL_RANK"] = str(number % max(1, torch.cuda.device_count()))
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             connection.send(_answer(work, connection.recv()))
 
 
 def _answer(work: Callable[[Task], Answer], task: Task) -> Answer | Exception:
+    """Return the answer to a task, or the error it raised in a form that can be sent."""
     try:
         return work(task)
     except Stopped as error:
         return error
-    except (
-        OSError
-    ) as error:  # plain, as is the next, since one of another kind may not survive the way
+    # subclasses may not survive pickling, so their text travels in the plain class
+    except OSError as error:
         return OSError(str(error))
     except ValueError as error:
         return ValueError(str(error))
 
 
 def _follow_parent() -> None:
-    """End as by SIGTERM, the task saved, when the parent ends by force: nobody is left to wait for
-    it."""
+    """Send this process SIGTERM when the parent dies, so that the task saves and ends."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])

@@ -19,7 +19,8 @@ from samovar.runs.records import Record, RunDir, replace_text, to_json
 from samovar.runtime import Runtime, provenance, started
 from samovar.runtime.workers import Stopped, share, signals_raise
 from samovar.studies.jobs import Job, Measured
-from samovar.train.fit import HARMLESS, Diverged, Interrupted, fit, prepare
+from samovar.train.fit import Diverged, Interrupted, fit, prepare
+from samovar.train.resume import HARMLESS
 from samovar.train.transfer import NoFiniteRate, choose_lr
 
 DONE_FILE = "reproduced.json"

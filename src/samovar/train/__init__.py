@@ -1,2 +1,1 @@
-"""Train a network: the step loop, its optimizer, evaluation, checkpoints, and trials made of whole
-runs."""
+"""Train networks: the step loop, its optimizer, evaluation, checkpoints, trials of whole runs."""

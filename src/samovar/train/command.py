@@ -1,5 +1,4 @@
-"""Run a config from the shell: make or reopen the run folder, train, show what happens, say how it
-ended."""
+"""Train from the shell: open the run folder, train, show progress, print how it ended."""
 
 from __future__ import annotations
 
@@ -28,42 +27,47 @@ from rich.table import Table
 from samovar import config as configs
 from samovar.config import Config
 from samovar.models.load import resolve
-from samovar.runs.loggers import check_sinks
+from samovar.runs.loggers import check_loggers
 from samovar.runs.records import RunDir, timestamp
 from samovar.runtime import Runtime, started
-from samovar.train.fit import Diverged, Interrupted, check_resume, fit, prepare
+from samovar.train.fit import Diverged, Interrupted, fit, prepare
 from samovar.train.fit import Progress as Event
+from samovar.train.resume import check_resume
 from samovar.train.transfer import choose_lr, frozen_line, frozen_scores
 
 
 class View(Protocol):
-    """What shows a run's events to a person."""
+    """Display of a run's events."""
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
 
 
 def train(config: Config, resumed: Path | None = None) -> RunDir:
-    """Train `config` in a new run folder, or `resumed` to its end, showing progress; returns the
-    run.
+    """Train a config in a new run folder, or the run in folder `resumed` to its end.
+
+    Returns:
+        The run.
 
     Raises:
         ValueError: settings, data and machine do not fit each other.
-        SystemExit: 128 + signal after an interruption, 1 after a divergence or a full disk; all say
-            how to go on."""
-    check_sinks(config.run.loggers)
-    if ":" in config.model.name:  # module:function may lie in the working folder, as with python -m
+        SystemExit: 128 + signal after an interruption, 1 after a divergence or a full disk; each
+            prints the command that continues the run."""
+    check_loggers(config.run.loggers)
+    # module:function may name a file in the working folder, which python -m would find as well
+    if ":" in config.model.name:
         sys.path.insert(0, str(Path.cwd()))
     with started(config.run) as runtime:
-        # a run that has begun no longer needs the weights it began from
+        # a run with a checkpoint no longer needs the weights it started from, which may be gone
         begun = resumed is not None and any(RunDir(resumed).checkpoints.glob("step-*"))
         config = config if begun else resolve(config)
         source, state = prepare(replace(config, init="") if begun else config, runtime)
         run = _open_run(config, resumed, runtime)
         try:
             if config.init and config.grid.lr and not begun:
-                _tell(runtime, frozen_line(frozen_scores(config, run, runtime)))
-            chosen = choose_lr(config, run, runtime, partial(_tell, runtime))
+                _print(runtime, frozen_line(frozen_scores(config, run, runtime)))
+            chosen = choose_lr(config, run, runtime, partial(_print, runtime))
+            # the trials' rate is part of the optimizer, which is built anew
             if chosen != config:
                 source, state = prepare(chosen, runtime)
             with view(chosen, runtime) as show:
@@ -72,17 +76,16 @@ def train(config: Config, resumed: Path | None = None) -> RunDir:
         except (Interrupted, Diverged, OSError, KeyboardInterrupt) as error:
             signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
             code = 128 + signum if isinstance(error, (Interrupted, KeyboardInterrupt)) else 1
-            _say(
-                runtime,
-                f"{str(error) or 'interrupted'}\ncontinue with: samovar train --resume {run.path}",
-            )
+            if runtime.is_main:
+                print(f"samovar: {str(error) or 'interrupted'}", file=sys.stderr)
+                print(f"continue with: samovar train --resume {run.path}", file=sys.stderr)
             raise SystemExit(code) from None
-        _tell(runtime, f"run: {run.path}")
+        _print(runtime, f"run: {run.path}")
     return run
 
 
 def _open_run(config: Config, resumed: Path | None, runtime: Runtime) -> RunDir:
-    """The run folder, the same on every rank; the main rank makes it and saves the config in it."""
+    """Return the run folder, the same on all ranks; the main rank makes it and saves the config."""
     if resumed:
         run = RunDir.open(resumed)
         check_resume(configs.load(run.config_path), config)
@@ -99,20 +102,14 @@ def _open_run(config: Config, resumed: Path | None, runtime: Runtime) -> RunDir:
     return RunDir(paths[0])
 
 
-def _tell(runtime: Runtime, message: str) -> None:
+def _print(runtime: Runtime, message: str) -> None:
     if runtime.is_main:
         print(message, flush=True)
 
 
-def _say(runtime: Runtime, message: str) -> None:
-    if runtime.is_main:
-        print(f"samovar: {message}", file=sys.stderr)
-
-
 @contextmanager
 def view(config: Config, runtime: Runtime) -> Iterator[View]:
-    """A progress bar on a terminal, plain lines elsewhere, nothing on ranks other than the main
-    one."""
+    """Yield a progress bar on a terminal, plain lines elsewhere; only the main rank shows any."""
     console = Console()
     if not runtime.is_main:
         yield lambda event: None
@@ -120,22 +117,25 @@ def view(config: Config, runtime: Runtime) -> Iterator[View]:
         yield PlainView(config)
     else:
         columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}"),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[facts]}"),
             TimeRemainingColumn(),
-        )  # fmt: skip
+        )
         with Progress(*columns, console=console) as progress:
             yield RichView(config, progress, console)
 
 
 class RichView:
-    """A bar that moves, and a line per evaluation above it."""
+    """Progress bar with a line per evaluation above it."""
 
     def __init__(self, config: Config, progress: Progress, console: Console) -> None:
         self.config, self.progress, self.console = config, progress, console
         self.task: TaskID | None = None
 
     def __call__(self, event: Event) -> None:
-        """Move the bar, print the line or the final table."""
+        """Move the bar, or print a line or the final table."""
         if event.kind == "start":
             for line in start_lines(self.config, event):
                 self.console.print(line, highlight=False)
@@ -154,14 +154,14 @@ class RichView:
 
 
 class PlainView:
-    """Lines for logs and pipes: one per evaluation, and one every ten seconds between them."""
+    """Plain lines for logs and pipes: one per evaluation, and one every 10 s between them."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.last, self.facts = time.monotonic(), ""
 
     def __call__(self, event: Event) -> None:
-        """Print the event unless it is too soon after the last."""
+        """Print the event; a training event only 10 s or more after the last line."""
         if event.kind == "start":
             print("\n".join(start_lines(self.config, event)), flush=True)
         elif event.kind == "train":
@@ -177,53 +177,48 @@ class PlainView:
 
 
 def start_lines(config: Config, event: Event) -> list[str]:
-    """What is about to be trained, and what happened on resuming."""
+    """Return the title of a training run, and the notes on how it started or resumed."""
     words = configs.sam_words(config.sam)
-    sam = (
-        f"SAM rho {config.sam.rho:g}{f' ({words})' if words else ''}" if config.sam.rho else "plain"
+    variant = f" ({words})" if words else ""
+    sam = f"SAM rho {config.sam.rho:g}{variant}" if config.sam.rho else "plain"
+    train, val = (int(event.values[f"{split}_images"]) for split in ("train", "val"))
+    counts = " + ".join(str(configs.num_steps(each, train)) for each in configs.stages(config))
+    title = (
+        f"{config.recipe}: {config.model.name}, {config.optim.name}, {sam}, "
+        f"{train} + {val} images of {config.data.source}, {counts} steps"
     )
-    images = f"{event.values['train_images']:.0f} + {event.values['val_images']:.0f} images of {config.data.source}"
-    parts = [
-        configs.num_steps(stage, int(event.values["train_images"]))
-        for stage in configs.stages(config)
-    ]
-    counted = " + ".join(map(str, parts))
-    title = f"{config.recipe}: {config.model.name}, {config.optim.name}, {sam}, {images}, {counted} steps"
     return [title, *event.notes]
 
 
 def train_facts(event: Event) -> str:
-    """Loss, learning rate and speed in a few words."""
+    """Format loss, learning rate and speed."""
     v = event.values
     skipped = f"  skipped {v['train/skipped']:.0f}" if v["train/skipped"] else ""
     loss = v["train/loss"] if "train/loss" in v else v["train/contrastive_loss"]
-    return f"loss {loss:.4f}  lr {v['train/lr']:.2e}  {v['train/images_per_second']:.0f} images/s{skipped}"
+    speed = f"{v['train/images_per_second']:.0f} images/s"
+    return f"loss {loss:.4f}  lr {v['train/lr']:.2e}  {speed}{skipped}"
 
 
 def val_facts(event: Event) -> str:
-    """Validation loss and accuracy, or what near neighbours say of the features, in a few words."""
-    if "val/knn_accuracy" in event.values:
-        return f"val k-NN accuracy {100 * event.values['val/knn_accuracy']:.2f} %"
-    return f"val loss {event.values['val/loss']:.4f}  val accuracy {100 * event.values['val/accuracy']:.2f} %"
+    """Format validation loss and accuracy, or the k-NN accuracy of features."""
+    v = event.values
+    if "val/knn_accuracy" in v:
+        return f"val k-NN accuracy {100 * v['val/knn_accuracy']:.2f} %"
+    return f"val loss {v['val/loss']:.4f}  val accuracy {100 * v['val/accuracy']:.2f} %"
 
 
 def final_table(event: Event) -> Table:
-    """Best and last evaluation of a finished run."""
+    """Return a table of the best and the last evaluation of a finished run."""
     table = Table("", "step", "val loss", "val accuracy")
-    for row, prefix in (("best", "best/"), ("last", "last/")):
-        v = {
-            k.removeprefix(prefix): value
-            for k, value in event.values.items()
-            if k.startswith(prefix)
-        }
-        table.add_row(
-            row, f"{v['step']:.0f}", f"{v['val/loss']:.4f}", f"{100 * v['val/accuracy']:.2f} %"
-        )
+    v = event.values
+    for row in ("best", "last"):
+        loss, accuracy = v[f"{row}/val/loss"], v[f"{row}/val/accuracy"]
+        table.add_row(row, f"{v[f'{row}/step']:.0f}", f"{loss:.4f}", f"{100 * accuracy:.2f} %")
     return table
 
 
 def final_line(event: Event) -> str:
-    """The final table as one line, for logs."""
+    """Format the final table as one line, for logs."""
     v = event.values
     best = f"best val accuracy {100 * v['best/val/accuracy']:.2f} % at step {v['best/step']:.0f}"
     return (

@@ -1,15 +1,12 @@
-"""A recipe without its data: what it would compute, in how much memory, and a few real steps on
-made images.
+"""Rehearse a recipe without its data: count its work and memory, take a few steps on made images.
 
-Counts are exact (parameters, FLOPs by torch's counter, bytes that autograd keeps); seconds are of
-this machine."""
+Counts are exact (parameters, FLOPs by torch's counter, bytes that autograd keeps); seconds are
+those of this machine."""
 
 from __future__ import annotations
 
-import contextlib
 import statistics
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,18 +19,19 @@ from samovar.data.loader import Batch
 from samovar.models.load import resolve
 from samovar.objectives import make_objective
 from samovar.recipes import IMAGENET_TRAIN
-from samovar.restore import bare
+from samovar.restore import bare, modes
 from samovar.runtime import Runtime, seed_everything, started
 from samovar.train import optim
 from samovar.train.loop import TrainState, backward, build, steps
+from samovar.train.schedules import lr_at
 
 SIZES = {"digits": (269, 10, 1), "cifar10": (50_000, 10, 3), "cifar100": (50_000, 100, 3)}
-"""Training images, classes and channels of sources whose numbers are known without opening them."""
+"""Training images, classes and channels of data sets, known without opening them."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """What a network's sizes follow from."""
+    """Sizes of a data set that the cost of training depends on."""
 
     num_train: int
     num_classes: int
@@ -42,31 +40,30 @@ class Data:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What a recipe takes."""
+    """Work and memory of a recipe, and the losses of a few steps."""
 
     params: int
     decayed: int
     """Parameters under weight decay."""
     flops: int
-    """Of the forward pass of one image; a multiply-add is two."""
+    """FLOPs of the forward pass of one image; a multiply-add counts as two."""
     weight_bytes: int
     state_bytes: int
-    """Gradients, optimizer state and SAM's copy of the weights; an average of the weights too."""
+    """Bytes of gradients, optimizer state, SAM's copy of the weights and their average."""
     kept_bytes: int
-    """What autograd keeps of the images below for a backward pass, weights left out."""
+    """Bytes that autograd keeps for the backward pass of `images` images, without weights."""
     images: int
-    """Of a step of the rehearsal."""
+    """Images of a rehearsed step."""
     losses: tuple[float, ...]
     seconds: float
-    """Median of a step, the first left out."""
+    """Median time of a step, the first left out."""
 
 
 def data_of(config: Config) -> Data:
-    """The number of training images, classes and channels, from what is known of the source without
-    opening it.
+    """Return the sizes of a config's data set; it is opened only if they are not known already.
 
     Raises:
-        ValueError: nothing is known; the network's own classes are then no help either."""
+        ValueError: the data set has to be opened, and cannot be."""
     name = config.data.source.partition(":")[0]
     if name == "imagenet":
         return Data(round(IMAGENET_TRAIN * config.data.fraction), 1000, 3)
@@ -82,15 +79,16 @@ def data_of(config: Config) -> Data:
 def rehearse(
     config: Config, runtime: Runtime, data: Data, *, num_steps: int = 3, images: int = 0
 ) -> Rehearsal:
-    """Take `num_steps` steps of a config's training on made images, one ascent group each.
+    """Take `num_steps` steps of a config's training on made images, one ascent group a step.
 
     Args:
-        images: in a step; 0 is those of an ascent group, at most 32 where SAM's groups are whole
-            batches.
+        images: images of a step; 0 takes those of an ascent group, or at most 32 if a group is the
+            whole batch.
 
     Raises:
         ValueError: settings that do not fit each other."""
     images = images or min(config.data.batch_size, config.sam.m or 32)
+    # one ascent group is enough to measure by; there is no warm-up, whose first step moves nothing
     small = replace(config, data=replace(config.data, batch_size=images), init="")
     small = replace(
         small, optim=replace(small.optim, warmup_steps=0), run=replace(small.run, compile=False)
@@ -99,10 +97,11 @@ def rehearse(
     batch = _made(small, data, images, runtime)
     params = [p for p in state.model.parameters() if p.requires_grad]
     groups = optim.parameter_groups(state.model, config.optim)
+    decayed = [p for group in groups if group["weight_decay"] for _, p in group["params"]]
     losses, seconds = _steps(small, state, batch, data, runtime, num_steps)
     return Rehearsal(
         params=sum(p.numel() for p in params),
-        decayed=sum(p.numel() for g in groups if g["weight_decay"] for p in _tensors(g)),
+        decayed=sum(p.numel() for p in decayed),
         flops=_flops(state.model, batch.images[:1]),
         weight_bytes=_bytes(params),
         state_bytes=_state_bytes(config, state, params),
@@ -114,8 +113,7 @@ def rehearse(
 
 
 def _made(config: Config, data: Data, images: int, runtime: Runtime) -> Batch:
-    """Noise in the place of images; labels in pairs, so that a contrastive loss has something to
-    compare."""
+    """Make a batch of noise, with labels in pairs for a contrastive loss to compare."""
     generator = torch.Generator().manual_seed(config.seed)
     side, count = config.data.image_size, images * config.data.views
     pixels = torch.rand(count, data.channels, side, side, generator=generator)
@@ -137,33 +135,19 @@ def _steps(
 
 
 def _now(runtime: Runtime) -> float:
-    """Seconds of processor time, or of the clock once a GPU is done."""
+    """Return seconds of processor time; on a GPU those of the clock, once it is done."""
     if runtime.device.type == "cuda":
         torch.cuda.synchronize(runtime.device)
         return time.perf_counter()
+    # processor time, because the clock also runs while other programs do
     return time.process_time() / max(1, torch.get_num_threads())
 
 
 def _flops(model: nn.Module, image: Tensor) -> int:
-    with _evaluated(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False)
+    with modes(model, training=False), torch.no_grad(), counter:
         model(image)
     return int(counter.get_total_flops())
-
-
-@contextlib.contextmanager
-def _evaluated(model: nn.Module) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
-
-
-def _tensors(group: dict[str, object]) -> list[Tensor]:
-    params = group["params"]
-    assert isinstance(params, list)
-    return [p[1] if isinstance(p, tuple) else p for p in params]
 
 
 def _bytes(tensors: list[Tensor] | list[nn.Parameter]) -> int:
@@ -178,9 +162,8 @@ def _state_bytes(config: Config, state: TrainState, params: list[nn.Parameter]) 
         if isinstance(t, Tensor)
     ]
     sam = config.sam
-    both = (
-        2 * (sam.uses_both or bool(sam.sigma)) + bool(sam.sigma) + bool(sam.reuse)
-    )  # gradients, and what is kept
+    # relatives of SAM that combine the plain and the climbed gradient hold both, and may keep more
+    both = 2 * (sam.uses_both or bool(sam.sigma)) + bool(sam.sigma) + bool(sam.reuse)
     copies = 1 + (1 + both if sam.rho else 0) + bool(config.optim.ema)
     return _bytes(moments) + copies * _bytes(params)
 
@@ -188,7 +171,8 @@ def _state_bytes(config: Config, state: TrainState, params: list[nn.Parameter]) 
 def _kept_bytes(
     config: Config, state: TrainState, batch: Batch, data: Data, runtime: Runtime
 ) -> int:
-    """Bytes of the tensors that a forward pass keeps, each storage once."""
+    """Return the bytes that a forward pass keeps for the backward pass, each storage once."""
+    # autograd saves weights by reference, and several views of one storage; count neither twice
     weights = {p.untyped_storage().data_ptr() for p in state.model.parameters()}
     kept: dict[int, int] = {}
 
@@ -207,11 +191,13 @@ def _kept_bytes(
 
 
 def dry_run(config: Config, ranks: int) -> list[str]:
-    """What `samovar train RECIPE --dry-run` prints: a rehearsal on this machine, with groups as on
-    `ranks` ranks.
+    """Rehearse on this machine for `samovar train RECIPE --dry-run`; return the lines to print.
+
+    Args:
+        ranks: the ranks of the planned run; ascent groups are described as on these.
 
     Raises:
-        ValueError: settings that do not fit each other, or that many ranks."""
+        ValueError: settings that do not fit each other, or do not divide over `ranks` ranks."""
     configs.validate_layout(config, ranks)
     if not (config.model.name and config.data.image_size):
         config = resolve(config)
@@ -221,67 +207,76 @@ def dry_run(config: Config, ranks: int) -> list[str]:
 
 
 # --- in words
-# --------------------------------------------------------------------------------------------------------
 
 SUSTAINED = 100e12
-"""FLOP/s of one GPU in the estimate of hours: about a third of what an A100 can do in bfloat16."""
+"""FLOP/s of one GPU in the estimate of hours: about a third of an A100's peak in bfloat16."""
 
 
 def training_flops(config: Config, data: Data, flops: int) -> float:
-    """Of a whole training, where a backward pass is two forward ones; evaluation left out."""
+    """Return the FLOPs of a whole training, without evaluation.
+
+    A backward pass counts as two forward ones.
+
+    Args:
+        flops: FLOPs of the forward pass of one image."""
     return 3.0 * flops * configs.image_gradients(config, data.num_train)
 
 
 def lines(config: Config, data: Data, found: Rehearsal, ranks: int) -> list[str]:
-    """What a rehearsal found, for a person."""
+    """Format a rehearsal as lines for a person."""
     total = configs.num_steps(config, data.num_train)
+    flops = training_flops(config, data, found.flops)
+    losses = ", ".join(f"{loss:.4f}" for loss in found.losses)
     return [
-        f"model      {config.model.name}: {found.params:,} parameters, {found.decayed:,} of them decay; "
-        f"{found.flops / 1e9:.2f} GFLOPs an image forward",
-        f"data       {config.data.source}: {data.num_train:,} training images, {data.num_classes} classes, "
-        f"{config.data.image_size} px; loss {config.loss}",
+        f"model      {config.model.name}: {found.params:,} parameters, {found.decayed:,} of them "
+        f"decay; {found.flops / 1e9:.2f} GFLOPs an image forward",
+        f"data       {config.data.source}: {data.num_train:,} training images, "
+        f"{data.num_classes} classes, {config.data.image_size} px; loss {config.loss}",
         *_schedule(config, total),
         *_ascent(config, ranks),
         f"update     {_update(config)}",
-        f"memory     weights {_mega(found.weight_bytes)}, gradients, optimizer and copies {_mega(found.state_bytes)}; "
-        f"a forward pass keeps {_mega(found.kept_bytes / found.images)} an image",
-        f"cost       {training_flops(config, data, found.flops):.2e} FLOPs in all, "
-        f"{training_flops(config, data, found.flops) / SUSTAINED / 3600:,.1f} hours of a GPU that sustains "
-        f"{SUSTAINED / 1e12:.0f} TFLOP/s (derived)",
-        f"rehearsed  {len(found.losses)} steps of {found.images} made images: loss "
-        f"{', '.join(f'{loss:.4f}' for loss in found.losses)}; {found.seconds:.2f} s a step here",
+        f"memory     weights {_mega(found.weight_bytes)}, gradients, optimizer and copies "
+        f"{_mega(found.state_bytes)}; a forward pass keeps "
+        f"{_mega(found.kept_bytes / found.images)} an image",
+        f"cost       {flops:.2e} FLOPs in all, {flops / SUSTAINED / 3600:,.1f} hours of a GPU that "
+        f"sustains {SUSTAINED / 1e12:.0f} TFLOP/s (derived)",
+        f"rehearsed  {len(found.losses)} steps of {found.images} made images: loss {losses}; "
+        f"{found.seconds:.2f} s a step here",
     ]
 
 
 def _schedule(config: Config, total: int) -> list[str]:
     o = config.optim
     points = sorted({0, min(o.warmup_steps, total), total // 4, total // 2, 3 * total // 4, total})
-    rates = ", ".join(f"{optim.lr_at(step, o, total):.3g} at {step:,}" for step in points)
-    said = [
-        f"steps      {total:,} of {config.data.batch_size} images; warm-up {o.warmup_steps:,}, then {o.schedule}"
+    rates = ", ".join(f"{lr_at(step, o, total):.3g} at {step:,}" for step in points)
+    return [
+        f"steps      {total:,} of {config.data.batch_size} images; "
+        f"warm-up {o.warmup_steps:,}, then {o.schedule}",
+        f"lr         {rates}",
     ]
-    return [*said, f"lr         {rates}"]
 
 
 def _ascent(config: Config, ranks: int) -> list[str]:
-    if not config.sam.rho:
+    sam = config.sam
+    if not sam.rho:
         return ["gradient   plain"]
-    batch, m = config.data.batch_size, config.sam.m
+    batch = config.data.batch_size
     each = batch // ranks
-    groups = f"{each // m} groups of {m}" if m else "one group"
-    shared = (
-        ", one ascent for all ranks" if config.sam.shared_ascent else ", each from its own gradient"
-    )
+    groups = f"{each // sam.m} groups of {sam.m}" if sam.m else "one group"
+    shared = "one ascent for all ranks" if sam.shared_ascent else "each from its own gradient"
+    words = configs.sam_words(sam)
     return [
-        f"ascent     rho {config.sam.rho:g}; {batch} images on {ranks} ranks, {each} a rank: {groups} a rank{shared}",
-        *([f"variant    {words}"] if (words := configs.sam_words(config.sam)) else []),
+        f"ascent     rho {sam.rho:g}; {batch} images on {ranks} ranks, {each} a rank: "
+        f"{groups} a rank, {shared}",
+        *([f"variant    {words}"] if words else []),
     ]
 
 
 def _update(config: Config) -> str:
     o = config.optim
     clip = f"clip to global norm {o.clip_norm:g}" if o.clip_norm else "no clipping"
-    return f"average over groups and ranks, {clip}, {o.name}, decay {o.weight_decay:g} x lr of {o.decay}"
+    decay = f"decay {o.weight_decay:g} x lr of {o.decay}"
+    return f"average over groups and ranks, {clip}, {o.name}, {decay}"
 
 
 def _mega(count: float) -> str:

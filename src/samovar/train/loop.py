@@ -22,7 +22,7 @@ from samovar.objectives.contrastive import Projected, num_features
 from samovar.runtime import Runtime, seed_everything
 from samovar.sam import SamMemory, SamVariant, sam_backward
 from samovar.sam.module_passes import LossFn
-from samovar.train import optim
+from samovar.train import optim, schedules
 
 
 @dataclass
@@ -162,8 +162,8 @@ def steps(
     for batch in stream:
         # Dropout is a function of the step, so a resume needs no saved random state.
         seed_everything(config.seed, state.step, runtime.rank)
-        lr = optim.lr_at(state.step - first, config.optim, total)
-        rho = optim.rho_at(state.step - first, config, total)
+        lr = schedules.lr_at(state.step - first, config.optim, total)
+        rho = schedules.rho_at(state.step - first, config, total)
         optim.set_lr(state.optimizer, lr)
         state.memory.step = state.step - first
 

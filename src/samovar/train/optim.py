@@ -1,17 +1,14 @@
-"""Optimizers by name, with the paper's rule of what decays, and what happens to a gradient on the
-way to them.
+"""Optimizers by name, the parameters that decay, and what happens to a gradient before a step.
 
-`adamw` and `sgd` are torch's, fused where the device has it: fused ones skip a non-finite step
-without asking the host. Every other name is timm's. Weight decay is decoupled (lr x decay x weight)
-in adamw, sgdw, lambw and most names ending in w; in sgd it is part of the gradient, and in lamb of
-the update, before the trust ratio, as in its paper."""
+`adamw` and `sgd` are torch's, fused where the device supports it: fused ones skip a non-finite step
+without a host sync. Every other name is timm's. Weight decay is decoupled (lr x decay x weight) in
+adamw, sgdw, lambw and most names ending in w; in sgd it is part of the gradient, and in lamb part
+of the update, before the trust ratio, as in its paper."""
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import inspect
-import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
@@ -21,7 +18,10 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import SGD, AdamW, Optimizer
 
-from samovar.config import Config, OptimConfig
+from samovar.config import OptimConfig
+from samovar.train.schedules import lr_at as lr_at
+from samovar.train.schedules import rho_at as rho_at
+from samovar.words import suggest
 
 _CONVOLUTIONS = (
     nn.Conv1d,
@@ -37,17 +37,17 @@ _ATTENTION_KERNELS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_pro
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """Trainable parameters with their names, in a group that decays and one that does not; an empty
-    one is left out.
+    """Group the trainable parameters, with their names, by whether they decay; omit an empty group.
 
     Under `decay="kernels"` the weights of linear and convolution layers decay, patch embedding and
-    head included; biases, norms, class tokens and position embeddings do not. Shared parameters
-    appear once, and decay if any of the layers that share them makes them a kernel.
+    head included; biases, norms, class tokens and position embeddings do not. A shared parameter
+    appears once, and decays if it is a kernel in any of the layers that share it.
 
     Raises:
         ValueError: the model has nothing to train.
 
     Source: `kernel` parameters, the default of big_vision's weight decay."""
+    # decided by tensor, not by name: a tied weight is listed once, perhaps under its other name
     kernels = _kernels(model)
     decayed: list[tuple[str, nn.Parameter]] = []
     kept: list[tuple[str, nn.Parameter]] = []
@@ -70,27 +70,26 @@ def _kernels(model: nn.Module) -> set[Tensor]:
         if isinstance(layer, (nn.Linear, *_CONVOLUTIONS)):
             kernels.add(layer.weight)
         elif isinstance(layer, nn.MultiheadAttention):
-            kernels |= {
-                weight
-                for name in _ATTENTION_KERNELS
-                if (weight := getattr(layer, name)) is not None
-            }
+            found = (getattr(layer, name) for name in _ATTENTION_KERNELS)
+            kernels |= {weight for weight in found if weight is not None}
     return kernels
 
 
 def create_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
-    """The optimizer a config names, over `parameter_groups` of the model, where the parameters now
-    are.
+    """Create the optimizer that a config names, over `parameter_groups` of the model.
+
+    Move the model to its device first: the fused kernels are chosen by it.
 
     Raises:
-        ValueError: an unknown name (with the nearest), or one that does not run here."""
+        ValueError: an unknown name (with the nearest), or an optimizer that does not run here."""
     groups = parameter_groups(model, config)
     if config.name in _TORCH:
         return _TORCH[config.name](groups, config)
     known: list[str] = _registry.list_optimizers()
     if config.name not in known:
-        near = difflib.get_close_matches(config.name, known, n=3) or ["adamw", "sgd", "lamb"]
-        raise ValueError(f"unknown optimizer {config.name!r}; nearest: {', '.join(near)}")
+        advice = suggest(config.name, known, instead="try adamw, sgd or lamb", count=3)
+        raise ValueError(f"unknown optimizer {config.name!r}; {advice}")
+    # timm lists optimizers whose packages or devices may be missing, and they fail in several ways
     try:
         return _timm_optimizer(groups, config)
     except (ImportError, AssertionError, RuntimeError) as error:
@@ -104,8 +103,8 @@ def _adamw(groups: list[dict[str, Any]], config: OptimConfig) -> Optimizer:
 def _sgd(groups: list[dict[str, Any]], config: OptimConfig) -> Optimizer:
     optimizer = _fused(SGD, groups, lr=config.lr, momentum=config.momentum)
     if config.momentum:
-        # torch's fused SGD makes its buffers of uninitialized memory in the first step, and a step
-        # that is skipped leaves them so; from zeros the first step is the same one
+        # torch's fused SGD allocates its buffers uninitialized in the first step, and a skipped
+        # first step leaves them so; starting from zeros gives the same first step
         for parameter in (p for group in optimizer.param_groups for p in group["params"]):
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
@@ -120,12 +119,9 @@ _TORCH: dict[str, Callable[[list[dict[str, Any]], OptimConfig], Optimizer]] = {
 def _fused(
     cls: Callable[..., Optimizer], groups: list[dict[str, Any]], **options: Any
 ) -> Optimizer:
-    # asked here, because torch tells only at the first step that there is no fused kernel
-    fused = all(
-        p.is_floating_point() and p.device.type in _FUSED_DEVICES
-        for g in groups
-        for _, p in g["params"]
-    )
+    # checked here, because torch reports a missing fused kernel only at the first step
+    parameters = [parameter for group in groups for _, parameter in group["params"]]
+    fused = all(p.is_floating_point() and p.device.type in _FUSED_DEVICES for p in parameters)
     return cls(groups, fused=fused or None, **options)
 
 
@@ -133,9 +129,6 @@ def _timm_optimizer(groups: list[dict[str, Any]], config: OptimConfig) -> Optimi
     info = _registry.get_optimizer_info(config.name)
     if info.second_order:
         raise RuntimeError("it needs second derivatives, and training keeps no graph for them")
-    signature = inspect.signature(
-        _registry.get_optimizer_class(config.name, bind_defaults=False)
-    ).parameters
     options: dict[str, Any] = {
         "lr": config.lr,
         "weight_decay": config.weight_decay,
@@ -143,28 +136,29 @@ def _timm_optimizer(groups: list[dict[str, Any]], config: OptimConfig) -> Optimi
     }
     if info.has_betas and info.num_betas == len(config.betas):
         options["betas"] = config.betas
-    if "max_grad_norm" in signature:
-        options["max_grad_norm"] = (
-            None  # timm's LAMB clips at 1 unasked; clipping is `optim.clip_norm`'s
-        )
+    cls = _registry.get_optimizer_class(config.name, bind_defaults=False)
+    if "max_grad_norm" in inspect.signature(cls).parameters:
+        # timm's LAMB clips at 1 by default; here only `optim.clip_norm` clips
+        options["max_grad_norm"] = None
     return cast(Optimizer, _registry.create_optimizer_v2(groups, config.name, **options))
 
 
 def honours_found_inf(optimizer: Optimizer) -> bool:
-    """Whether the optimizer skips a step by itself, on the device, when its `found_inf` is 1:
-    torch's fused ones."""
+    """Return True if the optimizer skips a step on the device when its `found_inf` is 1.
+
+    torch's fused optimizers do."""
     return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
 def step_if(optimizer: Optimizer, finite: Tensor) -> None:
-    """Step if `finite` (a scalar bool), else leave weights and state, its step counter too, as they
-    are.
+    """Step if `finite`, a scalar bool; otherwise leave weights, state and step counter unchanged.
 
     Costs a host sync with optimizers that do not honour `found_inf`."""
     if not honours_found_inf(optimizer):
         if finite:
             optimizer.step()
         return
+    # the attributes by which torch's GradScaler asks a fused optimizer to skip a step
     fused = cast(Any, optimizer)
     fused.grad_scale, fused.found_inf = None, (~finite).float()
     try:
@@ -173,90 +167,8 @@ def step_if(optimizer: Optimizer, finite: Tensor) -> None:
         del fused.grad_scale, fused.found_inf
 
 
-# --- schedules
-# -------------------------------------------------------------------------------------------------------
-
-
-def _cosine(progress: float, config: OptimConfig) -> float:
-    return 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def _linear(progress: float, config: OptimConfig) -> float:
-    return config.linear_end + (1 - config.linear_end) * (1 - progress)
-
-
-def _exponential(progress: float, config: OptimConfig) -> float:
-    return float(config.exponential_end**progress)
-
-
-def _constant(progress: float, config: OptimConfig) -> float:
-    return 1.0
-
-
-_SCHEDULES: dict[str, Callable[[float, OptimConfig], float]] = {
-    "cosine": _cosine,
-    "linear": _linear,
-    "exponential": _exponential,
-    "constant": _constant,
-}
-
-
-def check_warmup(config: OptimConfig, total_steps: int, section: str = "optim") -> None:
-    """Refuse a warm-up that is longer than what it warms up for.
-
-    Args:
-        section: where in the settings `config` is.
-
-    Raises:
-        ValueError: names the flag and both numbers."""
-    if config.warmup_steps > total_steps:
-        raise ValueError(
-            f"--{section}.warmup-steps {config.warmup_steps} is more than the run's {total_steps} steps; lower it or "
-            "train longer"
-        )
-
-
-def lr_at(step: int, config: OptimConfig, total_steps: int) -> float:
-    """Learning rate of a step, counted from 0.
-
-    The decayed value times min(1, step / warmup_steps), where decay starts after warm-up. So with
-    warm-up the first
-    step has rate 0: it fills the moments and moves nothing.
-
-    Raises:
-        ValueError: warm-up is longer than the run.
-
-    Source: big_vision's schedules."""
-    check_warmup(config, total_steps)
-    warmup = config.warmup_steps
-    progress = min(1.0, max(0.0, (step - warmup) / max(1, total_steps - warmup)))
-    ramp = min(1.0, step / warmup) if warmup else 1.0
-    return config.lr * ramp * _SCHEDULES[config.schedule](progress, config)
-
-
-def rho_at(step: int, config: Config, total_steps: int) -> float:
-    """Radius of the perturbation at a step, counted from 0; 0 where SAM does not climb: before its
-    start, from its end.
-
-    Under `rho_schedule="lr"` it is rho_min + (rho - rho_min) (lr - lr_min) / (lr_max - lr_min),
-    where lr_max is the peak and lr_min the rate at the end of the schedule; not below rho_min,
-    which warm-up would otherwise go.
-
-    Source: GSAM, Zhuang et al., arXiv:2203.08065."""
-    sam = config.sam
-    if not round(sam.start * total_steps) <= step < round(sam.end * total_steps):
-        return 0.0
-    if sam.rho_schedule == "constant":
-        return sam.rho
-    peak = config.optim.lr
-    lowest = peak * _SCHEDULES[config.optim.schedule](1.0, config.optim)
-    lowest = 0.0 if lowest == peak else lowest  # then all that changes is the warm-up from 0
-    share = (lr_at(step, config.optim, total_steps) - lowest) / (peak - lowest) if peak else 0.0
-    return sam.rho_min + (sam.rho - sam.rho_min) * max(0.0, share)
-
-
 def set_lr(optimizer: Optimizer, lr: float) -> None:
-    """Set the learning rate of every group, times the group's `lr_scale` where timm has put one."""
+    """Set the learning rate of every group, times the group's `lr_scale` where timm has set one."""
     for group in optimizer.param_groups:
         scaled = lr * group.get("lr_scale", 1.0)
         if isinstance(group["lr"], Tensor):  # a compiled step reads the rate from this very tensor
@@ -266,8 +178,9 @@ def set_lr(optimizer: Optimizer, lr: float) -> None:
 
 
 def clip_(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
-    """Scale gradients in place so that their global norm is at most `max_norm`; 0 leaves them. No
-    host sync.
+    """Scale gradients in place so that their global norm is at most `max_norm`; 0 leaves them.
+
+    Makes no host sync.
 
     Returns:
         The norm before clipping, a scalar on the device; not finite if any gradient is not."""
@@ -278,15 +191,11 @@ def clip_(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     return norm
 
 
-# --- average of the weights
-# ------------------------------------------------------------------------------------------
-
-
 class Ema:
     """Exponential moving average of a model's weights.
 
     Parameters are averaged; buffers, such as the statistics of BatchNorm, are copied. The decay
-    starts low and is min(decay, (1 + n) / (10 + n)) after n updates, so that a short run does not
+    after n updates is min(decay, (1 + n) / (10 + n)): it starts low, so that a short run does not
     average over its random start."""
 
     def __init__(self, model: nn.Module, decay: float):
@@ -310,8 +219,9 @@ class Ema:
 
     @contextlib.contextmanager
     def swapped(self, model: nn.Module) -> Iterator[None]:
-        """Lend the model the averaged weights; on exit its own come back bit for bit, in the same
-        storage."""
+        """Put the averaged weights into the model inside; restore its own on exit.
+
+        They are restored bit for bit, in the same storage."""
         own = {name: value.detach().clone() for name, value in model.state_dict().items()}
         try:
             model.load_state_dict(self.weights)
@@ -320,19 +230,19 @@ class Ema:
             model.load_state_dict(own)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averaged weights under the model's names, and `num_updates`."""
+        """Return the averaged weights under the model's names, and `num_updates`."""
         return {**self.weights, "num_updates": torch.tensor(self.num_updates)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue from a `state_dict`, on the device the average is on.
 
         Raises:
-            ValueError: it is of another model."""
+            ValueError: the state belongs to another model."""
         weights = {name: value for name, value in state.items() if name != "num_updates"}
         if weights.keys() != self.weights.keys():
             name = sorted(weights.keys() ^ self.weights.keys())[0]
             raise ValueError(
-                f"the averaged weights are of another model: {name} is in only one of the two"
+                f"the averaged weights belong to another model: {name} is in only one of the two"
             )
         for name, value in self.weights.items():
             value.copy_(weights[name])

@@ -1,4 +1,4 @@
-"""Trials: configs trained to their end for the sake of one number, each in a folder of its own."""
+"""Trials: configs trained to their end for one number, each in a folder of its own."""
 
 from __future__ import annotations
 
@@ -20,30 +20,31 @@ from samovar.data.splits import Source
 from samovar.runs.records import RunDir
 from samovar.runtime import Runtime, started
 from samovar.runtime.workers import Stopped, share, signals_raise
-from samovar.train.fit import HARMLESS, Diverged, Interrupted, fit, prepare
+from samovar.train.fit import Diverged, Interrupted, fit, prepare
 from samovar.train.loop import TrainState
+from samovar.train.resume import changes
 
 RESULT = "trial.json"
 
 MOST_EVALUATIONS = 4
-"""Of a trial; a checkpoint is saved at each, so a machine that fails loses a quarter at most."""
+"""Most evaluations of a trial; each saves a checkpoint, so a crash loses at most a quarter."""
 
 EVALUATION_SHARE = 0.05
-"""Of the work of training, at most; a short trial is evaluated at its end alone."""
+"""Largest cost of evaluation relative to training; a short trial is evaluated only at its end."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Trial:
-    """How a trial ended."""
+    """Result of a finished trial."""
 
     folder: Path
     config: Config
     accuracy: float
-    """Of the last evaluation, at the final step; NaN after a divergence, as is the loss."""
+    """Accuracy at the final step; NaN after a divergence."""
     loss: float
-    """In nats."""
+    """Loss at the final step, in nats; NaN after a divergence."""
     steps: int
     """Optimizer steps of the whole trial."""
     seconds: float
@@ -53,15 +54,14 @@ class Trial:
 
 
 def run_trial(config: Config, folder: Path, runtime: Runtime | None = None) -> Trial:
-    """Train `config` to its end in `folder`, quietly; what is finished there is read back, what was
-    begun goes on.
+    """Train a config to its end in a folder, without printing.
 
-    It is evaluated rarely, whatever `run.eval_every` says, and once it is done its checkpoints are
-    deleted. Under torchrun all ranks call this together with their runtime, and get the same trial
-    but for the seconds.
+    A finished trial in the folder is read back; an unfinished one continues. A trial is evaluated
+    rarely, whatever `run.eval_every` says, and deletes its checkpoints at its end. Under torchrun
+    all ranks call this together with their runtime, and get the same trial except for `seconds`.
 
     Raises:
-        ValueError: as `prepare`; a folder that holds a trial of other settings.
+        ValueError: as `prepare`; the folder holds a trial with other settings.
         Interrupted: SIGINT or SIGTERM came while it trained; the state is saved.
         OSError: the disk is full; the last checkpoint is intact."""
     with contextlib.nullcontext(runtime) if runtime else started(config.run) as runtime:
@@ -70,39 +70,38 @@ def run_trial(config: Config, folder: Path, runtime: Runtime | None = None) -> T
 
 
 def finished(config: Config, folder: Path) -> Trial | None:
-    """The trial that ended in `folder`; None where it has not yet, or there is none.
+    """Return the finished trial in a folder; None if there is none or it has not finished.
 
     Raises:
-        ValueError: the folder holds a trial of other settings."""
+        ValueError: the folder holds a trial with other settings."""
     run = RunDir(folder)
     if not run.config_path.is_file():
         return None
-    pairs = configs.differences(configs.load(run.config_path), config)
-    for name, (before, now) in pairs.items():
-        if name not in (*HARMLESS, "recipe"):
-            flag = "--" + name.replace("_", "-")
-            raise ValueError(
-                f"{folder} holds a trial with {flag} {before}, not {now}; give another folder"
-            )
+    saved = configs.load(run.config_path)
+    for name, (before, now) in changes(saved, config, also_harmless=["recipe"]).items():
+        flag = "--" + name.replace("_", "-")
+        raise ValueError(
+            f"{folder} holds a trial with {flag} {before}, not {now}; give another folder"
+        )
     values = _read(run)
     if "finite" not in values:
         return None
-    accuracy, loss = (
-        math.nan if values[key] is None else values[key] for key in ("accuracy", "loss")
-    )
+    # strict JSON has no NaN, so the file of a diverged trial holds null
+    accuracy, loss = (math.nan if values[k] is None else values[k] for k in ("accuracy", "loss"))
     return Trial(
         folder, config, accuracy, loss, values["steps"], values["seconds"], values["finite"]
     )
 
 
 def _read(run: RunDir) -> dict[str, Any]:
-    """What is known of a trial: nothing, the time it took so far, or how it ended."""
+    """Return what a trial has written: nothing, the seconds so far, or its result."""
     path = run.path / RESULT
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def _by_main(look: Callable[[], T], runtime: Runtime) -> T:
-    """What the main rank finds, or the error that it meets, on every rank."""
+    """Call a function on the main rank; return its result, or raise its error, on every rank."""
+    # an error has to reach the other ranks too, which would otherwise wait for the main one forever
     answer: list[Any] = [None, None]
     if runtime.is_main:
         try:
@@ -120,11 +119,13 @@ def _by_main(look: Callable[[], T], runtime: Runtime) -> T:
 def _train(config: Config, folder: Path, runtime: Runtime) -> Trial:
     source, state = prepare(config, runtime)
     total = sum(configs.num_steps(stage, len(source.train)) for stage in configs.stages(config))
+    # many trials share a disk, and only their last evaluation is read
     sparing = replace(
         config.run, keep=1, loggers=(), watch_every=0, eval_every=eval_every(config, source, total)
     )
     config, run = replace(config, run=sparing), RunDir(folder)
     _by_main(lambda: _make(run, config), runtime)
+    # an interrupted trial leaves the time it took, which counts in the total of the continued one
     before, since = _read(run).get("seconds", 0.0), time.process_time()
     try:
         accuracy, loss = _fit(config, run, runtime, source, state)
@@ -135,17 +136,20 @@ def _train(config: Config, folder: Path, runtime: Runtime) -> Trial:
     seconds = before + time.process_time() - since
     trial = Trial(folder, config, accuracy, loss, total, seconds, math.isfinite(loss))
     if runtime.is_main:
-        _write(run, trial)
+        measured = ("accuracy", "loss", "steps", "seconds", "finite")
+        values = {name: getattr(trial, name) for name in measured}
+        lost = {} if trial.finite else {"accuracy": None, "loss": None}
+        run.write_json(RESULT, values | lost)
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
     return trial
 
 
 def eval_every(config: Config, source: Source, total: int) -> int:
-    """Steps between evaluations that cost no more than a small share of the trial, in passes over
-    images."""
+    """Return the steps between evaluations, so that these cost a small share of the trial.
+
+    Cost is counted in images that pass forward and backward; the latter costs twice the former."""
     training = total * config.data.batch_size * configs.passes(config)
-    evaluation = (
-        len(source.val) / 3
-    )  # a forward pass, where training has a backward one of twice its cost as well
+    evaluation = len(source.val) / 3
     parts = min(MOST_EVALUATIONS, int(EVALUATION_SHARE * training / max(1.0, evaluation)))
     return math.ceil(total / max(1, parts))
 
@@ -164,51 +168,36 @@ def _make(run: RunDir, config: Config) -> None:
 def _fit(
     config: Config, run: RunDir, runtime: Runtime, source: Source, state: TrainState
 ) -> tuple[float, float]:
-    """Train to the end; returns the last accuracy and loss, NaN both where they or the gradients
-    are not finite."""
+    """Train to the end and return the last accuracy and loss, both NaN after a divergence."""
     lost = math.nan, math.nan
     try:
         *_, done = fit(config, run, runtime, source, state)
     except Diverged:
         return lost
     accuracy, loss = (done.values[f"last/val/{key}"] for key in ("accuracy", "loss"))
-    # a very short trial may skip every step and not yet be called a divergence
-    return (
-        lost if done.values["skipped"] >= done.step or not math.isfinite(loss) else (accuracy, loss)
-    )
-
-
-def _write(run: RunDir, trial: Trial) -> None:
-    """Keep how the trial ended, and nothing heavy."""
-    measured = (
-        {"accuracy": trial.accuracy, "loss": trial.loss}
-        if trial.finite
-        else {"accuracy": None, "loss": None}
-    )
-    run.write_json(
-        RESULT, {**measured, "steps": trial.steps, "seconds": trial.seconds, "finite": trial.finite}
-    )
-    shutil.rmtree(run.checkpoints, ignore_errors=True)
+    # a trial of fewer steps than `run.max_nonfinite` may skip them all without raising Diverged
+    learned = done.values["skipped"] < done.step and math.isfinite(loss)
+    return (accuracy, loss) if learned else lost
 
 
 # --- several at a time
-# -----------------------------------------------------------------------------------------------
 
 
 def run_trials(
     todo: Mapping[Path, Config], *, jobs: int, on_done: Callable[[Trial], None]
 ) -> list[Trial]:
-    """Run the trials of folders, `jobs` of them at a time; returns them in the order given.
+    """Run trials, `jobs` of them at a time, and return them in the order given.
 
     With more than one job they run in new processes, which share the cores and take the GPUs in
     turn; those import the main module, so a script needs `if __name__ == "__main__":`.
 
     Args:
-        on_done: called with each trial as it ends, those first that had ended before.
+        todo: the config of each trial, by its folder.
+        on_done: called with each trial as it ends; first with those that had ended before.
 
     Raises:
         Stopped: SIGINT or SIGTERM came; every running trial is saved.
-        ChildProcessError: a process ended by itself, for instance for lack of memory.
+        ChildProcessError: a process died, for instance for lack of memory.
         ValueError, OSError: as `run_trial`."""
     ended = {
         folder: trial for folder, config in todo.items() if (trial := finished(config, folder))
@@ -222,10 +211,12 @@ def run_trials(
         ended[task[0]] = trial
         on_done(trial)
 
+    # a running trial handles signals itself; these handlers hold between trials
     with signals_raise():
         if jobs > 1 and left:
+            each = max(1, cores() // count)
             share(
-                [(folder, _with_threads(config, cores() // count)) for folder, config in left],
+                [(folder, _with_threads(config, each)) for folder, config in left],
                 _run,
                 count,
                 keep,
@@ -236,7 +227,7 @@ def run_trials(
 
 
 def _with_threads(config: Config, threads: int) -> Config:
-    return replace(config, run=replace(config.run, threads=config.run.threads or max(1, threads)))
+    return replace(config, run=replace(config.run, threads=config.run.threads or threads))
 
 
 def _run(task: tuple[Path, Config]) -> Trial:

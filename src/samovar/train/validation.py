@@ -1,7 +1,6 @@
-"""What a run is judged by while it trains: loss and accuracy on held-out images, or its features
-until it classifies.
+"""Validate a run while it trains: by loss and accuracy, or by its features before it classifies.
 
-All ranks call these functions together, as they share the images."""
+All ranks call these functions together, because each evaluates its part of the images."""
 
 from __future__ import annotations
 
@@ -25,7 +24,7 @@ from samovar.train.evaluation import evaluate
 from samovar.train.loop import TrainState
 
 MOST_NEIGHBOURS = 5000
-"""Training images, evenly per class, that the features of held-out ones are compared with."""
+"""Most training images, evenly per class, whose features vote on those of held-out images."""
 K, TEMPERATURE = MeasureConfig.knn_k, MeasureConfig.knn_temperature
 
 
@@ -36,18 +35,20 @@ def validate(
     state: TrainState,
     bad_files: Path | None = None,
 ) -> list[Record]:
-    """What the validation split says of the state; BatchNorm's statistics become those of rank 0 on
-    every rank.
+    """Evaluate the state on the validation split.
 
-    Under `supcon` nothing is said of the classifier, which does not learn yet.
+    Under `supcon`, where the classifier does not learn yet, the features are evaluated. On several
+    ranks the BatchNorm statistics of rank 0 replace those of the others.
+
+    Returns:
+        Records of `val/loss` and `val/accuracy`, or of `val/knn_accuracy`.
 
     Raises:
         BadImages: too many images cannot be read.
-        ValueError: features that are not finite."""
+        NotFinite: the features are not finite."""
     if runtime.world_size > 1:
-        for buffer in (
-            state.model.buffers()
-        ):  # BatchNorm statistics are each rank's own; rank 0's are what is saved
+        # each rank has its own BatchNorm statistics, and a checkpoint saves those of rank 0
+        for buffer in state.model.buffers():
             dist.broadcast(buffer, 0)
     judge = _by_features if config.loss == "supcon" else _by_classifier
     return judge(config, source, runtime, state, bad_files)
@@ -56,13 +57,13 @@ def validate(
 def _by_classifier(
     config: Config, source: Source, runtime: Runtime, state: TrainState, bad_files: Path | None
 ) -> list[Record]:
-    """Loss and accuracy of the averaged weights where there are any, else of the plain ones."""
+    """Record loss and accuracy, of the averaged weights if the run keeps an average."""
+    # smoothed targets raise the loss, so runs with and without them would not compare
     objective = make_objective(replace(config, label_smoothing=0.0), len(source.classes))
     weights = state.ema.swapped(state.model.body) if state.ema else contextlib.nullcontext()
     with weights:
-        result = evaluate(
-            state.model, _share(source.val, "val", config, runtime, bad_files), objective, runtime
-        )
+        images = _rank_batches(source.val, "val", config, runtime, bad_files)
+        result = evaluate(state.model, images, objective, runtime)
     where = {"split": "val", "step": state.step}
     settings = {"loss": config.loss, "ema": bool(state.ema)}
     stderr = _stderr(result.accuracy, result.n)
@@ -75,12 +76,15 @@ def _by_classifier(
 def _by_features(
     config: Config, source: Source, runtime: Runtime, state: TrainState, bad_files: Path | None
 ) -> list[Record]:
-    """Accuracy of the votes of training images near in feature space, none of them augmented."""
+    """Record the accuracy of a vote of the nearest training images, without augmentation."""
     near = source.train.take(evenly(source.train.labels, MOST_NEIGHBOURS, config.data.split_seed))
+    voters = _rank_batches(near, "train", config, runtime, bad_files)
+    judged = _rank_batches(source.val, "val", config, runtime, bad_files)
     with runtime.autocast():
-        bank = features(state.model, _share(near, "train", config, runtime, bad_files))
-        found, labels = features(state.model, _share(source.val, "val", config, runtime, bad_files))
-    known, classes = (_of_all_ranks(part, runtime) for part in bank)
+        bank = features(state.model, voters)
+        found, labels = features(state.model, judged)
+    # every rank judges its own part of the validation images by the voters of all ranks
+    known, classes = (_from_all_ranks(part, runtime) for part in bank)
     correct = knn_guess(known, classes, found, k=K, temperature=TEMPERATURE) == labels
     counts = torch.tensor([correct.sum(), len(correct)], device=runtime.device)
     if runtime.world_size > 1:
@@ -91,9 +95,10 @@ def _by_features(
     return [Record("val/knn_accuracy", right / n, "1", _stderr(right / n, n), n, where, settings)]
 
 
-def _share(
+def _rank_batches(
     split: Split, role: str, config: Config, runtime: Runtime, bad_files: Path | None
 ) -> Generator[Batch, None, None]:
+    """Yield this rank's part of a split."""
     return eval_batches(
         split,
         config.data,
@@ -106,13 +111,12 @@ def _share(
     )
 
 
-def _of_all_ranks(rows: Tensor, runtime: Runtime) -> Tensor:
+def _from_all_ranks(rows: Tensor, runtime: Runtime) -> Tensor:
     if runtime.world_size == 1:
         return rows
     parts: list[Tensor] = [rows] * runtime.world_size
-    dist.all_gather_object(
-        parts, rows
-    )  # not all_gather: shares differ by an image, or by more where some are lost
+    # not all_gather: ranks differ by an image, or by more where images are unreadable
+    dist.all_gather_object(parts, rows)
     return torch.cat(parts)
 
 

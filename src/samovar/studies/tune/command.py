@@ -32,7 +32,8 @@ from samovar.studies.tune.view import (
     table_of,
     trial_line,
 )
-from samovar.train.fit import HARMLESS, prepare
+from samovar.train.fit import prepare
+from samovar.train.resume import HARMLESS
 from samovar.train.trials import Trial, run_trials
 
 SHARE = 0.1

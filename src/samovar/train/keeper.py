@@ -1,0 +1,111 @@
+"""Keep what a run leaves on disk: records, checkpoints, the log of its speed."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+
+import torch
+
+from samovar.config import Config
+from samovar.runs import checkpoint
+from samovar.runs.loggers import open_loggers
+from samovar.runs.records import Record, RunDir, Sink, replace_text
+from samovar.runtime import Runtime, provenance
+from samovar.train import resume
+from samovar.train.loop import Step, TrainState
+
+
+class Diverged(Exception):
+    """Too many non-finite gradients in a row; the weights are those of the last finite step."""
+
+
+class Keeper:
+    """Writer of one run's folder; only the main rank writes."""
+
+    def __init__(self, config: Config, run: RunDir, runtime: Runtime) -> None:
+        self.config, self.run, self.runtime = config, run, runtime
+        self.fingerprint = resume.fingerprint(config)
+        self.sinks: list[Sink] = []
+
+    def begin(self, step: int, classes: Sequence[str], *, resumed: bool) -> None:
+        """Prepare the folder for training from `step`, and open the loggers."""
+        if not self.runtime.is_main:
+            return
+        # what was recorded after the checkpoint will be recorded again
+        self.run.rewind(step)
+        name = f"provenance-resumed-{step}.json" if resumed else "provenance.json"
+        self.run.write_json(name, provenance(self.runtime))
+        self.run.keep_classes(classes)
+        self.sinks = open_loggers(self.config.run.loggers, self.run, self.config)
+
+    def record(self, record: Record) -> None:
+        """Append a record to the run, and hand it to every logger."""
+        if self.runtime.is_main:
+            self.run.append(record)
+            for sink in self.sinks:
+                sink(record)
+
+    def log(self, state: TrainState, step: Step, clock: Clock, config: Config) -> dict[str, float]:
+        """Record loss, rate, gradient norm and speed since the last call, and return them.
+
+        Args:
+            config: the settings of the stage that `step` belongs to.
+
+        Raises:
+            Diverged: `run.max_nonfinite` gradients in a row were not finite."""
+        # contrastive and classification losses do not compare, so they are two curves
+        loss = "train/contrastive_loss" if config.loss == "supcon" else "train/loss"
+        # one transfer for all numbers: the only host sync of the training loop
+        numbers = state.tally | {"grad_norm": step.grad_norm}
+        tally = dict(zip(numbers, torch.stack(list(numbers.values())).tolist(), strict=True))
+        values = {
+            loss: tally["loss"] / max(tally["steps"], 1),
+            "train/lr": step.lr,
+            "train/grad_norm": tally["grad_norm"],
+            "train/images_per_second": clock.rate(step.step),
+            "train/skipped": tally["skipped"],
+        }
+        units = {loss: "nats", "train/images_per_second": "images/s"}
+        for name, value in values.items():
+            self.record(Record(name, value, units.get(name, ""), where={"step": step.step}))
+        state.tally["loss"].zero_()
+        state.tally["steps"].zero_()
+        if tally["tripped"]:
+            raise Diverged(
+                f"gradients were not finite for {self.config.run.max_nonfinite} steps in a row, "
+                f"up to step {tally['tripped']:.0f}; "
+                "lower --optim.lr, raise --optim.warmup-steps or set --optim.clip-norm"
+            )
+        return values
+
+    def save(self, state: TrainState) -> None:
+        """Write a checkpoint, name the best one, delete those no longer kept."""
+        if not self.runtime.is_main:
+            return
+        folder, best = self.run.checkpoints, state.best
+        checkpoint.save(folder, resume.snapshot(state), self.fingerprint)
+        # in this order a crash at any point leaves a best.json whose checkpoint exists
+        if best:
+            replace_text(folder / "best.json", json.dumps(best) + "\n")
+        checkpoint.prune(folder, self.config.run.keep, int(best["step"]) if best else None)
+
+
+class Clock:
+    """Stopwatch of training speed."""
+
+    def __init__(self, batch_size: int, step: int) -> None:
+        self.batch_size = batch_size
+        self.mark(step)
+
+    def mark(self, step: int) -> None:
+        """Start counting at this step; called after an evaluation, to leave out its time."""
+        self.step, self.since = step, time.perf_counter()
+
+    def rate(self, step: int) -> float:
+        """Return images per second since the mark, and move the mark to this step."""
+        images = (step - self.step) * self.batch_size
+        seconds = time.perf_counter() - self.since
+        self.mark(step)
+        return images / seconds

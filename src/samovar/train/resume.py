@@ -1,0 +1,114 @@
+"""Resume a run: which settings may change, which checkpoint fits, and the state it restores."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from samovar.config import Config, differences, from_dict, to_dict
+from samovar.runs import checkpoint
+from samovar.runs.checkpoint import Checkpoint, CheckpointError
+from samovar.runs.records import RunDir
+from samovar.train.loop import TrainState
+
+HARMLESS = (
+    "output", "name", "run.threads", "run.eval_every", "run.log_every", "run.keep", "run.loggers",
+    "run.max_nonfinite", "run.watch_every", "run.watch_images", "data.root",
+    "data.workers", "data.loader", "data.max_bad_share",
+)  # fmt: skip
+"""Settings a resumed run may change: they do not alter the result, beyond the rounding that
+threads and loader may alter."""
+
+
+def changes(
+    saved: Config, wanted: Config, also_harmless: Iterable[str] = ()
+) -> dict[str, tuple[Any, Any]]:
+    """Return the settings that alter the result and differ, with both values."""
+    harmless = {*HARMLESS, *also_harmless}
+    return {k: pair for k, pair in differences(saved, wanted).items() if k not in harmless}
+
+
+def check_resume(saved: Config, wanted: Config) -> None:
+    """Refuse to resume a run under settings that would alter its result.
+
+    Raises:
+        ValueError: names the first such setting with both values."""
+    for name, (before, now) in changes(saved, wanted).items():
+        flag = "--" + name.replace("_", "-")
+        raise ValueError(
+            f"{flag} {now} differs from the run's {before}, and a resume continues the same run;"
+            " drop the flag, or start a new run with --config RUN/config.json"
+        )
+
+
+def fingerprint(config: Config) -> str:
+    """Hash all settings that alter the result and differ from their defaults.
+
+    A setting that a later version adds, at a neutral default, leaves the hash of older runs as it
+    is."""
+    # through JSON's types: a float given as 300 and one read back as 300.0 are the same setting
+    typed: Config = from_dict(to_dict(config))
+    given = changes(typed, Config(recipe=config.recipe))
+    kept = {name: str(value) for name, (value, _) in given.items()}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def newest(run: RunDir, mark: str) -> tuple[Checkpoint | None, list[str]]:
+    """Return a run's newest intact checkpoint, and a line for the reader on each newer one.
+
+    Args:
+        mark: the run's `fingerprint`; checkpoints that carry another are refused.
+
+    Raises:
+        CheckpointError: there are checkpoints, and none can be used."""
+    found, complaints = checkpoint.load_latest(run.checkpoints, mark)
+    if complaints and not found:
+        raise CheckpointError(
+            f"{complaints[0]}; no older checkpoint is whole; start anew with --config "
+            f"{run.config_path}"
+        )
+    return found, [f"{complaint}; using the one before" for complaint in complaints]
+
+
+def snapshot(state: TrainState) -> Checkpoint:
+    """Return the state as a checkpoint."""
+    others: dict[str, Any] = {
+        "optimizer": state.optimizer.state_dict(),
+        "scaler": state.scaler.state_dict() if state.scaler else {},
+        "tally": {name: value.item() for name, value in state.tally.items()},
+        "best": state.best,
+        "last": state.last,
+    }
+    # left out while empty, so that checkpoints of plain SAM stay as they were
+    if state.memory.average or state.memory.component:
+        others["sam"] = state.memory.state_dict()
+    if state.projection is not None:
+        others["projection"] = state.projection.state_dict()
+    ema = state.ema.state_dict() if state.ema else {}
+    # other programs load the file of averaged weights, so the counter is kept apart from it
+    if ema:
+        others["ema_updates"] = int(ema.pop("num_updates"))
+    return Checkpoint(state.step, state.model.body.state_dict(), ema, others)
+
+
+def restore(state: TrainState, found: Checkpoint) -> None:
+    """Bring a freshly built state to where a checkpoint was taken, bit for bit."""
+    state.model.body.load_state_dict(found.model)
+    state.optimizer.load_state_dict(found.state["optimizer"])
+    if "sam" in found.state:
+        state.memory.load_state_dict(found.state["sam"])
+    if state.projection is not None:
+        state.projection.load_state_dict(found.state["projection"])
+    if state.scaler:
+        state.scaler.load_state_dict(found.state["scaler"])
+    if state.ema:
+        num_updates = torch.tensor(found.state["ema_updates"])
+        state.ema.load_state_dict(found.ema | {"num_updates": num_updates})
+    for name, value in found.state["tally"].items():
+        state.tally[name].fill_(value)
+    state.best, state.last = found.state["best"], found.state["last"]
+    state.step = found.step

@@ -1,0 +1,86 @@
+"""Schedules: the learning rate and SAM's radius as functions of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from samovar.config import Config, OptimConfig
+
+
+def _cosine(progress: float, config: OptimConfig) -> float:
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _linear(progress: float, config: OptimConfig) -> float:
+    return config.linear_end + (1 - config.linear_end) * (1 - progress)
+
+
+def _exponential(progress: float, config: OptimConfig) -> float:
+    return float(config.exponential_end**progress)
+
+
+def _constant(progress: float, config: OptimConfig) -> float:
+    return 1.0
+
+
+# Rate relative to the peak, after a share of the steps that follow warm-up.
+_SHAPES: dict[str, Callable[[float, OptimConfig], float]] = {
+    "cosine": _cosine,
+    "linear": _linear,
+    "exponential": _exponential,
+    "constant": _constant,
+}
+
+
+def check_warmup(config: OptimConfig, total_steps: int, section: str = "optim") -> None:
+    """Refuse a warm-up that is longer than the training it starts.
+
+    Args:
+        section: prefix of the flags that set `config`: `optim` or `head.optim`.
+
+    Raises:
+        ValueError: names the flag and both numbers."""
+    if config.warmup_steps > total_steps:
+        raise ValueError(
+            f"--{section}.warmup-steps {config.warmup_steps} is more than the run's "
+            f"{total_steps} steps; lower it or train longer"
+        )
+
+
+def lr_at(step: int, config: OptimConfig, total_steps: int) -> float:
+    """Return the learning rate of a step, counted from 0.
+
+    It is the decayed rate times min(1, step / warmup_steps); the decay starts after warm-up. With
+    warm-up the first step therefore has rate 0: it fills the optimizer's moments and moves nothing.
+
+    Raises:
+        ValueError: warm-up is longer than the run.
+
+    Source: big_vision's schedules."""
+    check_warmup(config, total_steps)
+    warmup = config.warmup_steps
+    progress = min(1.0, max(0.0, (step - warmup) / max(1, total_steps - warmup)))
+    ramp = min(1.0, step / warmup) if warmup else 1.0
+    return config.lr * ramp * _SHAPES[config.schedule](progress, config)
+
+
+def rho_at(step: int, config: Config, total_steps: int) -> float:
+    """Return SAM's radius at a step, counted from 0; 0 before `sam.start` and from `sam.end` on.
+
+    Under `rho_schedule="lr"` it is rho_min + (rho - rho_min) (lr - lr_min) / (lr_max - lr_min),
+    where lr_max is the peak rate and lr_min the rate at the end of the schedule. During warm-up,
+    where lr is below lr_min, it is rho_min.
+
+    Source: GSAM, Zhuang et al., arXiv:2203.08065."""
+    sam = config.sam
+    if not round(sam.start * total_steps) <= step < round(sam.end * total_steps):
+        return 0.0
+    if sam.rho_schedule == "constant":
+        return sam.rho
+    peak = config.optim.lr
+    lowest = peak * _SHAPES[config.optim.schedule](1.0, config.optim)
+    # a constant schedule varies only during warm-up, which starts from rate 0
+    lowest = 0.0 if lowest == peak else lowest
+    share = (lr_at(step, config.optim, total_steps) - lowest) / (peak - lowest) if peak else 0.0
+    return sam.rho_min + (sam.rho - sam.rho_min) * max(0.0, share)
