@@ -10,12 +10,11 @@ from samovar.cli import listing, measuring, models, studies, training
 from samovar.cli.flags import nearest, parse_flags
 from samovar.cli.measuring import parse_measure
 from samovar.cli.studies import parse_compare, parse_reproduce
-from samovar.cli.texts import HELP, MEASURE_HELP, MEASUREMENT_NAMES
+from samovar.cli.texts import HELP, MEASURE_HELP
 from samovar.cli.training import parse_train, take_rehearsal
 
 __all__ = [
     "HELP",
-    "MEASUREMENT_NAMES",
     "MEASURE_HELP",
     "VERBS",
     "main",

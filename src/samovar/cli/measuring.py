@@ -7,8 +7,9 @@ from pathlib import Path
 
 from samovar import config as configs
 from samovar.cli.flags import nearest, parse_flags, take
-from samovar.cli.texts import CORRUPT_HELP, MEASURE_HELP, MEASUREMENT_NAMES, REPORT_HELP
+from samovar.cli.texts import CORRUPT_HELP, MEASURE_HELP, REPORT_HELP
 from samovar.config import CorruptConfig, MeasureConfig
+from samovar.measure import catalog
 
 
 def parse_measure(args: list[str]) -> tuple[str, list[str], MeasureConfig]:
@@ -21,8 +22,7 @@ def parse_measure(args: list[str]) -> tuple[str, list[str], MeasureConfig]:
     count = next((i for i, arg in enumerate(args) if arg.startswith("-")), len(args))
     subject, names = args[0], args[1:count]
     for name in names:
-        if name not in MEASUREMENT_NAMES:
-            raise ValueError(f"cannot measure {name!r}; {nearest(name, MEASUREMENT_NAMES)}")
+        catalog.get(name)
     config = parse_flags(MeasureConfig(), args[count:], f"samovar measure {subject}")
     configs.validate_measure(config)
     return subject, names or ["hessian", "flatness"], config

@@ -1,5 +1,7 @@
 """What the commands print when asked for help."""
 
+from samovar.measure.catalog import CATALOG
+
 HELP = """\
 samovar trains ViT, MLP-Mixer and ResNet from scratch into flat minima.
 
@@ -63,32 +65,11 @@ flag.
 """
 
 
-MEASUREMENT_NAMES = (
-    "hessian", "blocks", "trace", "density", "flatness", "sharpness", "ntk", "landscape", "activations", "attention",
-    "predictions", "accuracy", "robustness", "attack", "testset", "knn", "linear",
-)  # fmt: skip
-
-
-MEASURE_HELP = """\
+_MEASUREMENTS = "\n".join(f"  {each.name:<11}  {each.help}" for each in CATALOG.values())
+MEASURE_HELP = f"""\
 usage: samovar measure RUN|MODEL [NAMES] [--flags]
 
-  hessian      lambda_max of the loss's Hessian (--k more eigenvalues), with the Ritz residual
-  blocks       lambda_max of each block, as Table 3 of the paper, or of --params PATTERN ...
-  trace        trace of the Hessian, with standard error
-  density      density of its eigenvalues
-  flatness     average loss under weight noise
-  sharpness    rise of the loss in SAM's ball: one step, several, adaptive
-  ntk          condition number of the neural tangent kernel
-  landscape    loss and accuracy on a plane or line through the weights
-  activations  active fraction, weight and activation norm of each block
-  attention    attention maps and distances; token mixing of Mixers, channel means of ResNets
-  predictions  examples, worst mistakes first
-  accuracy     top-1, top-5, each class, calibration
-  robustness   accuracy under 19 corruptions at 5 severities
-  attack       accuracy under PGD
-  testset      accuracy on a published test set, --testset imagenet-r:PATH and others
-  knn          accuracy of nearest neighbours among the features of training images
-  linear       accuracy of a linear classifier of features
+{_MEASUREMENTS}
 
 Without names: hessian flatness. A run is measured at its best checkpoint, in eval mode, without augmentation, with
 softmax cross-entropy: on its training images, and from `predictions` on down on those held out. Flags change each of

@@ -1,0 +1,243 @@
+"""The catalog of measurements: one entry says everything that the other rooms know about each.
+
+To add a measurement, write a function in a file of its own and one entry here. Other packages add
+theirs under the entry point group `samovar.measurements`, where each object is a `Measurement`.
+This file imports no torch, so that `samovar measure --help` stays fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from samovar import plugins
+from samovar.config import MeasureConfig
+from samovar.words import suggest
+
+if TYPE_CHECKING:
+    from samovar.measure.subject import Subject
+    from samovar.runs.records import Record
+
+MeasureFunction: TypeAlias = "Callable[[Subject, MeasureConfig, Path], Iterator[Record]]"
+"""Yields the records of one measurement; writes arrays into the folder that is its last argument."""
+
+SUBJECT = (
+    "checkpoint", "model", "source", "root", "split", "images", "image_size", "batch_size", "loss", "seed",
+)  # fmt: skip
+"""Settings that every measurement uses: they choose the weights, the images and the loss."""
+EXECUTION = ("processes", "output", "name", "device", "threads", "workers")
+"""Settings that say where and how a measurement runs; they change no number beyond rounding."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One measurement: how it is called, what it does, which settings change its numbers."""
+
+    name: str
+    help: str
+    """One line of plain English, for `samovar measure --help` and the reference."""
+    function: str
+    """`module:function`, imported when the measurement runs."""
+    uses: tuple[str, ...] = ()
+    """Fields of `MeasureConfig` that it reads, beside those of `SUBJECT` and `EXECUTION`."""
+    split: Literal["train", "val"] = "train"
+    """Split that is measured unless `--split` names another."""
+    dtype: Literal["float32", "float64", "--dtype"] = "float32"
+    """Precision that its records state; `--dtype` stands for the value of that flag."""
+
+    def __post_init__(self) -> None:
+        known = {field.name for field in fields(MeasureConfig)}
+        if unknown := sorted({*self.uses} - known):
+            raise ValueError(
+                f"measurement {self.name!r} uses {unknown[0]!r}, which MeasureConfig does not have; "
+                f"{suggest(unknown[0], known)}"
+            )
+
+
+_HESSIAN = "samovar.measure.hessian"
+CATALOG: dict[str, Measurement] = {
+    each.name: each
+    for each in (
+        Measurement(
+            "hessian",
+            "lambda_max of the loss's Hessian (--k more eigenvalues), with the Ritz residual",
+            f"{_HESSIAN}:hessian",
+            ("dtype", "k", "tol", "max_steps"),
+            dtype="--dtype",
+        ),
+        Measurement(
+            "blocks",
+            "lambda_max of each block, as Table 3 of the paper, or of --params PATTERN ...",
+            f"{_HESSIAN}:blocks",
+            ("dtype", "tol", "max_steps", "params"),
+            dtype="--dtype",
+        ),
+        Measurement(
+            "trace",
+            "trace of the Hessian, with standard error",
+            f"{_HESSIAN}:trace",
+            ("dtype", "probes"),
+            dtype="--dtype",
+        ),
+        Measurement(
+            "density",
+            "density of the Hessian's eigenvalues",
+            f"{_HESSIAN}:density",
+            ("dtype", "probes", "density_steps"),
+            dtype="--dtype",
+        ),
+        Measurement(
+            "flatness",
+            "average loss under weight noise",
+            "samovar.measure.flatness:flatness",
+            ("sigma", "draws", "noise"),
+        ),
+        Measurement(
+            "sharpness",
+            "rise of the loss in SAM's ball: one step, several, adaptive",
+            "samovar.measure.sharpness:sharpness",
+            ("rho", "ascent_steps"),
+        ),
+        Measurement(
+            "ntk",
+            "condition number of the neural tangent kernel",
+            "samovar.measure.ntk:ntk_condition",
+            ("ntk_batch", "ntk_batches", "ntk_output", "ntk_relu", "ntk_head"),
+            dtype="float64",
+        ),
+        Measurement(
+            "landscape",
+            "loss and accuracy on a plane or line through the weights",
+            "samovar.measure.landscape:landscape",
+            (
+                "dtype", "landscape", "other", "dims", "points", "span", "landscape_images", "tol", "max_steps",
+            ),
+            dtype="--dtype",
+        ),
+        Measurement(
+            "activations",
+            "active fraction, weight and activation norm of each block",
+            "samovar.measure.activations:activations",
+        ),
+        Measurement(
+            "attention",
+            "attention maps and distances; token mixing of Mixers, channel means of ResNets",
+            "samovar.measure.attention:attention",
+            ("pictures",),
+        ),
+        Measurement(
+            "predictions",
+            "examples, worst mistakes first",
+            "samovar.measure.predictions:predictions",
+            ("pictures",),
+            split="val",
+        ),
+        Measurement(
+            "accuracy",
+            "top-1, top-5, each class, calibration",
+            "samovar.measure.accuracy:accuracy",
+            split="val",
+        ),
+        Measurement(
+            "robustness",
+            "accuracy under 19 corruptions at 5 severities",
+            "samovar.measure.robustness:robustness",
+            ("corruptions", "severities", "corruption_images", "pictures"),
+            split="val",
+        ),
+        Measurement(
+            "attack",
+            "accuracy under PGD",
+            "samovar.measure.robustness:attack",
+            (
+                "attack_eps", "attack_steps", "attack_norm", "attack_restarts", "attack_images", "pictures",
+            ),
+            split="val",
+        ),
+        Measurement(
+            "testset",
+            "accuracy on a published test set, --testset imagenet-r:PATH and others",
+            "samovar.measure.testset:testset",
+            ("testset", "corruptions", "severities"),
+            split="val",
+        ),
+        Measurement(
+            "knn",
+            "accuracy of nearest neighbours among the features of training images",
+            "samovar.measure.features:knn",
+            ("probe_images", "knn_k", "knn_temperature"),
+            split="val",
+        ),
+        Measurement(
+            "linear",
+            "accuracy of a linear classifier of features",
+            "samovar.measure.features:linear",
+            ("probe_images",),
+            split="val",
+        ),
+    )
+}  # fmt: skip
+"""The measurements of this package by name, in the order in which help and reference list them."""
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of all measurements: ours in order, then those of other packages, sorted."""
+    return (*CATALOG, *(name for name in plugins.names("measurements") if name not in CATALOG))
+
+
+def get(name: str) -> Measurement:
+    """Return a measurement by name.
+
+    Raises:
+        ValueError: no such measurement, or another package adds something that is none."""
+    if name in CATALOG:
+        return CATALOG[name]
+    if name not in plugins.names("measurements"):
+        raise ValueError(f"cannot measure {name!r}; {suggest(name, names(), count=1)}")
+    found = plugins.load("measurements", name)
+    if not isinstance(found, Measurement):
+        raise ValueError(
+            f"{name!r} of samovar.measurements is a {type(found).__name__}; "
+            "its entry point must name a samovar.measure.catalog.Measurement"
+        )
+    return found
+
+
+def load(name: str) -> MeasureFunction:
+    """Import and return the function of a measurement.
+
+    Raises:
+        ValueError: as `get`, or the function does not import."""
+    module, _, attribute = get(name).function.partition(":")
+    try:
+        found: Any = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"measurement {name!r} does not import from {module}:{attribute}: {error}; "
+            "correct its `function`"
+        ) from error
+    function: MeasureFunction = found
+    return function
+
+
+def default_split(name: str) -> Literal["train", "val"]:
+    """Return the split that a measurement takes unless `--split` names another."""
+    return get(name).split
+
+
+def dtype(name: str, config: MeasureConfig) -> str:
+    """Return the precision that the records of a measurement state."""
+    stated = get(name).dtype
+    return config.dtype if stated == "--dtype" else stated
+
+
+def request(name: str, config: MeasureConfig) -> str:
+    """Return the settings that a measurement uses as text, such as `rho=0.05 ascent_steps=10`.
+
+    Two requests of a measurement on the same subject are equal only if their numbers are."""
+    values = {key: getattr(config, key) for key in (*get(name).uses, "batch_size")}
+    # lists, since a request is compared with records that older versions wrote from JSON
+    return " ".join(f"{k}={list(v) if isinstance(v, tuple) else v}" for k, v in values.items())
