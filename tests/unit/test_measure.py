@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from samovar import cli, recipes
 from samovar import config as configs
+from samovar import recipes
+from samovar.cli.measure import HELP
 from samovar.config import MeasureConfig, RunConfig
-from samovar.measure import command, table, watch
+from samovar.measure import catalog, command, table, watch
 from samovar.measure.subject import open_subject
 from samovar.runs.records import RunDir
 from samovar.runtime import Runtime
@@ -43,8 +44,8 @@ def small(**changes) -> MeasureConfig:
 
 
 def test_the_command_line_knows_every_measurement() -> None:
-    assert tuple(NAMES) == cli.MEASUREMENT_NAMES == tuple(command._USED)
-    assert all(name in cli.MEASURE_HELP for name in NAMES)
+    assert tuple(NAMES) == catalog.names() == tuple(command._USED)
+    assert all(name in HELP for name in NAMES)
     assert all(function.__doc__ for function in table.MEASUREMENTS.values())
 
 
