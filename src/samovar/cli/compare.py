@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
-from samovar.cli.flags import COUNT, DIR, SWITCH, Flag, flag_lines, lines, names, one_of, read
+from samovar.cli.flags import COUNT, DIR, SWITCH, Flag, Kind, flag_lines, lines, one_of, read
 from samovar.cli.settings import given_values, recipe_name, recipe_settings
 from samovar.recipes.relatives import RELATIVES
 from samovar.studies.compare.plan import (
@@ -22,7 +23,8 @@ from samovar.studies.reproduce.plan import changed, shorter
 
 FLAGS = (
     Flag(
-        "--sam", names("quarter,late"), "relatives to compare; plain and sam always take part",
+        "--sam", Kind("A,B,...", "names, such as quarter,late"),
+        "relatives to compare; plain and sam always take part",
         shown=", ".join(RELATIVES_COMPARED),
     ),
     Flag("--seeds", COUNT, "runs of each relative", 3),
@@ -36,6 +38,11 @@ FLAGS = (
     Flag("--plan", SWITCH, "print the runs, their cost here and the command of each, and stop"),
 )  # fmt: skip
 
+_NAMES = {name: relative.summary for name, relative in RELATIVES.items()} | {
+    "A+B": "both, such as quarter+late",
+    "A+KEY=VALUE": "A with its own --sam.KEY VALUE, such as msam+rho=1 and sam+every=3",
+}
+
 HELP = f"""\
 usage: samovar compare RECIPE [--sam NAME,NAME,...] [--seeds N] [--flags]
 
@@ -45,9 +52,7 @@ all of it against processor time. It says which relatives keep 90 % of SAM's gai
 cost of plain training. RECIPE trains with SAM, or has a twin that does.
 
 NAME:
-{lines({name: relative.summary for name, relative in RELATIVES.items()})}
-  A+B              both, such as quarter+late
-  A+KEY=VALUE      A with its own --sam.KEY VALUE, such as msam+rho=1 and sam+every=3
+{lines(_NAMES)}
 
 {flag_lines(FLAGS)}
 
@@ -81,13 +86,12 @@ def parse(args: Sequence[str]) -> tuple[Asked, bool]:
     for name in CHOSEN:
         if name in changes:
             raise ValueError(f"compare chooses --{name} itself; give --seeds N for several seeds")
-    given = line["--sam"]
     asked = Asked(
         recipe,
         shorter(base, changes),
-        relatives_of(None if given is None else ",".join(given)),
+        relatives_of(line["--sam"]),
         line["--seeds"],
-        line["--output"] or DIR.convert("--output", f"runs/compare-{recipe}"),
+        line["--output"] or Path(f"runs/compare-{recipe}"),
         BUDGETS[line["--budget"]],
         changed(MEASURE, measure),
         line["--jobs"],
