@@ -114,11 +114,10 @@ def _studies(words: Sequence[str], scale: str) -> tuple[str, ...]:
         )
     for word in words:
         if word not in (*STUDIES, "all"):
-            # the few that there are follow even where one is close
-            close = suggest(word, STUDIES, instead=" ", count=1).strip()
-            raise ValueError(
-                f"cannot reproduce {word!r}; {close} there are: {', '.join(STUDIES)}, and all"
-            )
+            known = f"there are: {', '.join(STUDIES)}, and all"
+            hint = suggest(word, STUDIES, count=1, instead=known)
+            hint = hint if hint == known else f"{hint} {known}"
+            raise ValueError(f"cannot reproduce {word!r}; {hint}")
     able = [name for name, study in STUDIES.items() if study.rows(SCALES[scale])]
     return tuple(able) if "all" in words else tuple(dict.fromkeys(words))
 

@@ -96,15 +96,16 @@ def relative(name: str) -> list[Relative]:
     Raises:
         ValueError: an unknown relative or setting; the message lists all."""
     found = []
-    # settings such as `rho=1` come last, so that they override the relatives
+    # Settings such as `rho=1` come last, so that they override the relatives.
     for part in sorted(name.split("+"), key=lambda part: "=" in part):
         if "=" in part:
             found.append(_setting(part))
             continue
         if part not in RELATIVES:
-            hint = suggest(part, RELATIVES, count=1, instead=" ").lstrip()
-            known = ", ".join(RELATIVES)
-            raise ValueError(f"unknown relative of SAM {part!r}; {hint} there are: {known}")
+            known = f"there are: {', '.join(RELATIVES)}"
+            hint = suggest(part, RELATIVES, count=1, instead=known)
+            hint = hint if hint == known else f"{hint} {known}"
+            raise ValueError(f"unknown relative of SAM {part!r}; {hint}")
         found.append(RELATIVES[part])
     return found
 
