@@ -198,6 +198,13 @@ def test_help_behind_a_subject_lists_every_setting_with_its_value_there(args: st
         assert "(default: 0.1)" in listed[listed.index("--sam.rho ") :][:200]
 
 
+def test_help_is_a_verb_too(capsys) -> None:
+    for args, expected in (([], cli.HELP), (["help"], cli.HELP), (["help", "report"], load("report").HELP)):
+        cli.main(args)
+        assert capsys.readouterr().out == expected
+    assert_refused("help reprot", "unknown command 'reprot'; did you mean report?", capsys)
+
+
 def test_the_help_of_a_verb_behind_bad_arguments_is_its_help_alone(capsys) -> None:
     cli.main(["train", "no-such-recipe", "--help"])
     assert capsys.readouterr().out == load("train").HELP

@@ -32,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _dispatch(args: list[str]) -> None:
     verb, *rest = args or ["--help"]
+    if verb == "help" and rest:
+        verb, rest = rest[0], ["--help"]
     if verb in {"help", *HELP_FLAGS}:
         print(HELP, end="")
     elif verb == "--version":

@@ -44,7 +44,7 @@ examples:
 
 @dataclass(frozen=True)
 class ExportCommand:
-    """What an `export` command line asks for."""
+    """A `samovar export` command line, read and checked."""
 
     what: str
     """A run folder, an exported folder, a file or a timm name."""

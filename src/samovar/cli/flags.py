@@ -83,12 +83,12 @@ def path(placeholder: str) -> Kind:
     return Kind(placeholder, "a path", lambda flag, text: Path(text))
 
 
-def one_of(placeholder: str, names: Iterable[str]) -> Kind:
+def one_of(placeholder: str, choices: Iterable[str]) -> Kind:
     """Return the kind of a flag that takes one of a few names."""
-    allowed = f"one of: {', '.join(names)}"
+    allowed = f"one of: {', '.join(choices)}"
 
     def convert(flag: str, text: str) -> str:
-        if text not in names:
+        if text not in choices:
             raise ValueError(f"{flag} {text} is unknown; give {allowed}")
         return text
 
@@ -123,11 +123,11 @@ def read(args: Sequence[str], flags: Sequence[Flag], verb: str, *, settings: boo
     Raises:
         ValueError: one line about the first flag that is unknown, lacks its value, takes none or
             has one that does not fit."""
-    spelled = {spelling: flag for flag in flags for spelling in (flag.name, flag.short) if spelling}
+    spelled = {each: flag for flag in flags for each in (flag.name, flag.short) if each}
     found: dict[str, list[Any]] = {flag.name: [] for flag in flags}
     words: list[str] = []
     others: list[str] = []
-    # a plain word behind a flag of the settings is that flag's value: only its type says how many
+    # A plain word behind a flag of the settings is its value: only tyro knows how many it takes.
     target = words
     left = list(args)
     while left:

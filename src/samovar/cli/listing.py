@@ -16,7 +16,7 @@ LOGGERS = {
     "wandb": "Weights & Biases; needs pip install samovar[wandb]",
     "mlflow": "MLflow tracking; needs pip install samovar[mlflow]",
 }
-"""What `--run.loggers` takes, with a line on each."""
+"""Loggers by the name that `--run.loggers` takes."""
 TABLES = ("recipes", "models", "sources", "loggers")
 
 HELP = f"""\

@@ -51,7 +51,7 @@ examples:
 
 
 class MeasureCommand(NamedTuple):
-    """What a `measure` command line asks for."""
+    """A `samovar measure` command line, read and checked."""
 
     subject: str
     """A run folder, a file of weights or the name of a model."""

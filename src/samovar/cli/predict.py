@@ -41,7 +41,7 @@ examples:
 
 @dataclass(frozen=True)
 class PredictCommand:
-    """What a `predict` command line asks for."""
+    """A `samovar predict` command line, read and checked."""
 
     what: str
     """A run folder, an exported folder, a file or a timm name."""

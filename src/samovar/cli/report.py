@@ -39,7 +39,7 @@ examples:
 
 
 class ReportCommand(NamedTuple):
-    """What a `report` command line asks for."""
+    """A `samovar report` command line, read and checked."""
 
     runs: list[Path]
     page: Path | None

@@ -46,7 +46,7 @@ examples:
 
 
 class TrainCommand(NamedTuple):
-    """What a `train` command line asks for."""
+    """A `samovar train` command line, read and checked."""
 
     config: Config
     resumed: Path | None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from samovar import config as configs
 from samovar import recipes
@@ -25,16 +26,15 @@ def _share(flag: str, text: str) -> float:
     return share
 
 
-_LIST = "values, such as 0.1,0.2"
 AXIS_FLAGS = {
     name: Flag(
         "--" + name.replace("_", "-"),
-        Kind("A,B,...", _LIST, lambda flag, text, axis=axis: parse_values(flag, text, axis)),  # type: ignore[misc]
+        Kind("A,B,...", "values, such as 0.1,0.2", partial(parse_values, axis=axis)),
         f"values of --{axis.setting.replace('_', '-')} to try",
     )
     for name, axis in AXES.items()
 }
-"""The flag that lists values, by axis of the search."""
+"""Flags that list the values to try, by axis of the search."""
 FLAGS = (
     *AXIS_FLAGS.values(),
     Flag("--seeds", COUNT, "runs per setting, compared by their mean", 1),
@@ -74,7 +74,7 @@ examples:
 
 @dataclass(frozen=True)
 class TuneCommand:
-    """What a `tune` command line asks for."""
+    """A `samovar tune` command line, read and checked."""
 
     config: Config
     """The recipe, changed by the flags."""
@@ -84,7 +84,9 @@ class TuneCommand:
     words: tuple[str, ...]
     """The words that name the recipe on the command line."""
     share: float | None
+    """Share of each training class to compare on; None leaves it to the source."""
     jobs: int
+    """Runs at a time."""
 
 
 def parse(args: Sequence[str]) -> TuneCommand:

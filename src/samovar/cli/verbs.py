@@ -1,7 +1,9 @@
-"""The table of verbs. A verb's module is imported when the verb is used.
+"""The verbs by name, and the one rule for help.
 
-Each module has `HELP`, its help text, and `run(args)`. Where `explained(args)` exists, it returns
-the settings whose flags follow the help text when `--help` stands behind further arguments."""
+Each verb has a module of its own, imported when the verb is used. The module has `HELP`, the help
+text; `parse(args)`, which reads and checks a command line without importing torch; and `run(args)`,
+which does the work. A module that also has `explained(args)` has flags of settings: it returns the
+settings that `samovar VERB ARGUMENTS --help` lists below the help text."""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ class Verb(NamedTuple):
     module: str
     """File in `samovar.cli`."""
     arguments: str
-    """What follows the verb, as the overall help shows it."""
+    """Arguments in short, for the overall help."""
     help: str
     """One line for the overall help."""
 
@@ -88,7 +90,7 @@ def print_help(name: str, args: Sequence[str]) -> None:
         return
     try:
         settings = module.explained(words)
-    except ValueError:  # arguments may be wrong: help is what explains them
+    except ValueError:  # wrong arguments are a reason to ask for help, not to refuse it
         return
     print(f"\nAll flags, with their values in `samovar {name} {words[0]}`:\n")
     print_flags(settings, f"{name} {words[0]}")
