@@ -1,5 +1,6 @@
 """The command line: quick answers without torch, one clear line and exit code 2 for bad input."""
 
+import importlib
 import json
 import shlex
 import subprocess
@@ -261,15 +262,18 @@ def test_names_of_other_packages_are_listed_and_ours_go_first(monkeypatch, capsy
 def test_the_lists_name_what_there_is(capsys) -> None:
     cli.main(["list"])
     out = capsys.readouterr().out
-    assert all(f"  {name} " in out for name in [*recipes.RECIPES, *table.MODELS])
-    known = getattr(loggers, "_LOGGERS", None)
-    if known is None:
-        pytest.skip("runs/loggers has no mlflow yet")
-    assert all(f"  {name} " in out for name in known)
+    known = getattr(loggers, "_LOGGERS", None) or loggers._OPENERS
+    assert all(f"  {name} " in out for name in [*recipes.RECIPES, *table.MODELS, *known])
 
 
-def test_the_help_of_measure_names_every_measurement() -> None:
-    assert all(f"\n  {name} " in load("measure").HELP for name in catalog.CATALOG)
+def test_the_help_of_measure_names_every_measurement_those_of_other_packages_too(monkeypatch) -> None:
+    help_text = load("measure").HELP
+    assert all(f"\n  {name} " in help_text for name in catalog.CATALOG)
+    monkeypatch.setattr(plugins, "names", lambda kind: ("theirs", "hessian"))
+    with_theirs = importlib.reload(load("measure")).HELP
+    monkeypatch.undo()
+    assert help_text == importlib.reload(load("measure")).HELP
+    assert with_theirs.replace("\nadded by installed packages: theirs\n", "") == help_text
 
 
 def test_a_run_folder_that_is_not_there_is_said_to_be_missing_with_one_that_is_near(capsys, tmp_path) -> None:

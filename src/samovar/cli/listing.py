@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
+from typing import get_args
 
 from samovar import plugins, recipes
 from samovar.cli.flags import read
+from samovar.config import Logger
 from samovar.data.folders import SOURCE_NAMES
 from samovar.models import table
 from samovar.words import suggest
 
-LOGGERS = {
-    "tensorboard": "TensorBoard files in the run folder; needs pip install samovar[tensorboard]",
-    "trackio": "a local Trackio project; needs pip install samovar[trackio]",
-    "wandb": "Weights & Biases; needs pip install samovar[wandb]",
-    "mlflow": "MLflow tracking; needs pip install samovar[mlflow]",
-}
-"""Loggers by the name that `--run.loggers` takes."""
 TABLES = ("recipes", "models", "sources", "loggers")
 
 HELP = f"""\
@@ -71,7 +66,8 @@ def rows_of(name: str) -> dict[str, str]:
         return {key: table.line(key) for key in table.MODELS} | _added("models", table.MODELS)
     if name == "sources":
         return SOURCE_NAMES | _added("sources", SOURCE_NAMES)
-    return LOGGERS | _added("loggers", LOGGERS)
+    loggers = {key: f"needs pip install samovar[{key}]" for key in get_args(Logger)}
+    return loggers | _added("loggers", loggers)
 
 
 def _added(kind: plugins.Kind, ours: Container[str]) -> dict[str, str]:

@@ -27,6 +27,8 @@ def _rows(split: str) -> str:
     )
 
 
+_ADDED = [name for name in catalog.names() if name not in catalog.CATALOG]
+
 HELP = f"""\
 usage: samovar measure RUN|MODEL [NAME...] [--flags]
 
@@ -38,7 +40,7 @@ on the training images:
 
 on the held-out images:
 {_rows("val")}
-
+{f"{chr(10)}added by installed packages: {', '.join(_ADDED)}{chr(10)}" if _ADDED else ""}
 Networks are measured in eval mode, without augmentation, with softmax cross-entropy. Flags change
 each of these, and every record states them. An interrupted command goes on where it stopped.
 `samovar measure RUN --help` lists all flags with their defaults.
