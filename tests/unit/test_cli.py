@@ -42,9 +42,12 @@ def test_help_list_and_show_answer_without_torch(args: str) -> None:
     [
         ("tran", "unknown command 'tran'; did you mean train?"),
         ("train", "train needs a recipe"),
+        ("train --seed 1 vit-digits", "train needs a recipe or --config before the flags; see `samovar list recipes`"),
+        ("measure --k 2 vit-digits", "measure needs a run folder or a model before the flags"),
+        ("train vit-digits --seed -1 --name", "--name needs a value; see `samovar train vit-digits --help`"),
         ("train vit-cifer10", "unknown recipe 'vit-cifer10'; did you mean vit-cifar10"),
         ("train vit-digits --sam.roh 0.1", "unknown flag --sam.roh; did you mean --sam.rho?"),
-        ("train vit-digits --sam.rho", "--sam.rho"),
+        ("train vit-digits --sam.rho", "--sam.rho needs a value; see `samovar train vit-digits --help`"),
         ("train vit-digits --sam.rho big", "--sam.rho: could not convert string to float: 'big'"),
         ("train vit-digits --sam.rho -0.1", "--sam.rho -0.1 is out of range; give a radius"),
         ("train vit-digits --data.crop zoom", "invalid choice 'zoom'"),
@@ -173,7 +176,8 @@ def test_a_flag_without_its_value_is_refused_in_a_line_that_names_it(verb: str, 
             assert_refused(f"{verb} {words} {flag.name}", f"{flag.name} needs {flag.kind.wanted}", capsys)
             assert_refused(f"{verb} {words} {flag.name} --help-me", f"{flag.name} needs {flag.kind.wanted}", capsys)
     if hasattr(load(verb), "explained"):
-        assert_refused(f"{verb} {words} --seed", "Missing value for argument '--seed'", capsys)
+        assert_refused(f"{verb} {words} --seed", f"--seed needs a value; see `samovar {verb} ", capsys)
+        assert_refused(f"{verb} {words} --seed --workers 1", "--seed needs a value", capsys)
 
 
 @pytest.mark.parametrize("verb", VERBS)

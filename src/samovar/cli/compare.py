@@ -79,10 +79,11 @@ def parse(args: Sequence[str]) -> tuple[Asked, bool]:
         raise ValueError(
             f"compare takes one recipe, not {first} and {second}; give relatives as --sam {second}"
         )
-    recipe = recipe_name(line.words, "compare")
+    recipe = recipe_name(line, "compare")
     settings = recipe_settings(recipe, line.settings, "compare", FLAGS)
     base = replace(with_sam(recipe, settings), recipe=recipe)
     changes, measure = given_values(base, line.settings, f"compare {recipe}", FLAGS)
+    # what tells the runs of a comparison apart cannot be one value for all of them
     for name in CHOSEN:
         if name in changes:
             raise ValueError(f"compare chooses --{name} itself; give --seeds N for several seeds")

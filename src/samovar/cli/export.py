@@ -13,6 +13,7 @@ FORMATS = {
     "onnx": "one file for onnxruntime and others; needs pip install samovar[onnx]",
     "torch": "a program of torch.export, which needs torch alone",
 }
+# `predict` has these two as well
 CHECKPOINT = Flag("--checkpoint", Kind("WHICH", "a checkpoint"), "best, last or step-N", "best")
 MODEL = Flag("--model", NAME, "name of the network, where RUN is a bare file of weights", "")
 FLAGS = (

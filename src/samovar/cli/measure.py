@@ -70,7 +70,10 @@ def parse(args: Sequence[str]) -> MeasureCommand:
             that does not fit."""
     line = read(args, (), "measure", settings=True)
     if not line.words:
-        raise ValueError("measure needs a run folder or a model; see `samovar measure --help`")
+        place = " before the flags" if line.settings else ""
+        raise ValueError(
+            f"measure needs a run folder or a model{place}; see `samovar measure --help`"
+        )
     subject, *names = line.words
     for name in names:
         catalog.get(name)
@@ -82,6 +85,7 @@ def parse(args: Sequence[str]) -> MeasureCommand:
 
 def _refuse_missing(subject: str) -> None:
     """Raise ValueError for a path where nothing is; names of models have no slash."""
+    # a colon marks module:function and timm's hf-hub:USER/NAME
     path = Path(subject)
     if "/" not in subject or ":" in subject or path.exists():
         return

@@ -9,6 +9,7 @@ import contextlib
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
 
 from samovar import config as configs
@@ -42,10 +43,7 @@ def parse_settings(
             fit."""
     import tyro
 
-    known = flag_names(base)
-    for arg in filter(is_flag, args):
-        if spelling(arg) not in known:
-            raise ValueError(unknown_flag(arg, [*known, *(flag.name for flag in own)], command))
+    _refuse(base, args, command, own)
     title = f"samovar {command}"
     complaint = io.StringIO()
     try:
@@ -53,6 +51,25 @@ def parse_settings(
             return tyro.cli(type(base), default=base, args=list(args), prog=title)
     except SystemExit:
         raise ValueError(f"{_first_sentence(complaint.getvalue())}; see `{title} --help`") from None
+
+
+def _refuse(
+    base: Config | MeasureConfig | CorruptConfig,
+    args: Sequence[str],
+    command: str,
+    own: Sequence[Flag],
+) -> None:
+    """Raise ValueError for an unknown flag or a missing value, in the words of all other flags."""
+    known, values = flag_names(base), configs.flatten(base)
+    for arg, after in pairwise([*args, "--"]):
+        if not is_flag(arg):
+            continue
+        if spelling(arg) not in known:
+            raise ValueError(unknown_flag(arg, [*known, *(flag.name for flag in own)], command))
+        # a switch takes no value, and a list may be empty
+        one_value = not isinstance(values[known[spelling(arg)]], bool | tuple)
+        if one_value and "=" not in arg and is_flag(after):
+            raise ValueError(f"{arg} needs a value; see `samovar {command} --help`")
 
 
 def print_flags(base: Config | MeasureConfig | CorruptConfig, command: str) -> None:
@@ -147,22 +164,22 @@ def start(line: Line, verb: str, own: Sequence[Flag]) -> Start:
                 "give one of them"
             )
         return Start(configs.load(saved), ("--config", str(saved)))
-    name = recipe_name(line.words, verb, " or --config")
+    name = recipe_name(line, verb, " or --config")
     return Start(recipe_settings(name, line.settings, verb, own), (name,))
 
 
-def recipe_name(words: Sequence[str], verb: str, otherwise: str = "") -> str:
+def recipe_name(line: Line, verb: str, otherwise: str = "") -> str:
     """Return the only word of a command line.
 
     Raises:
         ValueError: there is none, or several."""
-    if not words:
-        raise ValueError(f"{verb} needs a recipe{otherwise}; see `samovar list recipes`")
-    if len(words) > 1:
-        raise ValueError(
-            f"{verb} takes one recipe, not {' and '.join(words)}; see `samovar {verb} --help`"
-        )
-    return words[0]
+    if not line.words:
+        place = " before the flags" if line.settings else ""
+        raise ValueError(f"{verb} needs a recipe{otherwise}{place}; see `samovar list recipes`")
+    if len(line.words) > 1:
+        given = " and ".join(line.words)
+        raise ValueError(f"{verb} takes one recipe, not {given}; see `samovar {verb} --help`")
+    return line.words[0]
 
 
 def recipe_settings(name: str, args: Sequence[str], verb: str, own: Sequence[Flag] = ()) -> Config:

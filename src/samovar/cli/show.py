@@ -70,6 +70,7 @@ def run(args: Sequence[str]) -> None:
 
 def _show_run(folder: Path) -> None:
     config = configs.load(folder / "config.json")
+    # a run of Python code, or of a recipe that is gone, replays from the defaults
     known = config.recipe in recipes.RECIPES
     base = recipes.get(config.recipe).config() if known else Config(recipe=config.recipe)
     flags = " ".join(configs.to_flags(config, base))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from samovar import config as configs
 from samovar import recipes
 from samovar.cli.flags import COUNT, SWITCH, Flag, Line, flag_lines, path, read
-from samovar.cli.settings import CONFIG, Start, parse_settings, recipe_name, start
+from samovar.cli.settings import CONFIG, Start, parse_settings, start
 from samovar.config import Config
 
 FLAGS = (
@@ -96,12 +96,13 @@ def explained(args: Sequence[str]) -> Config:
     line = read(args, FLAGS, "train", settings=True)
     if line["--config"] or line["--resume"]:
         return _start(line).base
-    return recipes.get(recipe_name(line.words[:1], "train")).config()
+    return recipes.get(next(iter(line.words), "")).config()
 
 
 def run(args: Sequence[str]) -> None:
     """Train, or print a dry run."""
     command = parse(args)
+    # torch takes seconds to import, so work is imported once the command line is known to be right
     if command.ranks:
         from samovar.train.dry_run import dry_run
 

@@ -9,7 +9,7 @@ from functools import partial
 from samovar import config as configs
 from samovar import recipes
 from samovar.cli.flags import COUNT, SWITCH, Flag, Kind, Line, flag_lines, read, without
-from samovar.cli.settings import CONFIG, given_settings, parse_settings, recipe_name, start
+from samovar.cli.settings import CONFIG, given_settings, parse_settings, start
 from samovar.config import Config
 from samovar.studies.tune.search import AXES, Search, make, parse_values
 
@@ -121,7 +121,7 @@ def explained(args: Sequence[str]) -> Config:
     line = read(args, FLAGS, "tune", settings=True)
     if line["--config"]:
         return configs.load(line["--config"])
-    return recipes.get(recipe_name(line.words[:1], "tune")).config()
+    return recipes.get(next(iter(line.words), "")).config()
 
 
 def run(args: Sequence[str]) -> None:

@@ -85,6 +85,7 @@ def print_help(name: str, args: Sequence[str]) -> None:
     """Print the help of a verb; behind further arguments, every flag of its settings as well."""
     module = load(name)
     print(module.HELP, end="")
+    # `--help` may stand anywhere, even where a value should be
     words = [arg for arg in args if arg not in HELP_FLAGS]
     if not words or not hasattr(module, "explained"):
         return
