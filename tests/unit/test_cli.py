@@ -203,6 +203,16 @@ def test_help_behind_a_subject_lists_every_setting_with_its_value_there(args: st
         assert "(default: 0.1)" in listed[listed.index("--sam.rho ") :][:200]
 
 
+def test_help_behind_a_saved_config_lists_its_values(capsys, tmp_path) -> None:
+    path = tmp_path / "config.json"
+    configs.save(recipes.get("mixer-cifar10-sam").config(), path)
+    for verb, flag, saved in (("train", "--config", path), ("train", "--resume", tmp_path), ("tune", "--config", path)):
+        cli.main([verb, flag, str(saved), "-h"])
+        out = capsys.readouterr().out
+        assert f"All flags, with their values in `samovar {verb} {flag} {saved}`:" in out
+        assert "mixer-cifar" in out[out.index("--model.name ") :]
+
+
 def test_help_is_a_verb_too(capsys) -> None:
     for args, expected in (([], cli.HELP), (["help"], cli.HELP), (["help", "report"], load("report").HELP)):
         cli.main(args)

@@ -12,7 +12,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import NamedTuple
 
-from samovar.cli.flags import lines
+from samovar.cli.flags import is_flag, lines
 from samovar.cli.settings import print_flags
 
 HELP_FLAGS = {"-h", "--help"}
@@ -93,5 +93,6 @@ def print_help(name: str, args: Sequence[str]) -> None:
         settings = module.explained(words)
     except ValueError:  # wrong arguments are a reason to ask for help, not to refuse it
         return
-    print(f"\nAll flags, with their values in `samovar {name} {words[0]}`:\n")
-    print_flags(settings, f"{name} {words[0]}")
+    command = " ".join([name, *(words[:2] if is_flag(words[0]) else words[:1])])
+    print(f"\nAll flags, with their values in `samovar {command}`:\n")
+    print_flags(settings, command)
