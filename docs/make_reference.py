@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import dataclasses
 import inspect
-import io
 import re
 import sys
 import textwrap
@@ -18,6 +16,7 @@ from typing import Any
 
 import samovar
 from samovar import cli, config
+from samovar.cli.verbs import load
 from samovar.config.schema import field_docs
 from samovar.measure.catalog import CATALOG
 
@@ -98,11 +97,8 @@ def result_of(item: Any) -> type | None:
 def commands() -> Iterator[str]:
     """What `samovar VERB --help` prints."""
     yield f"## Commands\n\n```text\n{cli.HELP}```\n"
-    for verb, run in cli.VERBS.items():
-        out = io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
-            run(["--help"])
-        yield f"### `samovar {verb}`\n\n```text\n{out.getvalue().rstrip()}\n```\n"
+    for verb in cli.VERBS:
+        yield f"### `samovar {verb}`\n\n```text\n{load(verb).HELP}```\n"
 
 
 def sections() -> dict[type, str]:

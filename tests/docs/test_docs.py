@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from samovar import cli, recipes
 from samovar import config as configs
+from samovar import recipes
+from samovar.cli.verbs import VERBS, load
 from tests.docs.fences import EXECUTED, PAGES, fences, run_python
 
 PARSED = [page for page in PAGES if page not in EXECUTED]
@@ -63,22 +64,20 @@ def test_commands_parse(line: str, tmp_path, monkeypatch) -> None:
             (Path(folder) / label).mkdir(parents=True)
             for index in range(20):
                 (Path(folder) / label / f"{index}.jpg").touch()
+    assert verb in VERBS
+    found = load(verb).parse(args)
     if verb == "train":
-        cli.take_rehearsal(args)
-        config, _ = cli.parse_train(args)
-        assert config.recipe
+        assert found.config.recipe
     elif verb == "measure":
-        assert cli.parse_measure(args)[1]
+        assert found.names
     elif verb == "reproduce":
-        assert cli.parse_reproduce(args)[0].names
+        assert found[0].names
     elif verb == "compare":
-        assert cli.parse_compare(args)[0].relatives
+        assert found[0].relatives
     elif verb == "export":
-        assert cli.models.parse_export(args).kind
+        assert found.kind
     elif verb == "predict":
-        assert cli.models.parse_predict(args).images
-    else:
-        assert verb in cli.VERBS
+        assert found.images
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from samovar import config as configs
-from samovar.cli import parse_flags
+from samovar.cli.settings import parse_settings
 from samovar.config import Config
 
 _NUMBERS = st.floats(0.001, 0.9, allow_nan=False)
@@ -48,7 +48,7 @@ def test_json_brings_back_the_config(config: Config) -> None:
 @settings(max_examples=12, deadline=None)
 def test_flags_bring_back_the_config(config: Config) -> None:
     base = Config(recipe=config.recipe)
-    assert parse_flags(base, configs.to_flags(config, base), "samovar train x") == config
+    assert parse_settings(base, configs.to_flags(config, base), "train x") == config
 
 
 @given(configs_drawn, configs_drawn)

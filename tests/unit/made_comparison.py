@@ -4,8 +4,8 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-from samovar import cli
 from samovar import config as configs
+from samovar.cli.compare import parse as parse_compare
 from samovar.runs.records import RunDir
 from samovar.studies.compare.cost import Cost
 from samovar.studies.compare.recorded import records_of
@@ -21,7 +21,7 @@ SPREAD = {"sam": (-1.1, 0.1, 1.0), "quarter": (-1.0, 0.0, 1.1)}
 def make_comparison(folder: Path, budgets: tuple[str, ...] = ("steps",), **accuracy: list[float]) -> Path:
     """A folder as `samovar compare` writes it, of made numbers; three seeds."""
     seeds = {name: [mean + each for each in SPREAD.get(name, (-1.0, 0.1, 0.9))] for name, mean in ACCURACY.items()}
-    found, _ = cli.parse_compare(["vit-digits", "--output", str(folder), "--sam", ",".join(COSTS)])
+    found, _ = parse_compare(["vit-digits", "--output", str(folder), "--sam", ",".join(COSTS)])
     run = RunDir(folder)
     folder.mkdir(parents=True)
     run.write_json("config.json", configs.to_dict(replace(found.base, name=folder.name, recipe="compare vit-digits")))

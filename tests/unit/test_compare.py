@@ -12,6 +12,8 @@ from scipy import stats
 
 from samovar import cli, recipes
 from samovar import config as configs
+from samovar.cli.compare import parse as parse_compare
+from samovar.cli.train import parse as parse_train
 from samovar.config import SamConfig
 from samovar.recipes.relatives import RELATIVES
 from samovar.runs.records import from_json, to_json
@@ -34,7 +36,7 @@ TOTAL = 1000
 
 
 def asked(*words: str) -> CompareRequest:
-    return cli.parse_compare(list(words))[0]
+    return parse_compare(list(words))[0]
 
 
 # --- the plan --------------------------------------------------------------------------------------------------------
@@ -86,7 +88,7 @@ def test_a_relative_may_have_settings_of_its_own(name: str, sam: SamConfig, tmp_
     assert config_of(found, name).sam == sam
     (run,) = [run for run in jobs_of(found, counted(passes_of(found)), TOTAL) if run.relative == name]
     assert run.config.name == f"vit-digits-{name}-seed0"
-    config, _ = cli.parse_train(shlex.split(shlex.join(command_of(run)))[2:])
+    config, *_ = parse_train(shlex.split(shlex.join(command_of(run)))[2:])
     assert config.sam == sam
 
 
@@ -112,7 +114,7 @@ def test_the_commands_of_a_plan_train_its_runs(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     found = asked("vit-digits", "--seeds", "1", "--budget", "both", "--data.root", "there", "--sam", "gsam,every5+late")
     for run in jobs_of(found, counted(passes_of(found)), TOTAL):
-        config, _ = cli.parse_train(shlex.split(shlex.join(command_of(run)))[2:])
+        config, *_ = parse_train(shlex.split(shlex.join(command_of(run)))[2:])
         assert not configs.differences(config, run.config)
 
 
@@ -364,7 +366,7 @@ def test_records_keep_what_the_table_says(tmp_path) -> None:
         ("compare vit-digits --seeds three", "--seeds three is out of range; give a whole number, 1 or more"),
         ("compare vit-digits --jobs 0", "--jobs 0 is out of range"),
         ("compare vit-digits --budget money", "--budget money is unknown; give one of: steps, time, both"),
-        ("compare vit-digits --seed 3", "--seed is what compare chooses; give --seeds N"),
+        ("compare vit-digits --seed 3", "compare chooses --seed itself; give --seeds N"),
         ("compare vit-digits --epoch 3", "unknown flag --epoch; did you mean --epochs?"),
         ("compare vit-digits --epochs -3", "--epochs -3.0 is out of range"),
         ("compare vit-digits --measure.images -1", "--measure.images -1 is out of range"),
@@ -395,13 +397,11 @@ def test_the_folders_of_others_are_left_alone(tmp_path, monkeypatch) -> None:
     ):
         with pytest.raises(ValueError, match=line):
             asked("vit-digits", *words.split())  # only read, for what is not refused would train
-    assert cli.parse_compare(["vit-digits", "--output", "other", "--run.threads", "2"])
+    assert parse_compare(["vit-digits", "--output", "other", "--run.threads", "2"])
 
 
 def test_help_tells_all_relatives(capsys) -> None:
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["compare", "--help"])
-    assert stop.value.code == 0
+    cli.main(["compare", "--help"])
     said = capsys.readouterr().out
     assert all(f"  {name} " in said for name in RELATIVES)
-    assert max(map(len, said.splitlines())) <= 120
+    assert max(map(len, said.splitlines())) <= 100

@@ -236,10 +236,10 @@ def test_a_card_without_records_says_what_was_not_measured(digits, tmp_path):
     [
         ("export", "export needs one run folder or model; see `samovar export --help`"),
         ("export RUN other --format timm", "export needs one run folder or model; 2 were given"),
-        ("export RUN", "export needs --format; give timm, onnx or torch"),
-        ("export RUN --format jax", "--format jax is unknown; give timm, onnx or torch"),
+        ("export RUN", "export needs --format; give one of: timm, onnx, torch"),
+        ("export RUN --format jax", "--format jax is unknown; give one of: timm, onnx, torch"),
         ("export RUN --fromat timm", "unknown flag --fromat; did you mean --format?"),
-        ("export RUN --format", "--format: expected one argument"),
+        ("export RUN --format", "--format needs one of: timm, onnx, torch"),
         ("export RUN --format timm --checkpoint 4", "4 is not there; give best, last or one of step-3, step-5"),
         ("export RUN --format timm --checkpoint init", "--checkpoint init is not there; give best, last or one of"),
         ("export RUN --format timm --output RUN", "holds arrays, which no earlier export wrote; give another folder"),

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from samovar import cli, recipes
 from samovar import config as configs
+from samovar import recipes
+from samovar.cli.measure import HELP
 from samovar.config import MeasureConfig, RunConfig
 from samovar.measure import catalog, command, watch
 from samovar.measure.subject import open_subject
@@ -44,7 +45,7 @@ def small(**changes) -> MeasureConfig:
 
 def test_the_command_line_knows_every_measurement() -> None:
     assert tuple(NAMES) == catalog.names()
-    assert all(name in cli.MEASURE_HELP for name in NAMES)
+    assert all(name in HELP for name in NAMES)
     assert all(catalog.load(name).__doc__ for name in NAMES)
 
 

@@ -245,7 +245,7 @@ def test_write_returns_its_path(tmp_path) -> None:
         ("report run -o run/config.json/x.html", "cannot write to run/config.json/x.html"),
         ("report run --ouput x", "unknown flag --ouput; did you mean --output?"),
         ("report run -o", "-o needs a path"),
-        ("report run --format png", "give --figures DIR with it"),
+        ("report run --format png", "--format needs --figures; give --figures DIR with it"),
         ("report run --figures f --format gif", "cannot draw figures as gif; give svg, pdf or png"),
         ("report run --figures run/config.json", "cannot write to --figures run/config.json"),
         ("report run --figures f", "these runs have no records to draw figures of"),

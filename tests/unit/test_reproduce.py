@@ -13,6 +13,8 @@ from scipy import stats
 
 from samovar import cli, recipes
 from samovar import config as configs
+from samovar.cli.reproduce import parse as parse_reproduce
+from samovar.cli.train import parse as parse_train
 from samovar.recipes.regimes import FRACTIONS
 from samovar.runs.records import Record, RunDir
 from samovar.studies.claims import decide, difference, larger_gain, ratio
@@ -299,14 +301,12 @@ def test_the_commands_of_a_plan_train_its_runs(name: str, scale: str, tmp_path, 
         words = shlex.split(shlex.join(command_of(task)))
         if "transfer" in words:  # whose recipe counts the images of the source it is given
             continue
-        config, _ = cli.parse_train(words[2:])
+        config, *_ = parse_train(words[2:])
         assert not configs.differences(config, task.config)
 
 
 def test_rows_can_be_chosen_and_only_claims_about_them_are_made() -> None:
-    found, _ = cli.parse_reproduce(
-        ["table4", "--scale", "digits", "--rows", "vit*quarter*,vit,vit-sam", "--seeds", "1"]
-    )
+    found, _ = parse_reproduce(["table4", "--scale", "digits", "--rows", "vit*quarter*,vit,vit-sam", "--seeds", "1"])
     assert {task.row.key for task in jobs_of(found)} == {
         "vit", "vit-sam", "vit-quarter", "vit-quarter-sam", "vit-quarter-aug", "vit-quarter-aug-sam"
     }  # fmt: skip
@@ -318,7 +318,7 @@ def test_rows_can_be_chosen_and_only_claims_about_them_are_made() -> None:
 
 
 def test_a_flag_counts_though_its_value_be_the_default() -> None:
-    found, _ = cli.parse_reproduce(["table1", "--scale", "digits", "--epochs", "1", "--measure.images", "0"])
+    found, _ = parse_reproduce(["table1", "--scale", "digits", "--epochs", "1", "--measure.images", "0"])
     assert (dict(found.changes), dict(found.measure)) == ({"epochs": 1.0}, {"images": 0})
     assert all(task.config.epochs == 1 for task in jobs_of(found))
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from samovar import cli
 from samovar import config as configs
+from samovar.cli.train import parse as parse_train
 from samovar.config import Config, GridConfig
 from samovar.data.sources import open_source
 from samovar.models.load import resolve
@@ -27,7 +27,7 @@ def weights(tmp_path_factory) -> Path:
 
 
 def asked(weights: Path, output: Path) -> Config:
-    config, _ = cli.parse_train(["transfer", "--init", str(weights), *FLAGS.split(), "--output", str(output)])
+    config, *_ = parse_train(["transfer", "--init", str(weights), *FLAGS.split(), "--output", str(output)])
     return config
 
 
@@ -82,12 +82,12 @@ def test_an_interrupted_choice_goes_on_where_it_was(weights: Path, tmp_path, mon
     (run,) = tmp_path.iterdir()
     assert stopped.value.code == 130
     assert f"samovar train --resume {run}" in capsys.readouterr().err
-    config, resumed = cli.parse_train(["--resume", str(run)])
+    config, resumed, _ = parse_train(["--resume", str(run)])
     command.train(config, resumed)
     assert trained == [100.0, 0.0, 0.1]
     assert configs.load(run / "config.json").optim.lr == 0.1
     before = len(list(RunDir(run).records()))
-    command.train(*cli.parse_train(["--resume", str(run)]))  # all is there: nothing is chosen, trained or scored again
+    command.train(*parse_train(["--resume", str(run)])[:2])  # all is there: nothing is chosen, trained or scored again
     assert trained == [100.0, 0.0, 0.1]
     assert len(list(RunDir(run).records())) == before
 
@@ -117,7 +117,7 @@ def test_a_run_that_has_begun_resumes_without_the_weights_it_began_from(weights:
     run = command.train(replace(asked(moved, tmp_path / "runs"), grid=GridConfig()))
     shutil.rmtree(moved)
     shutil.rmtree(RunDir(run.path).checkpoints / "step-00000012")
-    command.train(*cli.parse_train(["--resume", str(run.path)]))
+    command.train(*parse_train(["--resume", str(run.path)])[:2])
     assert (RunDir(run.path).checkpoints / "step-00000012" / "model.safetensors").is_file()
 
 

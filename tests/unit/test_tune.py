@@ -9,6 +9,7 @@ import pytest
 
 from samovar import cli, recipes
 from samovar import config as configs
+from samovar.cli.train import parse as parse_train
 from samovar.config import Config
 from samovar.runs.records import RunDir
 from samovar.runtime.workers import Stopped
@@ -168,7 +169,7 @@ def test_the_command_can_be_pasted_and_has_the_users_flags(tmp_path, trainer, ca
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "samovar train" in line]
     words = shlex.split(line)
     assert words[:2] == ["samovar", "train"]
-    config, _ = cli.parse_train(words[2:])
+    config, *_ = parse_train(words[2:])
     assert (config.sam.rho, config.data.batch_size, config.model.dropout) == (0.1, 32, 0.1)
     assert config.optim.lr in (0.001, 0.002)
     assert config.data.tune_share == 0, "the run trains on all training images"
@@ -323,9 +324,7 @@ def test_help_lists_it_and_explains_it(capsys) -> None:
     cli.main(["tune", "--help"])
     out = capsys.readouterr().out
     assert all(flag in out for flag in ("--rho", "--lr", "--weight-decay", "--seeds", "--full", "--share", "--jobs"))
-    with pytest.raises(SystemExit) as caught:
-        cli.main(["tune", "vit-digits", "--help"])
-    assert not caught.value.code
+    cli.main(["tune", "vit-digits", "--help"])
     assert "--sam.rho" in capsys.readouterr().out
 
 

@@ -4,27 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from samovar.cli import listing, measuring, models, studies, training
-from samovar.cli.flags import nearest, parse_flags
-from samovar.cli.measuring import parse_measure
-from samovar.cli.studies import parse_compare, parse_reproduce
-from samovar.cli.texts import HELP, MEASURE_HELP
-from samovar.cli.training import parse_train, take_rehearsal
+from samovar.cli.verbs import HELP, HELP_FLAGS, VERBS, load, print_help
+from samovar.words import suggest
 
-__all__ = [
-    "HELP",
-    "MEASURE_HELP",
-    "VERBS",
-    "main",
-    "parse_compare",
-    "parse_flags",
-    "parse_measure",
-    "parse_reproduce",
-    "parse_train",
-    "take_rehearsal",
-]
+__all__ = ["HELP", "VERBS", "main"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -35,45 +20,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, TypeError) as error:
         if os.environ.get("SAMOVAR_TRACEBACK"):
             raise
-        _say(str(error))
+        rank = os.environ.get("RANK", "0")
+        speaker = "samovar" if rank == "0" else f"samovar [rank {rank}]"
+        print(f"{speaker}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except BrokenPipeError:  # the reader of `samovar list | head` left
+    except BrokenPipeError:
+        # The reader of `samovar list | head` left. Python flushes stdout once more on exit, which
+        # would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(args: list[str]) -> None:
-    verb, rest = (args[0], args[1:]) if args else ("--help", [])
-    if verb in ("-h", "--help", "help"):
+    verb, *rest = args or ["--help"]
+    if verb == "help" and rest:
+        verb, rest = rest[0], ["--help"]
+    if verb in {"help", *HELP_FLAGS}:
         print(HELP, end="")
     elif verb == "--version":
         from importlib.metadata import version
 
         print(version("samovar"))
-    elif verb in VERBS:
-        VERBS[verb](rest)
+    elif verb not in VERBS:
+        raise ValueError(f"unknown command {verb!r}; {suggest(verb, VERBS, count=1)}")
+    elif HELP_FLAGS & set(rest):
+        print_help(verb, rest)
     else:
-        raise ValueError(f"unknown command {verb!r}; {nearest(verb, VERBS)}")
-
-
-def _say(message: str) -> None:
-    rank = os.environ.get("RANK", "0")
-    print(
-        f"samovar: {message}" if rank == "0" else f"samovar [rank {rank}]: {message}",
-        file=sys.stderr,
-    )
-
-
-VERBS: dict[str, Callable[[list[str]], None]] = {
-    "demo": studies.demo,
-    "train": training.train,
-    "tune": training.tune,
-    "measure": measuring.measure,
-    "report": measuring.report,
-    "compare": studies.compare,
-    "reproduce": studies.reproduce,
-    "corrupt": measuring.corrupt,
-    "export": models.export,
-    "predict": models.predict,
-    "list": listing.list_names,
-    "show": listing.show,
-}
+        load(verb).run(rest)

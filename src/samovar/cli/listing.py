@@ -1,77 +1,70 @@
-"""`list` and `show`: what there is by name."""
+"""`samovar list`; a file `list.py` would hide Python's `list` from this package."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from collections.abc import Sequence
 
-from samovar import config as configs
-from samovar import recipes
-from samovar.cli.flags import nearest
-from samovar.config import Config
+from samovar import plugins, recipes
+from samovar.cli.flags import read
+from samovar.config import LOGGERS
 from samovar.data import catalog
 from samovar.models import table
+from samovar.words import suggest
+
+TABLES = ("recipes", "models", "sources", "loggers")
+
+HELP = f"""\
+usage: samovar list [{"|".join(TABLES)}]...
+
+List the names that other commands take, each with a line about it. Without arguments: all tables.
+
+  recipes  for train, tune, compare and show
+  models   for --model.name, measure, export and show
+  sources  for --data.source and --source
+  loggers  for --run.loggers
+
+Names that installed packages add are listed too.
+
+examples:
+  samovar list
+  samovar list recipes | grep cifar10
+"""
 
 
-def list_names(args: list[str]) -> None:
-    """Print the names that other commands take."""
-    tables = {
-        "recipes": {name: recipe.summary for name, recipe in recipes.RECIPES.items()},
-        "models": {name: table.line(name) for name in table.names()},
-        "sources": catalog.listed(),
-    }
-    if args in (["-h"], ["--help"]):
-        print("usage: samovar list [recipes|models|sources]")
-        return
-    chosen = args or list(tables)
+def parse(args: Sequence[str]) -> tuple[str, ...]:
+    """Return the tables to print.
+
+    Raises:
+        ValueError: an unknown table or flag."""
+    chosen = read(args, (), "list").words
     for name in chosen:
-        if name not in tables:
-            raise ValueError(f"cannot list {name!r}; {nearest(name, tables)}")
-        rows = tables[name]
+        if name not in TABLES:
+            raise ValueError(f"cannot list {name!r}; {suggest(name, TABLES, count=1)}")
+    return chosen or TABLES
+
+
+def run(args: Sequence[str]) -> None:
+    """Print tables of names."""
+    chosen = parse(args)
+    for name in chosen:
+        rows = rows_of(name)
         width = max(map(len, rows))
-        print(f"{name}:" if len(chosen) > 1 else "", end="\n" if len(chosen) > 1 else "")
+        if len(chosen) > 1:
+            print(f"{name}:")
         for key, text in rows.items():
             print(f"  {key:<{width}}  {text}")
-    if "models" in chosen:
-        print("  any timm model name, or module:function returning an nn.Module, works as well")
+        if name == "models":
+            print("  any timm model name, or module:function returning an nn.Module, works as well")
 
 
-def show(args: list[str]) -> None:
-    """Print the settings of a recipe or run, or the facts of a model."""
-    if len(args) != 1 or args[0] in ("-h", "--help"):
-        print("usage: samovar show RECIPE|RUN|MODEL")
-        raise SystemExit(0 if args in (["-h"], ["--help"]) else 2)
-    name = args[0]
-    if name in recipes.RECIPES:
-        recipe = recipes.get(name)
-        print(f"{name}: {recipe.summary}\nexpect: {recipe.expect}\n")
-        _print_settings(recipe.config())
-    elif name in table.names():
-        print(f"{name}: {table.summary(name)}")
-    elif (Path(name) / "config.json").is_file():
-        config = configs.load(Path(name) / "config.json")
-        flags = configs.to_flags(config, _base_of(config))
-        print(f"{name}\nreplay: samovar train {config.recipe} {' '.join(flags)}".rstrip() + "\n")
-        best = Path(name) / "checkpoints" / "best.json"
-        if best.is_file():
-            values = json.loads(best.read_text(encoding="utf-8"))
-            print("best: " + ", ".join(f"{k} {v:g}" for k, v in values.items()) + "\n")
-        _print_settings(config)
-    else:
-        words = [*recipes.RECIPES, *table.names()]
-        raise ValueError(
-            f"{name!r} is no recipe, model or run folder; {nearest(name, words)[:120]}"
-        )
-
-
-def _base_of(config: Config) -> Config:
-    return (
-        recipes.get(config.recipe).config()
-        if config.recipe in recipes.RECIPES
-        else Config(recipe=config.recipe)
-    )
-
-
-def _print_settings(config: Config) -> None:
-    for name, value in configs.flatten(config).items():
-        print(f"  --{name.replace('_', '-'):<28} {value}")
+def rows_of(name: str) -> dict[str, str]:
+    """Return the names of a table with a line about each, ours before those of other packages."""
+    if name == "recipes":
+        return {key: recipe.summary for key, recipe in recipes.RECIPES.items()}
+    if name == "models":
+        return {key: table.line(key) for key in table.names()}
+    if name == "sources":
+        return catalog.listed()
+    added = dict.fromkeys(plugins.names("loggers"), "added by an installed package")
+    # a name of ours goes first: a package cannot change what it means
+    return added | {key: f"needs pip install samovar[{key}]" for key in LOGGERS}

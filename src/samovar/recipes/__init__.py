@@ -1,18 +1,16 @@
-"""Recipes: names for settings that are known to work, or that are the paper's. Nothing in this room
-needs torch.
+"""Recipes: named settings that are known to work, or that the paper used.
 
-A recipe is a function that returns a Config; `samovar train NAME --flag value` overrides what it
-returns."""
+A recipe is a function that returns a Config; the flags of `samovar train NAME` override its
+settings. No file of this room imports torch."""
 
 from __future__ import annotations
-
-import difflib
 
 from samovar.recipes.own import OWN, photos, transfer
 from samovar.recipes.paper import IMAGENET_TRAIN, PAPER_RHO, imagenet, paper
 from samovar.recipes.recipe import Recipe
 from samovar.recipes.relatives import RELATIVES, published, related
 from samovar.recipes.small import cifar, digits, small
+from samovar.words import suggest
 
 __all__ = [
     "IMAGENET_TRAIN",
@@ -32,15 +30,15 @@ __all__ = [
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe for recipe in [*small(), *OWN, *paper(), *published()]
 }
+"""All recipes by name, in the order in which `samovar list recipes` prints them."""
 
 
 def get(name: str) -> Recipe:
-    """The recipe of a name.
+    """Return the recipe of a name.
 
     Raises:
-        ValueError: there is none; says the nearest."""
+        ValueError: no recipe has that name; suggests the closest ones."""
     if name in RECIPES:
         return RECIPES[name]
-    near = difflib.get_close_matches(name, RECIPES, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}?" if near else "see `samovar list recipes`"
+    hint = suggest(name, RECIPES, instead="see `samovar list recipes`")
     raise ValueError(f"unknown recipe {name!r}; {hint}")

@@ -1,4 +1,4 @@
-"""Recipes for one's own images: from scratch by their number, or by fine-tuning."""
+"""Recipes for your own images: training from scratch, or fine-tuning."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from samovar.recipes.recipe import Recipe
 
 
 def photos(num_images: int = 10_000) -> Config:
-    """Settings for a folder of `num_images` training photos, by this rule.
+    """Return settings for a folder of `num_images` training photos.
 
     * model: `vit_tiny_patch16_224` below 30 thousand images, `vit-s16` below 300 thousand, else
-      `vit-b16`; rho 0.05, 0.1 and 0.2 with them (Table 9: bigger models want a larger rho), m = 32;
-    * batch: the power of two nearest to images / 300, from 32 to 4096 - the paper's rule for
-      subsets of ImageNet, which keeps the number of steps near 90 thousand;
-    * steps: 300 epochs; the first tenth of them, at most 10 thousand, warm up;
-    * lr: 3e-3 from batch 512 up, else 1e-3, never scaled further (the paper found that scaling
+      `vit-b16`; rho is 0.05, 0.1 and 0.2 for them (Table 9: larger models need a larger rho), and
+      m is 32;
+    * batch: the power of two nearest to images / 300, from 32 to 4096. This is the paper's rule for
+      subsets of ImageNet; it keeps the number of steps near 90 thousand;
+    * steps: 300 epochs; the first tenth of the steps, at most 10 thousand, is warm-up;
+    * lr: 3e-3 from batch 512 up, else 1e-3, and no further scaling (the paper found that it
       hurts)."""
     name, rho = "vit-b16", 0.2
     if num_images < 30_000:
@@ -55,12 +56,13 @@ def photos(num_images: int = 10_000) -> Config:
 
 
 def transfer(num_images: int = 2000) -> Config:
-    """Fine-tuning by the paper's Table 11: momentum SGD without decay, clip 1, cosine, batch 512, a
-    new zero head.
+    """Return settings for fine-tuning `--init` on other images, by the paper's Table 11.
 
-    From 10 thousand training images up its row for CIFAR, 10,000 steps and a choice of the learning
-    rate on 2 % of them; else, and where the number is not known beforehand, the row for Flowers and
-    Pets, 500 steps and 10 %. The model and image size are those of `--init`.
+    Momentum SGD without decay, gradient clipping at 1, cosine schedule, batch 512, a new head of
+    zeros. With 10 thousand training images or more these are the settings for CIFAR: 10,000 steps,
+    the learning rate chosen on 2 % of the images. With fewer, or where the number is not known
+    beforehand, they are those for Flowers and Pets: 500 steps, chosen on 10 %. The model and the
+    image size come from `--init`.
 
     Source: Table 11 and appendix E.6 of arXiv:2106.01548."""
     many = num_images >= 10_000
@@ -79,14 +81,14 @@ def transfer(num_images: int = 2000) -> Config:
 OWN = [
     Recipe(
         "photos",
-        "one's own folder of 1 thousand to 1 million photos; settings follow from their number",
+        "your own folder of 1 thousand to 1 million photos; settings follow from their number",
         "depends on the photos; from scratch, thousands of images give far less than fine-tuning",
         photos,
     ),
     Recipe(
         "transfer",
         "fine-tune --init RUN, a timm model or a file on other images, Table 11 of the paper",
-        "depends on weights and images; LOG.md has CIFAR-100 to CIFAR-10 and to flowers",
+        "depends on weights and images; docs/log.md has CIFAR-100 to CIFAR-10 and to flowers",
         transfer,
     ),
 ]

@@ -1,4 +1,4 @@
-"""Recipes of the paper's ImageNet tables, arXiv:2106.01548."""
+"""Recipes for the ImageNet tables of the paper, arXiv:2106.01548."""
 
 from __future__ import annotations
 
@@ -21,25 +21,31 @@ from samovar.recipes.recipe import Recipe, twins
 from samovar.recipes.regimes import FRACTIONS, adversarial, momentum, strong, subset
 
 IMAGENET_TRAIN = 1_281_167
+"""Training images of ImageNet."""
 
-# Table 9, and Table 2 with its deltas.
 PAPER_RHO = {
     "resnet50": 0.02, "resnet101": 0.05, "resnet152": 0.02,
     "resnet50x2": 0.05, "resnet101x2": 0.05, "resnet152x2": 0.05,
-    "vit-s32": 0.05, "vit-s16": 0.1, "vit-s14": 0.1, "vit-s8": 0.15, "vit-b32": 0.15, "vit-b16": 0.2,
-    "mixer-s32": 0.1, "mixer-s16": 0.15, "mixer-s8": 0.2, "mixer-b32": 0.35, "mixer-b16": 0.6, "mixer-b8": 0.6,
+    "vit-s32": 0.05, "vit-s16": 0.1, "vit-s14": 0.1, "vit-s8": 0.15,
+    "vit-b32": 0.15, "vit-b16": 0.2,
+    "mixer-s32": 0.1, "mixer-s16": 0.15, "mixer-s8": 0.2,
+    "mixer-b32": 0.35, "mixer-b16": 0.6, "mixer-b8": 0.6,
 }  # fmt: skip
+"""SAM's radius by network: Table 9, for the networks of Table 2."""
 PAPER_RHO_AUG = {"vit-b16": 0.05, "mixer-b16": 0.2}
+"""SAM's radius with strong augmentation."""
 PAPER_RHO_ADVERSARIAL = {
     "resnet50": 0.05, "resnet101": 0.05, "resnet152": 0.05,
     "vit-s16": 0.1, "vit-b32": 0.1, "vit-b16": 0.1,
     "mixer-s16": 0.05, "mixer-b32": 0.25, "mixer-b16": 0.25,
 }  # fmt: skip
+"""SAM's radius with adversarial training."""
 
 
 def imagenet(model: str, *, rho: float = 0.0) -> Config:
-    """The paper's training from scratch (Table 8); m = 32 images per ascent, however many GPUs
-    share the batch."""
+    """Return the paper's training from scratch (Table 8).
+
+    Each ascent step takes m = 32 images, however many GPUs share the batch."""
     data = DataConfig(
         source="imagenet:data/imagenet",
         image_size=224,
@@ -50,8 +56,8 @@ def imagenet(model: str, *, rho: float = 0.0) -> Config:
     )
     sam = SamConfig(rho=rho, m=32)
     if model.startswith("resnet"):
-        # the paper's decay of 1e-3 is decoupled, lr x decay; with momentum 0.9 that is coupled L2
-        # of a tenth of it
+        # The paper's decay of 1e-3 is decoupled (lr x decay); ours is part of the gradient, which
+        # momentum 0.9 multiplies by ten.
         optim = OptimConfig(name="sgd", lr=1.6, momentum=0.9, weight_decay=1e-4, warmup_steps=5000)
         return Config(epochs=90, model=ModelConfig(name=model), data=data, optim=optim, sam=sam)
     vit = model.startswith("vit")
@@ -69,11 +75,12 @@ def imagenet(model: str, *, rho: float = 0.0) -> Config:
 
 
 def contrastive(config: Config) -> Config:
-    """Supervised contrastive training of a ViT, then a linear classifier.
+    """Return a config with supervised contrastive training of a ViT, then a linear classifier.
 
-    Batch 2048 of two views, AutoAugment, temperature 0.1, LAMB of 0.001 x batch / 256; RMSProp for
-    the classifier. The warm-up, the projection head's width and the rate of the exponential decay
-    are not published; here they are Table 8's, 2048 as in SupCon, and a hundredth at the end.
+    Batch 2048 of two views, AutoAugment, temperature 0.1, LAMB with lr 0.001 x batch / 256; RMSProp
+    for the classifier. The paper does not publish the warm-up, the width of the projection head and
+    the rate of the exponential decay. Here they are those of Table 8, 2048 as in SupCon, and a
+    hundredth of the learning rate at the end.
 
     Source: section 5.3 and appendix E.4 of arXiv:2106.01548."""
     return replace(
@@ -90,38 +97,40 @@ def contrastive(config: Config) -> Config:
 
 
 # --- what to expect: cost, derived
-# -----------------------------------------------------------------------------------
 
 FORWARD_GFLOPS = {
     "resnet50": 8.18, "resnet101": 15.60, "resnet152": 23.03,
     "resnet50x2": 32.23, "resnet101x2": 61.93, "resnet152x2": 91.63,
-    "vit-s32": 2.29, "vit-s16": 9.20, "vit-s14": 12.25, "vit-s8": 44.81, "vit-b32": 8.82, "vit-b16": 35.13,
-    "mixer-s32": 2.00, "mixer-s16": 7.55, "mixer-s8": 29.75, "mixer-b32": 6.48, "mixer-b16": 25.20, "mixer-b8": 100.12,
+    "vit-s32": 2.29, "vit-s16": 9.20, "vit-s14": 12.25, "vit-s8": 44.81,
+    "vit-b32": 8.82, "vit-b16": 35.13,
+    "mixer-s32": 2.00, "mixer-s16": 7.55, "mixer-s8": 29.75,
+    "mixer-b32": 6.48, "mixer-b16": 25.20, "mixer-b8": 100.12,
 }  # fmt: skip
-"""Of one image of 224 pixels, a multiply-add counted as two; by torch's counter."""
+"""GFLOPs of a forward pass over one image of 224 pixels, by torch's counter.
+
+A multiply-add counts as two."""
 
 SUSTAINED_TFLOPS = 100
-"""Of one GPU in the hours that recipes state: about a third of what an A100 does at most in
-bfloat16."""
+"""Speed of the GPU in the hours that recipes state: a third of an A100's peak in bfloat16."""
 
 
 def gpu_hours(config: Config) -> float:
-    """Hours of one GPU of `SUSTAINED_TFLOPS` that a recipe takes: a gradient costs three forward
-    passes."""
+    """Return the hours that a recipe takes on one GPU of `SUSTAINED_TFLOPS`.
+
+    The gradient of an image costs three forward passes."""
     images = image_gradients(config, round(IMAGENET_TRAIN * config.data.fraction))
     flops = 3e9 * FORWARD_GFLOPS[config.model.name.removesuffix("-gap")] * images
     return flops / (SUSTAINED_TFLOPS * 1e12) / 3600
 
 
 def with_cost(recipe: Recipe) -> Recipe:
-    """A recipe whose expectation says what it costs."""
+    """Return a recipe whose expectation also states its cost."""
     hours = gpu_hours(recipe.config())
     cost = f"about {hours:,.0f} GPU hours at {SUSTAINED_TFLOPS} TFLOP/s (derived)"
     return replace(recipe, expect=f"{recipe.expect}; {cost}")
 
 
 # --- what to expect: the paper's numbers, in percent
-# -----------------------------------------------------------------
 
 _TABLE_5 = (
     paper_numbers.ADVERSARIAL_BENCHMARKS.index("top1"),
@@ -130,13 +139,13 @@ _TABLE_5 = (
 
 
 def _of_table_4(model: str, share: str, aug: str = "") -> tuple[float, float]:
-    """Top-1 without and with SAM."""
+    """Return top-1 without and with SAM."""
     found = paper_numbers.TABLE_4[share]
     return found[f"{model}{aug}"], found[f"{model}{aug}-sam"]
 
 
 def paper() -> list[Recipe]:
-    """Tables 2, 4 and 5 of the paper, its contrastive training, and SGD for a ViT."""
+    """Return recipes for Tables 2, 4 and 5, contrastive training, and SGD for a ViT."""
     rows = []
     for model, rho in PAPER_RHO.items():
         rows += _rows(
@@ -161,7 +170,7 @@ def paper() -> list[Recipe]:
             rho,
             adversarial,
         )
-    rows += _rows("vit-b16", "-sgd", "SGD with momentum, settings of ours", _UNPUBLISHED, 0.2, _sgd)
+    rows += _rows("vit-b16", "-sgd", "SGD with momentum, our settings", _UNPUBLISHED, 0.2, _sgd)
     for model, numbers in paper_numbers.CONTRASTIVE.items():
         make = partial(_make, model, contrastive)
         summary = f"{model} on ImageNet, supervised contrastive, then a linear classifier"
@@ -204,7 +213,9 @@ def _rows(
 
 
 def _subsets(word: str, parts: int) -> list[Recipe]:
-    """A share of ImageNet; the radii for it are not published, so they are those for all of it."""
+    """Return recipes for 1 / `parts` of ImageNet.
+
+    The paper publishes no radii for subsets; these are the radii for all images."""
     rows, share = [], partial(subset, parts=parts)
     for model in ("resnet152", "vit-b16", "mixer-b16"):
         expect = _top1(_of_table_4(model, word), "Table 4")

@@ -1,14 +1,14 @@
-"""The numbers of arXiv:2106.01548, in percent where they are accuracies.
+"""Published numbers of arXiv:2106.01548; accuracies are in percent.
 
-Transcribed from v1; what only later versions have and was not checked against them stands apart in
-`UNVERIFIED`. `-sam` marks a network trained with SAM, `-aug` one trained with RandAugment and
-mixup."""
+They are transcribed from version 1. `UNVERIFIED` holds numbers that only later versions have and
+that were not checked against them. `-sam` marks a network trained with SAM, `-aug` one trained with
+RandAugment and mixup."""
 
 from __future__ import annotations
 
 Numbers = dict[str, float]
 
-# Table 1: geometry and accuracy. kappa is of the architecture, so SAM does not change it.
+# Table 1: geometry and accuracy. kappa depends on the architecture alone, not on SAM.
 TABLE_1: dict[str, Numbers] = {
     "resnet50": {"kappa": 2801.6, "lambda_max": 122.9, "top1": 76.0, "corruption": 44.6},
     "resnet152": {"kappa": 2801.6, "lambda_max": 179.8, "top1": 78.5, "corruption": 50.0},
@@ -21,7 +21,7 @@ TABLE_1: dict[str, Numbers] = {
 BENCHMARKS = ("top1", "real", "v2", "r", "corruption")
 """Columns of Table 2: ImageNet, ReaL, V2, ImageNet-R without masking, ImageNet-C."""
 
-# Table 2: accuracy with SAM, and its gain over the same network without.
+# Table 2: accuracy with SAM, and the gain over the same network without SAM.
 TABLE_2: dict[str, tuple[tuple[float, float], ...]] = {
     "resnet50": ((76.7, 0.7), (83.1, 0.7), (64.6, 1.0), (23.3, 1.1), (46.5, 1.9)),
     "resnet101": ((78.6, 0.8), (84.8, 0.9), (66.7, 1.4), (25.9, 1.5), (51.3, 2.8)),
@@ -44,8 +44,8 @@ TABLE_2: dict[str, tuple[tuple[float, float], ...]] = {
 }
 
 PARTS = (
-    "embedding", "token_mixing", "channel_mixing", "block1", "block6", "block12", "whole", "weight_norm",
-    "activation1", "activation6", "activation12",
+    "embedding", "token_mixing", "channel_mixing", "block1", "block6", "block12", "whole",
+    "weight_norm", "activation1", "activation6", "activation12",
 )  # fmt: skip
 """Columns of Table 3: lambda_max of parts of the network, then norms of weights and activations."""
 
@@ -91,7 +91,7 @@ TABLE_4: dict[str, Numbers] = {
 ADVERSARIAL_BENCHMARKS = ("top1", "real", "v2", "pgd", "r", "corruption")
 """Columns of Table 5; `pgd` is accuracy under PGD-10 within 2/255."""
 
-# Table 5: adversarial training with SAM, and its gain over adversarial training without.
+# Table 5: adversarial training with SAM, and the gain over adversarial training without SAM.
 TABLE_5: dict[str, tuple[tuple[float, float], ...]] = {
     "resnet50": ((70.1, -0.7), (77.9, -0.3), (56.6, -0.8), (54.1, 0.9), (27.0, 0.9), (42.7, -0.1)),
     "resnet101": ((73.6, -0.4), (81.0, 0.1), (60.4, -0.6), (58.8, 1.4), (29.5, 0.6), (46.9, 0.3)),
@@ -163,5 +163,5 @@ UNVERIFIED: dict[str, Numbers] = {
 
 
 def plain_and_sam(pair: tuple[float, float]) -> tuple[float, float]:
-    """Accuracies without and with SAM, of an accuracy with SAM and its gain."""
+    """Return accuracies without and with SAM, from the accuracy with SAM and its gain."""
     return round(pair[0] - pair[1], 1), pair[0]

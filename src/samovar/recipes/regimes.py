@@ -1,4 +1,4 @@
-"""The paper's other regimes, each a function from a config to a config."""
+"""The paper's other training regimes, each a function from a config to a config."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from dataclasses import replace
 from samovar.config import AdversarialConfig, Config, OptimConfig
 
 FRACTIONS = {"half": 2, "quarter": 4, "tenth": 10}
-"""Words in a recipe's name for the subsets of Table 4."""
+"""Words in the names of recipes for the subsets of Table 4: each takes 1 / N of the images."""
 
 
 def strong(config: Config) -> Config:
-    """RandAugment with 2 layers of magnitude 15, mixup 0.5; for ViT and Mixer lr 1e-3, decay 0.1,
-    stochastic depth 0.1.
+    """Return a config with strong augmentation: RandAugment, 2 layers of magnitude 15, mixup 0.5.
+
+    ViT and Mixer also take lr 1e-3, weight decay 0.1 and stochastic depth 0.1.
 
     Source: section 5.2 and appendix E.3 of arXiv:2106.01548."""
     data = replace(config.data, randaugment_layers=2, randaugment_magnitude=15, mixup=0.5)
@@ -23,11 +24,10 @@ def strong(config: Config) -> Config:
 
 
 def subset(config: Config, parts: int) -> Config:
-    """A share of the training images that there are, in batches so small that the number of steps
-    stays about the same.
+    """Return a config that trains on 1 / `parts` of the images in about the same number of steps.
 
-    As the paper: halves and quarters shrink the batch with them, a tenth to an eighth; lr and all
-        else stay.
+    The batch shrinks with the images, as in the paper: to a half and a quarter, and for a tenth of
+    the images to an eighth. The learning rate and all other settings stay.
 
     Source: appendix E.2 of arXiv:2106.01548."""
     batch = config.data.batch_size // min(parts, 8)
@@ -37,14 +37,14 @@ def subset(config: Config, parts: int) -> Config:
 
 
 def momentum(config: Config, lr: float, weight_decay: float) -> Config:
-    """SGD with momentum 0.9 in place of AdamW; the paper's numbers for it are not published."""
+    """Return a config with SGD and momentum 0.9; the paper publishes no numbers for it."""
     kept = {"warmup_steps": config.optim.warmup_steps, "schedule": config.optim.schedule}
     optim = OptimConfig(name="sgd", lr=lr, weight_decay=weight_decay, clip_norm=1.0, **kept)  # type: ignore[arg-type]
     return replace(config, optim=optim)
 
 
 def adversarial(config: Config) -> Config:
-    """Fast adversarial training, FGSM from a random start within 2/255; all else as without.
+    """Return a config with fast adversarial training: FGSM from a random start within 2/255.
 
     Source: section 5.4 and appendix E.5 of arXiv:2106.01548."""
     return replace(config, adversarial=AdversarialConfig(eps=2 / 255))

@@ -1,9 +1,7 @@
-"""The relatives of SAM by name, as changes to a config that trains with SAM; and as published, as
-recipes."""
+"""Relatives of SAM: changes to a config that trains with SAM, and recipes as published."""
 
 from __future__ import annotations
 
-import difflib
 import json
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -13,91 +11,107 @@ from samovar.config import Config, SamConfig, from_dict, validate
 from samovar.recipes.paper import imagenet, with_cost
 from samovar.recipes.recipe import Recipe
 from samovar.recipes.small import cifar
+from samovar.words import suggest
 
 
 @dataclass(frozen=True)
 class Relative:
-    """A way to train by sharpness, beside plain SAM of the same recipe."""
+    """A variant of SAM, as changes to the settings of a recipe that trains with SAM."""
 
     summary: str
+    """A few words, for help texts and tables."""
     settings: dict[str, Any]
-    """Of `SamConfig`."""
+    """Fields of `SamConfig` that change."""
     rho_factor: float = 1.0
-    """Times SAM's radius."""
+    """The radius, relative to that of the recipe."""
     rho_min_factor: float = 0.0
-    """Times SAM's radius: the lowest of a schedule."""
+    """The lowest radius of a schedule, relative to that of the recipe; 0 follows `rho_factor`."""
     source: str = ""
-    """Where it was proposed; empty where it is a plain thing to try."""
+    """The paper that proposed it; empty for plain experiments."""
 
 
 RELATIVES: dict[str, Relative] = {
     "plain": Relative("no SAM", {}, rho_factor=0.0),
     "sam": Relative("SAM", {}, source="Foret et al., arXiv:2010.01412"),
-    "asam": Relative("adaptive SAM", {"adaptive": True}, rho_factor=10.0, source="Kwon et al., arXiv:2102.11600"),
+    "asam": Relative(
+        "adaptive SAM: the climb scales with each weight", {"adaptive": True}, rho_factor=10.0,
+        source="Kwon et al., arXiv:2102.11600",
+    ),
     "half": Relative("SAM whose climb sees half of the images", {"fraction": 0.5}),
     "quarter": Relative("SAM whose climb sees a quarter of the images", {"fraction": 0.25}),
     "every2": Relative("SAM at every second step", {"every": 2}),
     "every5": Relative("SAM at every fifth step", {"every": 5}),
     "looksam": Relative(
-        "SAM at every fifth step, its direction re-used between", {"every": 5, "reuse": 0.7},
+        "SAM at every fifth step, its direction reused in between", {"every": 5, "reuse": 0.7},
         source="Liu et al. (LookSAM), arXiv:2203.02714",
     ),
     "late": Relative("SAM in the last fifth of the run", {"start": 0.8}),
     "latehalf": Relative("SAM in the last half of the run", {"start": 0.5}),
     "early": Relative("SAM in the first fifth of the run", {"end": 0.2}),
     "msam": Relative(
-        "along the optimizer's momentum, in one pass", {"momentum": True}, rho_factor=10.0,
+        "Momentum-SAM: climbs along the optimizer's momentum, one gradient a step",
+        {"momentum": True}, rho_factor=10.0,
         source="Becker et al. (Momentum-SAM), arXiv:2401.12033",
     ),
     "sam-on": Relative(
-        "of norm layers only", {"norms_only": True}, rho_factor=10.0, source="Mueller et al. (SAM-ON), arXiv:2306.04226"
+        "SAM-ON: climbs with the weights of norm layers only", {"norms_only": True},
+        rho_factor=10.0, source="Mueller et al. (SAM-ON), arXiv:2306.04226",
     ),
     "gsam": Relative(
-        "surrogate gap", {"alpha": 0.4, "rho_schedule": "lr"}, rho_min_factor=1 / 3,
-        source="Zhuang et al. (GSAM), arXiv:2203.08065; falls to a third, as its ViT-B/16, but from SAM's radius",
+        "GSAM: lowers the surrogate gap as well", {"alpha": 0.4, "rho_schedule": "lr"},
+        rho_min_factor=1 / 3,
+        source="Zhuang et al. (GSAM), arXiv:2203.08065; falls to a third, as its ViT-B/16, "
+        "but from SAM's radius",
     ),
     "fsam": Relative(
-        "along what is peculiar to the batch", {"sigma": 1.0, "sigma_decay": 0.9},
+        "Friendly SAM: climbs along the part of the gradient that is specific to the batch",
+        {"sigma": 1.0, "sigma_decay": 0.9},
         source="Li et al. (Friendly SAM), arXiv:2403.12350",
     ),
     "wsam": Relative(
-        "sharpness weighted", {"gamma": 0.8}, rho_factor=0.5, source="Yue et al. (WSAM), arXiv:2305.15817"
-    ),
-    "wsam-decoupled": Relative(
-        "sharpness weighted, beside the optimizer", {"gamma": 0.8, "decoupled": True}, rho_factor=0.5,
+        "WSAM: weights loss against sharpness", {"gamma": 0.8}, rho_factor=0.5,
         source="Yue et al. (WSAM), arXiv:2305.15817",
     ),
-    "two-step": Relative("a climb of two steps", {"ascent_steps": 2}, source="Foret et al., arXiv:2010.01412"),
+    "wsam-decoupled": Relative(
+        "WSAM with the sharpness term outside the optimizer", {"gamma": 0.8, "decoupled": True},
+        rho_factor=0.5, source="Yue et al. (WSAM), arXiv:2305.15817",
+    ),
+    "two-step": Relative(
+        "SAM with a climb of two steps", {"ascent_steps": 2},
+        source="Foret et al., arXiv:2010.01412",
+    ),
     "layerwise": Relative(
-        "each parameter by its norm", {"layerwise": True}, source="after Liu et al. (LookSAM), arXiv:2203.02714"
+        "SAM whose climb scales with the norm of each parameter", {"layerwise": True},
+        source="after Liu et al. (LookSAM), arXiv:2203.02714",
     ),
 }  # fmt: skip
-"""By the name that `samovar compare --sam` takes; `quarter+late` is both, `msam+rho=1` has a radius
-of its own."""
+"""Relatives by the name that `samovar compare --sam` takes.
+
+Names can be joined: `quarter+late` is both, `msam+rho=1` sets a radius."""
 
 
 def relative(name: str) -> list[Relative]:
-    """The relatives that a name joins by +; settings such as `rho=1` come last, so that they hold.
+    """Return the relatives that a name joins by +.
 
     Raises:
-        ValueError: there is none of a name, or no such setting; says all."""
+        ValueError: an unknown relative or setting; the message lists all."""
     found = []
+    # Settings such as `rho=1` come last, so that they override the relatives.
     for part in sorted(name.split("+"), key=lambda part: "=" in part):
         if "=" in part:
             found.append(_setting(part))
             continue
         if part not in RELATIVES:
-            near = difflib.get_close_matches(part, RELATIVES, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise ValueError(
-                f"unknown relative of SAM {part!r}; {hint}there are: {', '.join(RELATIVES)}"
-            )
+            known = f"there are: {', '.join(RELATIVES)}"
+            hint = suggest(part, RELATIVES, count=1, instead=known)
+            hint = hint if hint == known else f"{hint} {known}"
+            raise ValueError(f"unknown relative of SAM {part!r}; {hint}")
         found.append(RELATIVES[part])
     return found
 
 
 def _setting(text: str) -> Relative:
-    """The change that `rho=1` makes, a flag `--sam.rho 1` for one relative."""
+    """Return the change that a setting makes: `rho=1` is `--sam.rho 1` of one relative."""
     key, _, value = text.partition("=")
     name, known = key.replace("-", "_"), [field.name for field in fields(SamConfig)]
     if name not in known:
@@ -111,10 +125,10 @@ def _setting(text: str) -> Relative:
 
 
 def related(config: Config, name: str) -> Config:
-    """A config that trains with SAM, changed to the relatives of a name; checked.
+    """Return a config that trains with SAM, changed to the relatives of a name.
 
     Raises:
-        ValueError: an unknown name, a config without a radius, relatives that mean nothing
+        ValueError: an unknown name, a config without a radius, relatives that do not go
             together."""
     if not config.sam.rho:
         raise ValueError(f"recipe {config.recipe} has no --sam.rho to go by; give one")
@@ -135,7 +149,6 @@ def _rounded(value: float) -> float:
 
 
 # --- published settings
-# ----------------------------------------------------------------------------------------------
 
 GSAM: dict[str, tuple[float, float, float, float | None]] = {
     "vit-s32": (0.6, 0.0, 0.4, 73.8),
@@ -150,12 +163,14 @@ GSAM: dict[str, tuple[float, float, float, float | None]] = {
     "resnet50": (0.04, 0.02, 0.01, 77.2),
     "resnet152": (0.04, 0.02, 0.005, 80.0),
 }
-"""Model -> rho_max, rho_min, alpha, top-1 in percent, of arXiv:2203.08065."""
+"""rho_max, rho_min, alpha and top-1 in percent by model, from arXiv:2203.08065."""
 
 
 def gsam(model: str) -> Config:
-    """GSAM's own training from scratch: as the paper's, but the rate falls linearly to a hundredth,
-    and ViTs pool."""
+    """Return GSAM's training from scratch.
+
+    It is the SAM paper's, but the learning rate falls linearly to a hundredth, and ViTs average
+    over patches in place of a class token."""
     config = imagenet(model)
     rho, rho_min, alpha, _ = GSAM[model]
     sam = replace(config.sam, rho=rho, rho_min=rho_min, rho_schedule="lr", alpha=alpha)
@@ -167,8 +182,9 @@ def gsam(model: str) -> Config:
 
 
 def msam() -> Config:
-    """MSAM's own ViT-S/32: 90 epochs, batch 1024, decay 0.1, rho 3 from the end of 8 epochs of
-    warm-up."""
+    """Return Momentum-SAM's training of ViT-S/32.
+
+    90 epochs, batch 1024, weight decay 0.1, and rho 3 from the end of 8 epochs of warm-up on."""
     config = imagenet("vit-s32")
     optim = replace(config.optim, weight_decay=0.1, warmup_steps=round(8 * 1_281_167 / 1024))
     sam = replace(config.sam, rho=3.0, momentum=True, start=round(8 / 90, 4))
@@ -178,67 +194,55 @@ def msam() -> Config:
 
 
 def looksam() -> Config:
-    """LookSAM's settings as MSAM's authors ran them, every tenth step and alpha 0.7, on the paper's
-    ViT-S/32."""
+    """Return LookSAM on the paper's ViT-S/32, with the settings of Momentum-SAM's authors.
+
+    SAM at every tenth step, alpha 0.7."""
     config = imagenet("vit-s32", rho=0.05)
     return replace(config, sam=replace(config.sam, every=10, reuse=0.7))
 
 
 def sam_on() -> Config:
-    """SAM-ON's rho 10 for a ViT under Lion, on the paper's ViT-S/32; Lion's rate and decay are
-    those of its README."""
+    """Return SAM-ON's rho 10 for a ViT under Lion, on the paper's ViT-S/32.
+
+    Lion's learning rate and weight decay are those of its README."""
     config = imagenet("vit-s32")
     optim = replace(config.optim, name="lion", lr=3e-4, weight_decay=3.0)
     return replace(config, optim=optim, sam=replace(config.sam, rho=10.0, norms_only=True))
 
 
 def wsam() -> Config:
-    """WSAM's decoupled form, gamma 0.9 of its recommended 0.8 to 0.95, on the paper's ResNet-50."""
+    """Return WSAM, decoupled, gamma 0.9 (recommended: 0.8 to 0.95), on the paper's ResNet-50."""
     config = imagenet("resnet50", rho=0.02)
     return replace(config, sam=replace(config.sam, gamma=0.9, decoupled=True))
 
 
 def fsam() -> Config:
-    """F-SAM's rho 0.2 and lambda 0.95 for CIFAR-100, on our ResNet."""
+    """Return Friendly SAM's rho 0.2 and lambda 0.95 for CIFAR-100, on our ResNet."""
     config = cifar("resnet-cifar", 100, rho=0.2)
     return replace(config, sam=replace(config.sam, sigma=1.0, sigma_decay=0.95))
 
 
-_OURS = "settings of its authors, the rest ours; accuracy not yet measured"
+_OURS = "the authors' settings where published, ours elsewhere; accuracy not yet measured"
 
 
 def published() -> list[Recipe]:
-    """The relatives with the settings that their authors published."""
+    """Return recipes of the relatives with the settings that their authors published."""
     rows = []
     for model, (rho, _, alpha, top1) in GSAM.items():
-        told = "no number published" if top1 is None else f"{top1} % top-1 there, one run"
+        expect = "no number published" if top1 is None else f"{top1} % top-1 there, one run"
         summary = f"{model} on ImageNet, GSAM rho {rho:g}, alpha {alpha:g}"
         recipe = Recipe(
-            f"{model}-imagenet-gsam", summary, f"{told}; not measured here", partial(gsam, model)
+            f"{model}-imagenet-gsam", summary, f"{expect}; not measured here", partial(gsam, model)
         )
         rows.append(with_cost(recipe))
-    rows += [
-        with_cost(
-            Recipe("vit-s32-imagenet-msam", "vit-s32 on ImageNet, Momentum-SAM rho 3", _OURS, msam)
-        ),
-        with_cost(
-            Recipe(
-                "vit-s32-imagenet-looksam", "vit-s32 on ImageNet, LookSAM rho 0.05", _OURS, looksam
-            )
-        ),
-        with_cost(
-            Recipe(
-                "vit-s32-imagenet-sam-on",
-                "vit-s32 on ImageNet, SAM-ON rho 10 under Lion",
-                _OURS,
-                sam_on,
-            )
-        ),
-        with_cost(
-            Recipe("resnet50-imagenet-wsam", "resnet50 on ImageNet, WSAM rho 0.02", _OURS, wsam)
-        ),
-        Recipe(
-            "resnet-cifar100-fsam", "compact ResNet on CIFAR-100, Friendly SAM rho 0.2", _OURS, fsam
-        ),
-    ]
+    for model, kind, words, make in (
+        ("vit-s32", "msam", "Momentum-SAM rho 3", msam),
+        ("vit-s32", "looksam", "LookSAM rho 0.05", looksam),
+        ("vit-s32", "sam-on", "SAM-ON rho 10 under Lion", sam_on),
+        ("resnet50", "wsam", "WSAM rho 0.02", wsam),
+    ):
+        recipe = Recipe(f"{model}-imagenet-{kind}", f"{model} on ImageNet, {words}", _OURS, make)
+        rows.append(with_cost(recipe))
+    summary = "compact ResNet on CIFAR-100, Friendly SAM rho 0.2"
+    rows.append(Recipe("resnet-cifar100-fsam", summary, _OURS, fsam))
     return rows
