@@ -46,7 +46,7 @@ class Passes(Protocol):
 
     @property
     def params(self) -> Params:
-        """All trainable parameters, by names that are the same in every step."""
+        """Return all trainable parameters, by names that are the same in every step."""
 
     def plain(self, moved: AbstractContextManager[None] | None = None) -> Any:
         """Add the gradient at the weights inside `moved` (None: as they are); return the loss."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -36,8 +36,7 @@ class TrainState:
     scaler: torch.amp.GradScaler | None
     ema: optim.Ema | None
     tally: dict[str, Tensor]
-    """Counts kept on the device, so that a step reads nothing back: loss, steps, skipped, streak,
-    tripped."""
+    """Counts on the device, which no step reads: loss, steps, skipped, streak, tripped."""
     step: int = 0
     best: dict[str, float] = field(default_factory=dict)
     """Step, loss and accuracy of the most accurate evaluation so far."""
@@ -72,8 +71,8 @@ def build(config: Config, runtime: Runtime, *, num_classes: int, channels: int) 
     notes = load_init(model, config) if config.init else ()
     layout = torch.channels_last if config.run.channels_last else torch.preserve_format
     model = model.to(device=runtime.device, memory_format=layout)  # type: ignore[call-overload]
-    names = ("loss", "steps", "skipped", "streak", "tripped")
-    tally = {name: torch.zeros((), device=runtime.device) for name in names}
+    counts = ("loss", "steps", "skipped", "streak", "tripped")
+    tally = {name: torch.zeros((), device=runtime.device) for name in counts}
     _freeze(model, config)
     network = _projected(model, config, channels, runtime) if config.loss == "supcon" else model
     return replace(_start(model, network, config, runtime, tally), notes=notes)
@@ -106,9 +105,8 @@ def _freeze(model: Classifier, config: Config) -> None:
 def _projected(model: Classifier, config: Config, channels: int, runtime: Runtime) -> Projected:
     image = torch.zeros(1, channels, *[config.data.image_size] * 2, device=runtime.device)
     sizes = config.contrastive
-    return Projected(model, num_features(model, image), sizes.hidden, sizes.projection).to(
-        runtime.device
-    )
+    projected = Projected(model, num_features(model, image), sizes.hidden, sizes.projection)
+    return projected.to(runtime.device)
 
 
 def _start(
@@ -123,13 +121,12 @@ def _start(
     if runtime.world_size > 1:
         ids = [runtime.device] if runtime.device.type == "cuda" else None
         wrapped = DistributedDataParallel(wrapped, device_ids=ids, broadcast_buffers=False)
+    fp16 = runtime.dtype == torch.float16
     return TrainState(
         model=model,
         wrapped=wrapped,
         optimizer=optimizer,
-        scaler=torch.amp.GradScaler(runtime.device.type)
-        if runtime.dtype == torch.float16
-        else None,
+        scaler=torch.amp.GradScaler(runtime.device.type) if fp16 else None,
         ema=optim.Ema(model.body, config.optim.ema) if config.optim.ema else None,
         tally=tally,
         projection=network.projection if isinstance(network, Projected) else None,
@@ -211,47 +208,50 @@ def backward(
     groups = list(batch.split(m or len(batch)))
     attacks = attack.split(m or len(batch)) if attack else itertools.repeat(None)
 
-    gradient = partial(
-        sam_backward,
-        model=state.wrapped,
-        rho=rho,
-        adaptive=config.sam.adaptive,
-        eta=config.sam.eta,
-        shared_ascent=config.sam.shared_ascent,
-        variant=config.sam,
-        memory=state.memory,
-        num_groups=len(groups),
-        optimizer=state.optimizer,
-        scaler=state.scaler,
-    )
-
+    gradient = _sam_gradient(state, config, rho, len(groups))
     total = torch.zeros((), device=runtime.device)
     for index, (group, attacked) in enumerate(zip(groups, attacks, strict=False)):
         pieces = list(group.split(config.run.micro_batch or len(group)))
         losses = [_loss_of(piece, len(piece) / len(batch), objective, runtime) for piece in pieces]
+        climb = attacked.ascent([each.images for each in pieces]) if attacked else None
+        own = _losses_of_part(group, len(batch), objective, config, runtime)
         # DDP sends the gradients once, with those of the last group.
         last = index == len(groups) - 1
         no_sync = getattr(state.wrapped, "no_sync", contextlib.nullcontext)
         with contextlib.nullcontext() if last else no_sync():
-            total += gradient(
-                losses,
-                input_ascent=attacked.ascent([each.images for each in pieces])
-                if attacked
-                else None,
-                ascent_loss_fn=_losses_of_part(group, len(batch), objective, config, runtime)
-                if config.sam.fraction < 1
-                else None,
-            )
+            total += gradient(losses, input_ascent=climb, ascent_loss_fn=own)
     return total
+
+
+def _sam_gradient(
+    state: TrainState, config: Config, rho: float, num_groups: int
+) -> Callable[..., Tensor]:
+    """Return `sam_backward` with everything bound that is the same for all groups of a step."""
+    sam = config.sam
+    return partial(
+        sam_backward,
+        model=state.wrapped,
+        rho=rho,
+        adaptive=sam.adaptive,
+        eta=sam.eta,
+        shared_ascent=sam.shared_ascent,
+        variant=sam,
+        memory=state.memory,
+        num_groups=num_groups,
+        optimizer=state.optimizer,
+        scaler=state.scaler,
+    )
 
 
 def _losses_of_part(
     group: Batch, batch_size: int, objective: Objective, config: Config, runtime: Runtime
-) -> list[LossFn]:
-    """Return the losses of a fraction of a group, for the ascent alone, in pieces.
+) -> list[LossFn] | None:
+    """Return the losses of a fraction of a group, for the ascent alone; None if it takes all.
 
     The fraction is the group's first examples, as batches are in random order. The losses sum to
     the group's share of the batch times the fraction's mean loss."""
+    if config.sam.fraction == 1:
+        return None
     part = next(iter(group.split(max(1, round(config.sam.fraction * len(group))))))
     share = len(group) / batch_size
     pieces = part.split(config.run.micro_batch or len(part))

@@ -19,8 +19,6 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import SGD, AdamW, Optimizer
 
 from samovar.config import OptimConfig
-from samovar.train.schedules import lr_at as lr_at
-from samovar.train.schedules import rho_at as rho_at
 from samovar.words import suggest
 
 _CONVOLUTIONS = (

@@ -74,7 +74,7 @@ class Search:
 
     @property
     def settings(self) -> list[Setting]:
-        """All combinations of the values."""
+        """Return all combinations of the values."""
         return [
             dict(zip(self.values, each, strict=True))
             for each in itertools.product(*self.values.values())
