@@ -23,7 +23,7 @@ format:  ## put the code into shape
 reference:  ## write docs/reference.md from the docstrings
 	uv run python docs/make_reference.py
 
-slow:  ## run the slow claims, one by one, by hand; results belong in LOG.md
+slow:  ## run the slow claims, one by one, by hand; results belong in docs/log.md
 	uv run pytest -m slow
 
 bench:  ## run the benchmarks: ratios measured side by side

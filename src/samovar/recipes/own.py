@@ -86,7 +86,7 @@ OWN = [
     Recipe(
         "transfer",
         "fine-tune --init RUN, a timm model or a file on other images, Table 11 of the paper",
-        "depends on weights and images; LOG.md has CIFAR-100 to CIFAR-10 and to flowers",
+        "depends on weights and images; docs/log.md has CIFAR-100 to CIFAR-10 and to flowers",
         transfer,
     ),
 ]

@@ -131,7 +131,7 @@ _NOT_MEASURED = (
     "accuracy not yet measured at this length",
 )
 
-# What the digits twins reach on the held-out 1528 images; LOG.md has the tables.
+# What the digits twins reach on the held-out 1528 images; docs/log.md has the tables.
 _DIGITS_EXPECT = {
     "vit": (
         "95.5 % held-out, lambda_max 76 (mean of 10 seeds, 15 s on one core)",
