@@ -1,0 +1,1 @@
+"""Run folders: measured records, checkpoints, and the loggers that mirror them."""
