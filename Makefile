@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format reference slow bench clean
+.PHONY: help demo test check format reference docs slow bench clean
 
 help:  ## print this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/' | expand -t 12
@@ -23,8 +23,12 @@ format:  ## put the code into shape
 reference:  ## write docs/reference.md from the docstrings
 	uv run python docs/make_reference.py
 
+docs:  ## build the documentation site into site/; a broken link is an error
+	uv run --group docs python docs/make_site.py .site
+	uv run --group docs zensical build --strict
+
 slow:  ## run the slow claims, one by one, by hand; results belong in docs/log.md
-	uv run pytest -m slow
+	uv run pytest -m slow -n0
 
 bench:  ## run the benchmarks: ratios measured side by side
 	uv run --group oracle python benchmarks/sam_step.py
@@ -36,4 +40,4 @@ bench:  ## run the benchmarks: ratios measured side by side
 	uv run python benchmarks/adversarial.py
 
 clean:  ## remove caches and build output
-	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .site site dist

@@ -1,6 +1,7 @@
 """Fixtures and helpers that several test files share, and the settings of the processes that run them."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from samovar import cli  # imports no torch
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 # Set before torch is imported here, in the workers of pytest-xdist and in every process that a test starts: each
 # worker computes on one thread, so that as many workers as there are cores do not fight for them.

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +10,8 @@ import pytest
 
 from samovar import report
 from samovar.report.sections import SECTIONS
+from tests.conftest import CHROMIUM
 from tests.unit.report_runs import HOSTILE, NOTHING, make_run
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 if not os.environ.get("SAMOVAR_CI"):  # there it fails instead
     pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
