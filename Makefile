@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format reference docs slow bench clean
+.PHONY: help demo test quick check format reference docs slow bench clean
 
 help:  ## print this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/' | expand -t 12
@@ -9,6 +9,9 @@ demo:  ## train the digits twins, with and without SAM (under 4 minutes)
 
 test:  ## run the tests that gate (slow ones left out)
 	uv run pytest
+
+quick:  ## run the unit tests that train nothing (under a minute)
+	uv run pytest tests/unit tests/property tests/contract -m "not slow and not trains"
 
 check:  ## lint, format, types and layers
 	uv run ruff check .
