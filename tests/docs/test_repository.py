@@ -53,16 +53,16 @@ def test_files_named_in_contributing_exist() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     for name in re.findall(r"`((?:src|tests|docs|benchmarks)/[\w./]+)`", text):
         assert (ROOT / name).exists(), name
-    assert text.count("\n") <= 60
+    assert text.count("\n") <= 60, "people read it to the end"
 
 
 def test_no_page_is_wider_than_120_columns() -> None:
-    pages = [*ROOT.glob("*.md"), *ROOT.glob(".github/**/*.md"), *(ROOT / "docs").glob("*.md")]
+    own = ROOT / "docs"
+    pages = [*ROOT.glob("*.md"), *ROOT.glob(".github/**/*.md"), own / "index.md", own / "log.md"]
     wide = [
         f"{page.name}:{number}"
         for page in pages
-        if page.name != "reference.md"  # shows help texts as they are printed
         for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1)
-        if len(line) > 120 and not line.startswith("|") and "](" not in line
+        if len(line) > 120 and not line.startswith(("|", "#"))  # tables and headings cannot be broken
     ]
     assert wide == []
