@@ -162,7 +162,8 @@ def measurements() -> Iterator[str]:
     """Yield the names that `samovar measure` takes."""
     yield "## Measurements\n\n| name | split | what |\n|---|---|---|"
     for name, function in MEASUREMENTS.items():
-        yield f"| `{name}` | {default_split(name)} | {cell((inspect.getdoc(function) or '').splitlines()[0])} |"
+        summary = (inspect.getdoc(function) or "").splitlines()[0]
+        yield f"| `{name}` | {default_split(name)} | {cell(summary)} |"
 
 
 CHAPTERS = (python_names, commands, settings, measurements)
