@@ -1,11 +1,10 @@
-"""What adversarial training costs: a step of `samovar train` with each attack, in plain and in SAM
-steps.
+"""Measure the cost of adversarial training: steps with each attack, plain and SAM.
 
     python benchmarks/adversarial.py --cases vit32 resnet18 --repeats 7
 
 Time is processor time of one thread. Every repetition runs every row once, in rotated order, and a
-ratio is the median of the ratios within repetitions. The last row takes the images' gradient in a
-pass of its own, as two methods put together would.
+ratio is the median of the ratios within repetitions. The last row computes the images'
+gradient in a pass of its own, as the two methods would if they were merely put together.
 """
 
 import argparse
@@ -44,7 +43,7 @@ ATTACKS = {
 
 
 def our_loop(rho: float, attack: AdversarialConfig, model: nn.Module, batch: Batch) -> Step:
-    """A step of `samovar train`."""
+    """Return a step of `samovar train`."""
     tally = {name: torch.zeros(()) for name in ("loss", "steps", "skipped", "streak", "tripped")}
     state = TrainState(model, model, adamw(model), scaler=None, ema=None, tally=tally)
     config = Config(optim=OptimConfig(lr=1e-4), sam=SamConfig(rho=rho), adversarial=attack)
@@ -55,7 +54,7 @@ def our_loop(rho: float, attack: AdversarialConfig, model: nn.Module, batch: Bat
 
 
 def by_three_passes(model: nn.Module, batch: Batch) -> Step:
-    """FGSM from a random start, then SAM at the attacked images."""
+    """Return a step that runs FGSM from a random start, then SAM on the attacked images."""
     optimizer, config = adamw(model), AdversarialConfig(EPS)
     weights = list(model.parameters())
 
@@ -86,7 +85,7 @@ ROWS: dict[str, Callable[[nn.Module, Batch], Step]] = {
 
 
 def build(case: str, row: str, size: int) -> Step:
-    """The same model and batch for every row."""
+    """Return the model and the step of a row; model and batch are the same for every row."""
     torch.manual_seed(0)
     model = CASES[case]().train()
     images: Tensor = torch.rand(size, 3, 32, 32)
@@ -94,8 +93,7 @@ def build(case: str, row: str, size: int) -> Step:
 
 
 def times(case: str, repeats: int, size: int) -> dict[str, list[float]]:
-    """Processor seconds of a step, per row and repetition; the first step of each is not
-    counted."""
+    """Return processor seconds of a step, per row and repetition, without each row's first step."""
     built = {row: build(case, row, size) for row in ROWS}
     found: dict[str, list[float]] = {row: [] for row in ROWS}
     order = list(ROWS)
@@ -124,7 +122,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(
-        f"torch {torch.__version__}, timm {timm.__version__}, 1 thread, {args.repeats} repetitions, median [min, max]"
+        f"torch {torch.__version__}, timm {timm.__version__}, 1 thread, {args.repeats} "
+        "repetitions, median [min, max]"
     )
     for case in args.cases:
         found = times(case, args.repeats, args.batch_size)

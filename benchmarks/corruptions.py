@@ -1,10 +1,11 @@
-"""What corrupting an image costs, beside imagecorruptions-imaug: each of the 19 at 224 px.
+"""Measure the cost of the 19 corruptions at 224 px, beside imagecorruptions-imaug.
 
-Both sides run in one process on one thread and are timed in turns, by processor time, so that the
-ratios hold on a busy
-machine. Targets: the sum over the 19 at severity 3 at least 3 times faster; none over 60 ms.
+    python benchmarks/corruptions.py [--rounds 15] [--severity 3] [--size 224]
 
-    python benchmarks/corruptions.py [--rounds 15] [--severity 3] [--size 224]"""
+Both sides run in one process on one thread. They take turns and are timed by processor time, so
+that the ratios hold on a busy machine. Targets: the sum over the 19 at severity 3 is at least 3
+times smaller; no corruption takes more than 60 ms.
+"""
 
 from __future__ import annotations
 
@@ -44,12 +45,11 @@ def processor_ms(function: Callable[[], object]) -> float:
 def in_turns(
     name: str, severity: int, images: list[np.ndarray], rounds: int
 ) -> tuple[list[float], list[float]]:
-    """Milliseconds of processor time of ours and of theirs, a new seed and the next image each
-    round."""
+    """Return milliseconds of processor time of both sides; each round has a new seed and image."""
     ours, theirs = [], []
     for step in range(
         -2, rounds
-    ):  # two rounds to warm: tables, numba's compiler, first allocations
+    ):  # two rounds warm up tables, numba's compiler and first allocations
         image = images[step % len(images)]
         ms = processor_ms(
             lambda image=image, step=step: corrupt(image, name, severity=severity, seed=step)
@@ -102,7 +102,8 @@ def main() -> None:
     packages = ("imagecorruptions-imaug", "numpy", "scipy", "pillow", "torch")
     versions = ", ".join(f"{package} {version(package)}" for package in packages)
     console.print(
-        f"{versions}, OpenCV {cv2.__version__}, Python {platform.python_version()}, {platform.machine()}",
+        f"{versions}, OpenCV {cv2.__version__}, Python {platform.python_version()}, "
+        f"{platform.machine()}",
         highlight=False,
     )
 

@@ -1,18 +1,20 @@
-"""What the largest Hessian eigenvalue costs, ours beside PyHessian, hessian-eigenthings and
-curvlinops with scipy.
+"""Measure the cost of the largest Hessian eigenvalue, beside PyHessian and two other packages.
 
     python benchmarks/curvature.py --repeats 3
 
-Time is processor time of one thread for a whole solve, operator set-up included, so that neighbours
-on the machine count less. Every repetition runs every row once, in rotated order, each on a copy of
-the same briefly trained model; a ratio is the median of the ratios within repetitions. All get math
-attention, without which none of them runs on a timm ViT. PyHessian runs with its own stopping rule
-at 1e-3, a small change, and once more with that rule tightened tenfold until the residual is 1e-3
-(how far is found beforehand). The other two cannot stop at a residual, so they get the number of
-steps that ours needs from a random start, and more if that falls short. `residual` is |Hv - lambda
-v| / lambda and `error` is against ours at 1e-6, in float64, both checked after the clock stopped.
-`loader` is 8 batches of a quarter of the size. `two processes` compares one process over 8 batches
-with two over 4 each, for the same products.
+The others are hessian-eigenthings, and curvlinops with scipy. Time is processor time of one thread
+for a whole solve with the set-up of its operator, so that other work on the machine counts less.
+Every repetition runs every row once, in rotated order, each on a copy of the same briefly trained
+model; a ratio is the median of the ratios within repetitions. All rows use math attention, without
+which none of the packages runs on a timm ViT.
+
+PyHessian stops at a small change, 1e-3 by its own rule. It runs once with that rule and once with
+the rule tightened tenfold until the residual is 1e-3; how often is found beforehand. The other two
+cannot stop at a residual, so they take the number of steps that samovar needs from a random start,
+and more if that is not enough. `residual` is |Hv - lambda v| / lambda, and `error` compares with
+samovar at 1e-6 in float64; both are computed after the clock stopped. `loader` has 8 batches of a
+quarter of the size. `two processes` compares one process over 8 batches with two over 4 each, for
+the same products.
 """
 
 import argparse
@@ -59,7 +61,7 @@ CASES = {"vit32": vit32, "resnet18": resnet18}
 
 
 def images(pixels: int, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """Digits, enlarged."""
+    """Return a batch of enlarged digits."""
     digits = load_digits()
     x = torch.tensor(digits.images, dtype=torch.float32)[indices, None] / 8 - 1
     return F.interpolate(x.repeat(1, 3, 1, 1), size=pixels, mode="bilinear"), torch.tensor(
@@ -68,7 +70,7 @@ def images(pixels: int, indices: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def trained(case: str, train_steps: int) -> tuple[nn.Module, Batches, Batches]:
-    """A model after a few steps on digits, its one batch, and its loader of 8 smaller ones."""
+    """Return a model after a few steps on digits, its batch, and its loader of 8 smaller ones."""
     torch.manual_seed(0)
     model, pixels, size, lr = CASES[case]()
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
@@ -104,7 +106,7 @@ def pyhessian(model: nn.Module, batches: Batches, steps: int, tol: float = TOL) 
 
     data = {"data": batches[0]} if len(batches) == 1 else {"dataloader": batches}
     with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings(), counted_grads() as calls:
-        warnings.simplefilter("ignore")  # its create_graph leaks, which torch tells every time
+        warnings.simplefilter("ignore")  # its create_graph leaks, of which torch warns every time
         solver = hessian(model, F.cross_entropy, cuda=False, **data)
         values, vectors = solver.eigenvalues(tol=tol)
     return (
@@ -115,13 +117,13 @@ def pyhessian(model: nn.Module, batches: Batches, steps: int, tol: float = TOL) 
 
 
 def pyhessian_on(model: nn.Module, batches: Batches, steps: int) -> Found:
-    """PyHessian with its rule tightened to 10^-steps."""
+    """Return PyHessian with its rule tightened to 10^-steps."""
     return pyhessian(model, batches, steps, tol=10.0**-steps)
 
 
 @contextmanager
 def counted_grads() -> Iterator[list[int]]:
-    """Counts calls of torch.autograd.grad, PyHessian's products."""
+    """Count calls of torch.autograd.grad, which are PyHessian's products."""
     real, calls = torch.autograd.grad, [0]
 
     def counting(*args: Any, **options: Any) -> Any:
@@ -206,8 +208,8 @@ def report(case: str, setting: str, rows: list[str], repeats: int, train_steps: 
     for _ in range(repeats):
         for row in order:
             result = timed(row, model, batches, told[row])
-            # these two end where they were told to; one step more until that is enough, and the
-            # last is what counts
+            # these two run a given number of steps: add steps until the residual is small enough,
+            # and count the last solve only
             while row in TOLD and told[row] < steps + 4 and off(exact, result[1]) > TOL:
                 told[row] += 1
                 result = timed(row, model, batches, told[row])
@@ -215,11 +217,13 @@ def report(case: str, setting: str, rows: list[str], repeats: int, train_steps: 
         order = order[1:] + order[:1]
     gap = abs(float(best.values[1] / best.values[0]))
     print(
-        f"\n{case} after {train_steps} steps, {setting}: lambda_max {float(best.values[0]):.4f}, next {gap:.2f} of it; "
+        f"\n{case} after {train_steps} steps, {setting}: lambda_max {float(best.values[0]):.4f}, "
+        f"next {gap:.2f} of it; "
         f"{steps} products from a random start"
     )
     print(
-        f"{'row':<24}{'seconds':>8}{'products':>9}{'residual':>10}{'error':>9}   samovar / row [min, max], target"
+        f"{'row':<24}{'seconds':>8}{'products':>9}{'residual':>10}{'error':>9}   samovar / row "
+        "[min, max], target"
     )
     for row in rows:
         show(row, found, exact, float(best.values[0]), TARGETS.get((setting, row)))
@@ -247,14 +251,15 @@ def show(
         else f", {'meets' if statistics.median(ratios) <= target else 'MISSES'} {target}"
     )
     print(
-        f"{row:<24}{seconds:>8.2f}{last[2] or '?':>9}{off(exact, last):>10.1e}{abs(last[0] / best - 1):>9.1e}   "
+        f"{row:<24}{seconds:>8.2f}{last[2] or '?':>9}{off(exact, last):>10.1e}"
+        f"{abs(last[0] / best - 1):>9.1e}   "
         f"{statistics.median(ratios):.2f} [{ratios[0]:.2f}, {ratios[-1]:.2f}]{verdict}",
         flush=True,
     )
 
 
 def work(rank: int, ranks: int, case: str, folder: str, steps: int) -> None:
-    """A process of a group: solve over its share of the batches, write what it took."""
+    """Run one process of a group: solve over its share of the batches and write the times."""
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store{ranks}", ranks)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
@@ -272,7 +277,7 @@ def work(rank: int, ranks: int, case: str, folder: str, steps: int) -> None:
 
 
 def processes(case: str, ranks: int, steps: int) -> tuple[float, float, float]:
-    """Largest processor and wall time over the processes, and the eigenvalue."""
+    """Return the largest processor and wall time over the processes, and the eigenvalue."""
     with tempfile.TemporaryDirectory() as folder:
         mp.start_processes(work, (ranks, case, folder, steps), ranks, start_method="spawn")
         spent = [torch.load(f"{folder}/{ranks}-{rank}.pt") for rank in range(ranks)]
@@ -286,8 +291,10 @@ def report_processes(case: str, repeats: int, steps: int = 5) -> None:
     apart = max(abs(one[2] / two[2] - 1) for one, two in pairs)
     verdict = "meets" if statistics.median(cpu) >= 1.7 else "MISSES"
     print(
-        f"\n{case}, two processes: {statistics.median(cpu):.2f} [{cpu[0]:.2f}, {cpu[-1]:.2f}] x as fast by processor "
-        f"time ({verdict} 1.7), {statistics.median(wall):.2f} by wall time; eigenvalues differ by {apart:.1e}",
+        f"\n{case}, two processes: {statistics.median(cpu):.2f} [{cpu[0]:.2f}, {cpu[-1]:.2f}] x "
+        "as fast by processor "
+        f"time ({verdict} 1.7), {statistics.median(wall):.2f} by wall time; eigenvalues differ "
+        f"by {apart:.1e}",
         flush=True,
     )
 
@@ -317,10 +324,12 @@ def main() -> None:
         platform.processor(),
     )
     print(
-        f"torch {torch.__version__}, timm {timm.__version__}, Python {platform.python_version()}, {cpu}"
+        f"torch {torch.__version__}, timm {timm.__version__}, Python "
+        f"{platform.python_version()}, {cpu}"
     )
     print(
-        f"1 thread, {args.repeats} repetitions (loader {args.loader_repeats}); {' '.join(sys.argv[1:])}",
+        f"1 thread, {args.repeats} repetitions (loader {args.loader_repeats}); "
+        f"{' '.join(sys.argv[1:])}",
         flush=True,
     )
     settings = args.settings or ["one", "loader", "processes"]

@@ -1,12 +1,11 @@
-"""What evaluating costs beside a bare loop of forward passes over the same batches, in processor
-time.
+"""Measure the cost of evaluation, beside a bare loop of forward passes over the same batches.
 
     python benchmarks/evaluation.py --repeats 7
 
 Rows: `logits_of`, which `samovar measure accuracy` uses; `train.evaluate`, which training uses;
-    `predict`, which
-`predictions` uses. Each repetition runs every row once, in rotated order, on one thread; a ratio is
-the median over repetitions of bare loop / row, so 1 is as fast and the aim is 0.95 or more.
+`predict`, which `predictions` uses. Each repetition runs every row once, in rotated order, on one
+thread. A ratio is the median over repetitions of the processor time of bare loop / row: 1 is as
+fast as the loop, and the aim is 0.95 or more.
 """
 
 import argparse
@@ -87,7 +86,8 @@ def report(case: str, repeats: int) -> None:
         verdict = "" if row == "bare loop" else f", {'meets' if middle >= AIM else 'MISSES'} {AIM}"
         rate = sum(map(len, batches)) / statistics.median(seconds)
         print(
-            f"{case:<10}{row:<16}{rate:>8.0f} images/s   {middle:.3f} [{ratios[0]:.3f}, {ratios[-1]:.3f}]{verdict}"
+            f"{case:<10}{row:<16}{rate:>8.0f} images/s   {middle:.3f} [{ratios[0]:.3f}, "
+            f"{ratios[-1]:.3f}]{verdict}"
         )
 
 
@@ -99,7 +99,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(
-        f"torch {torch.__version__}, Python {platform.python_version()}, 1 thread, {args.repeats} repetitions"
+        f"torch {torch.__version__}, Python {platform.python_version()}, 1 thread, "
+        f"{args.repeats} repetitions"
     )
     for case in CASES:
         report(case, args.repeats)

@@ -1,16 +1,17 @@
-"""What a point of a loss landscape costs, ours beside loss-landscapes; and what a second process
-brings.
+"""Measure the cost of a point of a loss landscape, beside loss-landscapes, and of a second process.
 
     python benchmarks/landscape.py --repeats 3
 
-Time is processor time of one thread, so that neighbours on the machine count less. Every repetition
+Time is processor time of one thread, so that other work on the machine counts less. Every repeat
 runs every row once, in rotated order, on a grid of the same number of points, over the same images,
-in eval mode, each on a copy of the same model, whose biases are off 0, by which the peer divides; a
-ratio is the median of the ratios within repetitions. The peer takes all images in one batch, as its
-`Loss` does; `its batches as ours` gives it a metric with our batches, without a graph. A point is
-from the end of one to the end of the next; the rest, drawing and normalizing two directions in the
-main, is the set-up. `two processes` compares the processor time that the busier of two processes
-spends on points with that of one alone, and wall times, both from when the second has started.
+in eval mode, each on a copy of the same model. Its biases are not 0, because the peer divides by
+them. A ratio is the median of the ratios within repetitions.
+
+The peer takes all images in one batch, as its `Loss` does; `its batches as ours` gives it a metric
+with samovar's batches and without a graph. The time of a point runs from the end of one point to
+the end of the next; the rest, mainly drawing and normalizing two directions, is the set-up. `two
+processes` compares the processor time that the busier of two processes spends on points with that
+of one process alone, and the wall times, both from when the second process has started.
 """
 
 import argparse
@@ -62,7 +63,7 @@ CASES = {"vit32": vit32, "resnet18": resnet18, "vit32_tiny": vit32_tiny}
 
 
 def built(case: str) -> tuple[nn.Module, int]:
-    """A model in eval mode without a zero in it, and its image size."""
+    """Return a model in eval mode without a zero parameter, and its image size."""
     torch.manual_seed(0)
     model, pixels = CASES[case]()
     with torch.no_grad():
@@ -72,7 +73,7 @@ def built(case: str) -> tuple[nn.Module, int]:
 
 
 def images(model: nn.Module, pixels: int, count: int) -> Batches:
-    """Digits, enlarged, in batches as the measurement takes them."""
+    """Return enlarged digits, in batches as the measurement takes them."""
     digits = load_digits()
     x = torch.tensor(digits.images[:count], dtype=torch.float32)[:, None] / 8 - 1
     x = F.interpolate(x.repeat(1, 3, 1, 1), size=pixels, mode="bilinear")
@@ -86,17 +87,17 @@ def judged(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
 
 
 class Laps:
-    """Processor time at the end of each point."""
+    """The processor time at the end of each point."""
 
     def __init__(self) -> None:
         self.start, self.ends = time.process_time(), []
 
     def lap(self) -> None:
-        """A point ends."""
+        """Note the end of a point."""
         self.ends.append(time.process_time())
 
     def result(self) -> tuple[float, float]:
-        """Seconds that all took but for the points, and seconds from a point to the next."""
+        """Return seconds of all but the points, and seconds from one point to the next."""
         point = (self.ends[-1] - self.ends[0]) / (len(self.ends) - 1)
         return time.process_time() - self.start - len(self.ends) * point, point
 
@@ -160,7 +161,8 @@ def report(case: str, count: int, repeats: int) -> None:
             found[row].append(ROWS[row](copy.deepcopy(model), batches))
         order = order[1:] + order[:1]
     print(
-        f"\n{case}, {count} images, ours in batches of {len(batches[0][1])}, {POINTS} x {POINTS} points"
+        f"\n{case}, {count} images, ours in batches of {len(batches[0][1])}, {POINTS} x {POINTS} "
+        "points"
     )
     print(f"{'row':<22}{'set-up':>9}{'a point':>9}   samovar / row a point [min, max]")
     for row in ROWS:
@@ -173,21 +175,21 @@ def report(case: str, count: int, repeats: int) -> None:
             else ""
         )
         print(
-            f"{row:<22}{setup:>8.3f}s{point:>8.3f}s   {ratio:.2f} [{ratios[0]:.2f}, {ratios[-1]:.2f}]{verdict}",
+            f"{row:<22}{setup:>8.3f}s{point:>8.3f}s   {ratio:.2f} [{ratios[0]:.2f}, "
+            f"{ratios[-1]:.2f}]{verdict}",
             flush=True,
         )
 
 
 @dataclass(frozen=True)
 class Clocked:
-    """The loss, which starts once all processes are there, and leaves in a folder when each began
-    and ended."""
+    """A loss that waits for all processes and notes in a folder when each began and ended."""
 
     folder: Path
     processes: int
 
     def __call__(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
-        """Loss and right answers."""
+        """Return the loss and the number of right answers."""
         first = self.folder / f"first-{os.getpid()}"
         if not first.exists():
             first.write_text(str(time.process_time()))
@@ -202,8 +204,12 @@ class Clocked:
 def spent(
     model: nn.Module, batches: Batches, rows: int, processes: int
 ) -> tuple[float, float, float]:
-    """Processor time on points of the busier process, wall time with both, and processor time to
-    start the other."""
+    """Measure one landscape.
+
+    Returns:
+        Processor time that the busier process spends on points, wall time with both processes, and
+        processor time to start the second.
+    """
     generator = torch.Generator().manual_seed(0)
     directions = [filter_direction(model, generator) for _ in range(2)]
     with tempfile.TemporaryDirectory() as name:
@@ -243,9 +249,12 @@ def report_processes(case: str, count: int, rows: int, repeats: int) -> None:
     ratio = statistics.median(cpu)
     verdict = "meets" if ratio >= TARGET_PROCESSES else "MISSES"
     print(
-        f"\n{case}, {rows} rows of {POINTS} points, {count} images, two processes: {ratio:.2f} [{cpu[0]:.2f}, "
-        f"{cpu[-1]:.2f}] x as fast by processor time ({verdict} {TARGET_PROCESSES}), {statistics.median(wall):.2f} by "
-        f"wall time; the other is there after {pairs[-1][1][2]:.1f} s of processor time, which is not in it",
+        f"\n{case}, {rows} rows of {POINTS} points, {count} images, two processes: {ratio:.2f} "
+        f"[{cpu[0]:.2f}, "
+        f"{cpu[-1]:.2f}] x as fast by processor time ({verdict} {TARGET_PROCESSES}), "
+        f"{statistics.median(wall):.2f} by "
+        f"wall time; the other is there after {pairs[-1][1][2]:.1f} s of processor time, which "
+        "is not in it",
         flush=True,
     )
 
@@ -273,7 +282,8 @@ def main() -> None:
         platform.processor(),
     )
     print(
-        f"torch {torch.__version__}, timm {timm.__version__}, Python {platform.python_version()}, {cpu}"
+        f"torch {torch.__version__}, timm {timm.__version__}, Python "
+        f"{platform.python_version()}, {cpu}"
     )
     print(f"1 thread, {args.repeats} repetitions; {' '.join(sys.argv[1:])}", flush=True)
     for case in args.cases:
@@ -281,7 +291,7 @@ def main() -> None:
             report(case, args.images, args.repeats)
     if (
         "processes" in args.settings
-    ):  # once is enough: it takes minutes, and depends little on the network
+    ):  # one network is enough: this takes minutes and depends little on it
         report_processes(args.cases[0], max(1, args.images // 4), args.rows, 1)
 
 

@@ -1,12 +1,12 @@
-"""What loading costs: streaming against PIL with torchvision v1 transforms, and the resident loader
-within a step.
+"""Measure the cost of loading: streaming beside PIL, and the resident loader beside a step.
 
-Both sides run in one process on one thread and are timed in turns, by processor time, so that the
-ratios hold on a busy
-machine. Targets: streaming at least 1.9 x the images/s of PIL; resident at most 3 % of the 32-pixel
-    ViT's step.
+    python benchmarks/loading.py [--rounds 15] [--photos ../shared/data/flowers5/train]
 
-    python benchmarks/loading.py [--rounds 15] [--photos ../shared/data/flowers5/train]"""
+PIL runs with torchvision's v1 transforms. Both sides run in one process on one thread. They take
+turns and are timed by processor time, so that the ratios hold on a busy machine. Targets: streaming
+loads at least 1.9 times the images/s of PIL; the resident loader takes at most 3 % of the step of
+the 32-pixel ViT.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def processor_ms(function: Callable[[], object]) -> float:
 
 
 def in_turns(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of processor time of each call; every round calls each function once."""
+    """Return milliseconds of processor time of each call; a round calls each function once."""
     for function in functions.values():
         function()  # warm: imports, caches, first allocations
     times: dict[str, list[float]] = {name: [] for name in functions}
@@ -59,7 +59,7 @@ def in_turns(functions: dict[str, Callable[[], object]], rounds: int) -> dict[st
 
 
 def write_photos(photos: Path, folder: Path) -> float:
-    """64 JPEGs of 500 x 375 at quality 90 in two class folders; returns their mean size in KiB."""
+    """Write 64 JPEGs of 500 x 375, quality 90, in two class folders; return their mean KiB."""
     files = sorted(photos.glob("*/*.jpg"))
     sizes = []
     for number in range(64):
@@ -80,7 +80,7 @@ def write_photos(photos: Path, folder: Path) -> float:
 
 
 def pil_batches(folder: str) -> Iterator[torch.Tensor]:
-    """What most training scripts do: ImageFolder, hence PIL, with the v1 transforms."""
+    """Yield batches as most training scripts do: ImageFolder, hence PIL, and v1 transforms."""
     transform = v1.Compose(
         [
             v1.RandomResizedCrop(224, scale=(0.05, 1.0)),
@@ -97,8 +97,7 @@ def pil_batches(folder: str) -> Iterator[torch.Tensor]:
 
 
 def worker_batches(source: Source, config: DataConfig) -> Iterator[list[torch.Tensor]]:
-    """What a decoding worker does for a batch: bytes out, which become floats on the training
-    device."""
+    """Yield the bytes of batches, as a worker decodes them; the training device makes floats."""
     maker, plan = Maker(source.train, config, 0), Plan(0, len(source.train), BATCH)
     for step in itertools.count():
         parts = np.split(plan.positions(step), BATCH // IMAGES_PER_TASK)
@@ -189,8 +188,10 @@ def main() -> None:
     console = Console()
     console.print(table)
     console.print(
-        f"torch {torch.__version__}, torchvision {torchvision.__version__}, Pillow {PIL.__version__}, "
-        f"Python {platform.python_version()}, {platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        f"torch {torch.__version__}, torchvision {torchvision.__version__}, Pillow "
+        f"{PIL.__version__}, "
+        f"Python {platform.python_version()}, {platform.machine()} "
+        f"{torch.backends.cpu.get_cpu_capability()}",
         highlight=False,
     )
 

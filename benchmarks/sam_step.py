@@ -1,14 +1,13 @@
-"""What a SAM step costs: time and memory, ours beside a plain step, a hand-written loop and other
-SAMs.
+"""Measure time and memory of a SAM step, beside plain steps, a hand-written loop and other SAMs.
 
     python benchmarks/sam_step.py --cases vit32 resnet50 vit_small --repeats 7
     python benchmarks/sam_step.py --cases vit32 --rows quarter every5 looksam msam sam-on gsam fsam
 
-Time is processor time of one thread, so that neighbours on the machine count less. Every repetition
-runs every row once, in rotated order, and a ratio is the median of the ratios within repetitions. A
-step of a relative that climbs at each fifth is the mean of five. Memory is counted, not sampled:
-the largest number of tensor bytes alive from a freshly built model to its second climb, in copies
-of the weights above plain.
+Time is processor time of one thread, so that other work on the machine counts less. Every repeat
+runs every row once, in rotated order, and a ratio is the median of the ratios within repetitions.
+For a relative that climbs every fifth step, the mean of five steps counts. Memory is counted, not
+sampled: the largest number of tensor bytes alive from a freshly built model to its second climb, in
+copies of the weights above a plain step.
 """
 
 import argparse
@@ -53,7 +52,7 @@ def vit_small() -> tuple[nn.Module, int, int]:
 
 
 def digits() -> tuple[nn.Module, int, int]:
-    """Too small to measure: shows what the steps cost beside the model."""
+    """Return a tiny ViT, which shows what the steps cost apart from the model."""
     net = timm.models.vision_transformer.VisionTransformer(
         img_size=8, in_chans=3, patch_size=2, embed_dim=64, depth=4, num_heads=2, num_classes=10
     )
@@ -89,7 +88,7 @@ def plain(model: nn.Module, x: Tensor, y: Tensor) -> Step:
 
 
 def by_hand(model: nn.Module, x: Tensor, y: Tensor) -> Step:
-    """The smallest loop that trains a timm model."""
+    """Return a step of the smallest loop that trains a timm model."""
     optimizer = adamw(model)
 
     def step() -> None:
@@ -102,7 +101,7 @@ def by_hand(model: nn.Module, x: Tensor, y: Tensor) -> Step:
 
 
 def our_loop(model: nn.Module, x: Tensor, y: Tensor) -> Step:
-    """A step of `samovar train`: seeds, schedule, norm of the gradient and counts included."""
+    """Return a step of `samovar train` with seeds, schedule, gradient norm and counts."""
     tally = {name: torch.zeros(()) for name in ("loss", "steps", "skipped", "streak", "tripped")}
     state = TrainState(model, model, adamw(model), scaler=None, ema=None, tally=tally)
     runtime = Runtime(torch.device("cpu"), torch.float32)
@@ -146,8 +145,9 @@ def pytorch_optimizer(model: nn.Module, x: Tensor, y: Tensor) -> Step:
 
 
 def keeps_old_p(model: nn.Module, x: Tensor, y: Tensor) -> Step:
-    """A SAM that behaves as davda54/sam does: copies in the state, one parameter at a time, storage
-    swapped."""
+    """Return a step of SAM as davda54/sam computes it.
+
+    It copies weights into its state, moves one parameter at a time, and swaps storage."""
     optimizer, params, state = adamw(model), list(model.parameters()), {}
     closure = closure_of(optimizer, model, x, y)
 
@@ -169,7 +169,7 @@ def keeps_old_p(model: nn.Module, x: Tensor, y: Tensor) -> Step:
 def relative(
     model: nn.Module, x: Tensor, y: Tensor, *, variant: SamVariant, share: float = 1.0
 ) -> Step:
-    """A step of one of SAM's relatives, whose climb sees a share of the batch."""
+    """Return a step of one of SAM's relatives, whose climb sees a share of the batch."""
     optimizer, memory, some = adamw(model), SamMemory(), int(share * len(y))
 
     def step() -> None:
@@ -215,7 +215,7 @@ ALL = ROWS | FAMILY
 
 
 def build(case: str, row: str) -> tuple[nn.Module, Step]:
-    """The same model and batch for every row."""
+    """Return the model and the step of a row; model and batch are the same for every row."""
     torch.manual_seed(0)
     model, pixels, size = CASES[case]()
     x, y = torch.randn(size, 3, pixels, pixels), torch.randint(10, (size,))
@@ -223,7 +223,7 @@ def build(case: str, row: str) -> tuple[nn.Module, Step]:
 
 
 def seconds(step: Step, count: int) -> float:
-    """Processor seconds of a step, as the mean of some."""
+    """Return the mean processor seconds of a step."""
     start = time.process_time()
     for _ in range(count):
         step()
@@ -231,8 +231,7 @@ def seconds(step: Step, count: int) -> float:
 
 
 def times(case: str, rows: list[str], repeats: int) -> dict[str, list[float]]:
-    """Processor seconds of a step, per row and repetition; the first step, or cycle, of each is not
-    counted."""
+    """Return processor seconds of a step, per row and repetition; the first cycle is left out."""
     steps = {row: build(case, row)[1] for row in rows}
     for row, step in steps.items():
         seconds(step, CYCLE.get(row, 1))
@@ -246,8 +245,7 @@ def times(case: str, rows: list[str], repeats: int) -> dict[str, list[float]]:
 
 
 def peak_bytes(case: str, row: str) -> tuple[int, int]:
-    """Largest sum of tensor bytes allocated from a fresh model to its second climb, and the bytes
-    of its weights."""
+    """Return the peak of tensor bytes until the second climb, and the bytes of the weights."""
     model, step = build(case, row)
     with torch.profiler.profile(profile_memory=True) as profiler:
         for _ in range(CYCLE.get(row, 1) + 1):
@@ -270,10 +268,12 @@ def report(case: str, rows: list[str], repeats: int) -> None:
     memory = {row: peak_bytes(case, row) for row in rows}
     base, weights = memory["plain_backward"]
     print(
-        f"\n{case}: weights {weights / 2**20:.0f} MiB, plain step peaks {base / 2**20:.0f} MiB above them"
+        f"\n{case}: weights {weights / 2**20:.0f} MiB, plain step peaks {base / 2**20:.0f} MiB "
+        "above them"
     )
     print(
-        f"{'row':<20}{'seconds':>8}   {'x plain_backward':<22}{'x sam_backward':<22}{'copies above plain':>18}"
+        f"{'row':<20}{'seconds':>8}   {'x plain_backward':<22}{'x sam_backward':<22}"
+        f"{'copies above plain':>18}"
     )
     for row, spent in found.items():
         copies = (memory[row][0] - base) / weights
@@ -311,10 +311,12 @@ def main() -> None:
         platform.processor(),
     )
     print(
-        f"torch {torch.__version__}, timm {timm.__version__}, Python {platform.python_version()}, {cpu}"
+        f"torch {torch.__version__}, timm {timm.__version__}, Python "
+        f"{platform.python_version()}, {cpu}"
     )
     print(
-        f"{args.threads} thread(s), {args.repeats} repetitions, median [min, max]; {' '.join(sys.argv[1:])}"
+        f"{args.threads} thread(s), {args.repeats} repetitions, median [min, max]; "
+        f"{' '.join(sys.argv[1:])}"
     )
     for case in args.cases:
         report(case, rows, args.repeats)

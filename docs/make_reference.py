@@ -1,5 +1,6 @@
-"""Writes docs/reference.md from docstrings, help texts and defaults:
-`python docs/make_reference.py [FILE]`."""
+"""Write docs/reference.md from docstrings, help texts and defaults.
+
+Usage: `python docs/make_reference.py [FILE]`."""
 
 from __future__ import annotations
 
@@ -24,19 +25,20 @@ PAGE = Path(__file__).parent / "reference.md"
 INTRO = """\
 # Reference
 
-This page gives you every public name, command, setting, measurement and record field, with its docstring. It is
-written from the code by `make reference`; do not edit it. [index.md](index.md) lists the pages that explain.
+This page lists every public name, command, setting, measurement and record field with its
+docstring. `make reference` writes it from the code; do not edit it. [index.md](index.md) lists the
+pages that explain.
 
 """
 
 
 def reference() -> str:
-    """The whole page."""
+    """Return the whole page."""
     return INTRO + "\n".join(line for chapter in CHAPTERS for line in chapter()).rstrip() + "\n"
 
 
 def python_names() -> Iterator[str]:
-    """The public names of the package, each result type after its first function."""
+    """Yield the public names of the package, each result type after its first function."""
     yield "## Python\n\n`from samovar import NAME`; a name is imported when it is first used.\n"
     seen: set[type] = set()
     for name in sorted(samovar.__all__, key=str.lower):
@@ -51,7 +53,7 @@ def python_names() -> Iterator[str]:
 
 
 def documented(name: str, item: Any) -> Iterator[str]:
-    """Signature with docstring; of classes the public methods and fields too."""
+    """Yield the signature and docstring of a name; for a class, its methods and fields too."""
     yield f"```text\n{signature(name, item)}\n\n{inspect.getdoc(item) or ''}"
     if inspect.isclass(item):
         for method, value in vars(item).items():
@@ -69,8 +71,9 @@ def documented(name: str, item: Any) -> Iterator[str]:
 
 
 def signature(name: str, item: Any) -> str:
-    """`name(arguments) -> result` as the source has it, which no version of Python prints
-    otherwise."""
+    """Return `name(arguments) -> result` as the source writes it.
+
+    Versions of Python print annotations differently; the page must not depend on them."""
     if inspect.isclass(item):
         own = None if dataclasses.is_dataclass(item) else vars(item).get("__init__")
         return signature(name, own).partition(" -> ")[0] if own else name
@@ -87,7 +90,7 @@ def signature(name: str, item: Any) -> str:
 
 
 def result_of(item: Any) -> type | None:
-    """The dataclass a function returns."""
+    """Return the dataclass that a function returns, or None."""
     function = inspect.unwrap(item)
     name = getattr(function, "__annotations__", {}).get("return")
     result = function.__globals__.get(name) if isinstance(name, str) else name
@@ -95,14 +98,14 @@ def result_of(item: Any) -> type | None:
 
 
 def commands() -> Iterator[str]:
-    """What `samovar VERB --help` prints."""
+    """Yield what `samovar VERB --help` prints for each verb."""
     yield f"## Commands\n\n```text\n{cli.HELP}```\n"
     for verb in cli.VERBS:
         yield f"### `samovar {verb}`\n\n```text\n{load(verb).HELP}```\n"
 
 
 def sections() -> dict[type, str]:
-    """The dataclasses of settings, with the prefix of their flags."""
+    """Return the dataclasses of settings, with the prefix of their flags."""
     hints = typing.get_type_hints(config.Config)
     tree: dict[type, str] = {
         hint: f"{name}." for name, hint in hints.items() if dataclasses.is_dataclass(hint)
@@ -114,11 +117,12 @@ def sections() -> dict[type, str]:
 
 
 def settings() -> Iterator[str]:
-    """Every flag with its default and docstring, section by section."""
-    yield "## Settings\n\nDefaults are the dataclasses'; a recipe has its own, which `samovar show RECIPE` prints.\n"
+    """Yield every flag with its default and docstring, section by section."""
+    yield "## Settings\n\nA recipe may have other defaults; `samovar show RECIPE` prints them.\n"
     for section, prefix in sections().items():
         hints, docs, defaults = typing.get_type_hints(section), field_docs(section), section()
-        yield f"### `{section.__name__}`\n\n{inspect.getdoc(section)}\n\n| flag | default | |\n|---|---|---|"
+        yield f"### `{section.__name__}`\n\n{inspect.getdoc(section)}\n"
+        yield "| flag | default | |\n|---|---|---|"
         for name, text in docs.items():
             value = getattr(defaults, name)
             shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
@@ -129,12 +133,12 @@ def settings() -> Iterator[str]:
 
 
 def cell(text: str) -> str:
-    """Text in a cell of a table."""
+    """Return text fit for a cell of a table."""
     return " ".join(text.split()).replace("|", "\\|")
 
 
 def measurements() -> Iterator[str]:
-    """The names that `samovar measure` takes."""
+    """Yield the names that `samovar measure` takes."""
     yield "## Measurements\n\n| name | split | what |\n|---|---|---|"
     for each in CATALOG.values():
         yield f"| `{each.name}` | {each.split} | {cell(each.help)} |"

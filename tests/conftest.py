@@ -1,23 +1,38 @@
-"""What several tests share."""
+"""Fixtures and helpers that several test files share, and the settings of the processes that run them."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from samovar import cli
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, so that fixtures run on one thread too
+from samovar import cli  # imports no torch
+from tests import quick
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+# Set before torch is imported here, in the workers of pytest-xdist and in every process that a test starts: each
+# worker computes on one thread, so that as many workers as there are cores do not fight for them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Some machines forbid Python to cache bytecode. Then each of the processes that the tests start compiles all of torch
+# anew, 15 seconds each time, so the tests keep a cache of their own, away from the sources.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+    sys.dont_write_bytecode = False
+    sys.pycache_prefix = os.environ.setdefault("PYTHONPYCACHEPREFIX", str(ROOT / ".pytest_cache" / "bytecode"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    quick.mark(items)
 
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """Small tensors run fastest on one thread, and two test processes then do not fight for cores."""
+    """Keep torch on one thread, whatever a test before this one asked for: small tensors run fastest on one."""
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(1)

@@ -92,11 +92,13 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'samovar' has no attribute {name!r}")
-    module, attribute = _PUBLIC[name]
-    return getattr(import_module(module), attribute)
+if not TYPE_CHECKING:  # a type checker would take every other name, misspelt ones too, for Any
+
+    def __getattr__(name: str) -> Any:
+        if name not in _PUBLIC:
+            raise AttributeError(f"module 'samovar' has no attribute {name!r}")
+        module, attribute = _PUBLIC[name]
+        return getattr(import_module(module), attribute)
 
 
 def __dir__() -> list[str]:

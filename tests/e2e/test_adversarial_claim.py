@@ -1,6 +1,6 @@
 """What adversarial training buys on photos: CIFAR-10, a small ViT; minutes to an hour of one core.
 
-The sizes below are a compact version; raise them for the claim as it is in LOG.md."""
+The sizes below are a compact version; raise them for the claim as it is in docs/log.md."""
 
 import subprocess
 import sys

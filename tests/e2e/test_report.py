@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from samovar import report
+from tests.conftest import CHROMIUM
 from tests.unit.report_runs import HOSTILE, NOTHING, SECTIONS, make_run
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 if not os.environ.get("SAMOVAR_CI"):  # there it fails instead
     pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")

@@ -28,7 +28,9 @@ _HOMES = {
 __all__ = ["SAM", "InputAscent", "SamMemory", "SamVariant", "plain_backward", "sam_backward"]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'samovar.sam' has no attribute {name!r}")
-    return getattr(import_module(f"samovar.sam.{_HOMES[name]}"), name)
+if not TYPE_CHECKING:  # a type checker would take every other name, misspelt ones too, for Any
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'samovar.sam' has no attribute {name!r}")
+        return getattr(import_module(f"samovar.sam.{_HOMES[name]}"), name)
