@@ -65,8 +65,7 @@ def documented(name: str, item: Any) -> Iterator[str]:
                 yield f"\n.{head}\n{textwrap.indent(inspect.getdoc(function) or '', '    ')}"
     yield "```\n"
     if item not in sections() and (dataclasses.is_dataclass(item) or hasattr(item, "_fields")):
-        yield "| field | |\n|---|---|"
-        yield from (f"| `{field}` | {cell(text)} |" for field, text in field_docs(item).items())
+        yield from (bullet(f"`{field}`: {text}") for field, text in field_docs(item).items())
         yield ""
 
 
@@ -118,18 +117,33 @@ def sections() -> dict[type, str]:
 
 def settings() -> Iterator[str]:
     """Yield every flag with its default and docstring, section by section."""
-    yield "## Settings\n\nA recipe may have other defaults; `samovar show RECIPE` prints them.\n"
+    yield (
+        "## Settings\n\nDefaults are in brackets. A recipe may have others; `samovar show RECIPE` "
+        "prints them.\n"
+    )
     for section, prefix in sections().items():
         hints, docs, defaults = typing.get_type_hints(section), field_docs(section), section()
         yield f"### `{section.__name__}`\n\n{inspect.getdoc(section)}\n"
-        yield "| flag | default | |\n|---|---|---|"
         for name, text in docs.items():
             value = getattr(defaults, name)
             shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
             if name != "recipe" and not dataclasses.is_dataclass(hints[name]):
                 flag = f"--{prefix}{name}".replace("_", "-")
-                yield f"| `{flag}` | {f'`{shown}`' if shown else ''} | {cell(text)} |"
+                yield bullet(f"`{flag}`{f' (`{shown}`)' if shown else ''}: {text}")
         yield ""
+
+
+def bullet(text: str) -> str:
+    """Return text as an item of a list, wrapped to 120 columns."""
+    text = " ".join(text.split())
+    return textwrap.fill(
+        text,
+        120,
+        initial_indent="* ",
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def cell(text: str) -> str:
