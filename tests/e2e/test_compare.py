@@ -14,9 +14,9 @@ def test_it_ends_in_a_table_and_a_page_and_a_second_time_repeats_nothing(shell: 
     first = shell.run(*WORDS)
     assert first.returncode == 0, first.stderr
     out = shell.folder / "found"
-    assert "measuring what a step of plain, sam, quarter costs" in first.stdout
+    assert "measuring the cost of a step: plain, sam, quarter" in first.stdout
     assert "5 runs, 1 of each relative\n" in first.stdout
-    assert "is not above 0 by the test: of shares of it nothing can be said." in first.stdout  # of one seed
+    assert "is not above 0 by the test, so shares of it have no meaning." in first.stdout  # of one seed
 
     costs = json.loads((out / "compare.json").read_text())["costs"]
     assert 1 < costs["quarter"]["ratio"] < costs["sam"]["ratio"] < 3

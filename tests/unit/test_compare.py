@@ -307,7 +307,7 @@ def test_in_equal_time_every_relative_may_answer() -> None:
 def test_where_sam_gains_nothing_sure_no_share_of_it_is_told(sam: list[float]) -> None:
     found = made(GAIN | {"sam": sam, "quarter": SURE})
     assert found.answer.startswith("SAM's own gain over plain, ")
-    assert found.answer.endswith("is not above 0 by the test: of shares of it nothing can be said.")
+    assert found.answer.endswith("is not above 0 by the test, so shares of it have no meaning.")
     assert "held" not in markdown([found], asked("vit-digits"))
 
 
@@ -372,7 +372,7 @@ def test_records_keep_what_the_table_says(tmp_path) -> None:
         ("compare vit-digits --measure.images -1", "--measure.images -1 is out of range"),
         ("compare vit-digits --measure.imags 1", "--measure.imags; did you mean --measure.images?"),
         ("compare vit-digits --sam.rho 0", "vit-digits with --sam.rho 0 has no SAM to compare; give a radius"),
-        ("compare vit-digits --sam.alpha 0.4", "vit-digits with alpha 0.4 is a relative of SAM itself"),
+        ("compare vit-digits --sam.alpha 0.4", "vit-digits with alpha 0.4 trains with a relative of SAM already"),
         ("compare supcon-vit-digits --sam half", "--sam half with supcon-vit-digits: --sam.fraction 0.5 does not go"),
     ],
 )  # fmt: skip

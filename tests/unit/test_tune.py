@@ -270,7 +270,10 @@ def test_images_held_out_by_val_share_are_what_is_compared_on_unless_a_share_is_
 def test_digits_compare_on_the_held_out_images_and_say_so(tmp_path, trainer, capsys) -> None:
     search(tmp_path)
     assert {config.data.tune_share for config in trainer.ran} == {0.0}
-    assert "looks a little too good on them; --share 0.1 keeps them for the end" in capsys.readouterr().out
+    assert (
+        "is a little optimistic, since they choose the setting; --share 0.1 keeps them for the end"
+        in capsys.readouterr().out
+    )
 
 
 # --- the command line ------------------------------------------------------------------------------------------------

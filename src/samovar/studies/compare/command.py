@@ -109,7 +109,7 @@ def _costs(request: CompareRequest, known: Mapping[str, Cost], data: Data) -> di
     if missing:
         # costs are ratios to plain, which is timed again beside those that are missing
         timed = dict.fromkeys([YARDSTICKS[0], *missing])
-        print(f"measuring what a step of {', '.join(missing)} costs", flush=True)
+        print(f"measuring the cost of a step: {', '.join(missing)}", flush=True)
         found = timing.measure({name: config_of(request, name) for name in timed}, data)
         costs |= {name: cost for name, cost in found.items() if name in missing}
     _save(request, costs, data)  # before the first run, so that a restart finds the same costs

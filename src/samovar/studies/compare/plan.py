@@ -127,8 +127,8 @@ def check(request: CompareRequest) -> None:
     # relatives are defined as changes of SAM, not of each other
     if words := configs.sam_words(base.sam):
         raise ValueError(
-            f"{request.recipe} with {words} is a relative of SAM itself; "
-            "give SAM's recipe, and name it by --sam"
+            f"{request.recipe} with {words} trains with a relative of SAM already; "
+            "give the recipe with SAM, and name relatives by --sam"
         )
     configs.validate(base)
     for name in request.relatives:

@@ -161,8 +161,8 @@ def answer(found: CompareResults) -> str:
     # a share of a gain that may be none has no meaning
     if gain.verdict != "held":
         return (
-            f"SAM's own gain over plain, {gain_text(gain)}, is not above 0 by the test: "
-            "of shares of it nothing can be said."
+            f"SAM's own gain over plain, {gain_text(gain)}, is not above 0 by the test, "
+            "so shares of it have no meaning."
         )
     tests = {
         each.relative: each.share.outcome

@@ -92,7 +92,7 @@ def check(request: ReproduceRequest) -> None:
     for name in request.changes:
         if name not in FREE and not name.startswith("run."):
             raise ValueError(
-                f"--{dashed(name)} is what reproduce chooses; train the recipe by itself instead"
+                f"--{dashed(name)} is set by reproduce; train the recipe by itself to change it"
             )
     check_measure(changed(scale.measure, request.measure))
     _check_place(request)

@@ -62,7 +62,7 @@ def plan_lines(plan: TunePlan) -> list[str]:
     # chosen by the images that `val/accuracy` is measured on, it is a little optimistic
     if not plan.config.data.tune_share:
         lines.append(
-            "what is chosen by these images looks a little too good on them; "
+            "accuracy on these images is a little optimistic, since they choose the setting; "
             "--share 0.1 keeps them for the end"
         )
     for number, rung in enumerate(plan.rungs, start=1):
