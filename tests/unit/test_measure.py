@@ -177,6 +177,7 @@ def test_the_stability_threshold_solves_its_equation() -> None:
     assert watch.threshold(0.1, 1e-12, 1.0) == pytest.approx(20, rel=1e-6)
 
 
+@pytest.mark.trains
 def test_the_demo_prints_both_twins_and_writes_a_report_that_lacks_nothing_it_measured(
     tmp_path, monkeypatch, capsys
 ) -> None:
