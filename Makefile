@@ -11,7 +11,7 @@ test:  ## run all tests but the slow ones, in parallel
 	uv run pytest
 
 quick:  ## run the unit tests that train nothing (under a minute)
-	uv run pytest tests/unit tests/property tests/contract -m "not slow and not trains"
+	uv run pytest tests/unit -m "not slow and not trains and not costly and not oracle"
 
 check:  ## lint, format, types and layers
 	uv run ruff check .

@@ -1,4 +1,4 @@
-"""Find the tests that train, attack or start processes, by reading which functions they call.
+"""Find the tests that train or start processes, by reading which functions they call.
 
 `make quick` leaves them out. The marker is set on every test whose function, fixtures or helpers in tests/ name one of
 `SLOW`, so a new test needs no mark of its own; `@pytest.mark.trains` marks what this cannot see."""
@@ -24,13 +24,14 @@ def mark(items: list[pytest.Item]) -> None:
 
 
 def _functions(item: pytest.Function) -> Iterator[FunctionType]:
-    """The test and the fixtures it asks for, as plain functions."""
+    """Yield the test and the fixtures it asks for, as plain functions."""
     yield item.function
     for definitions in item._fixtureinfo.name2fixturedefs.values():
         yield from (inspect.unwrap(x.func) for x in definitions if x.func.__module__.startswith("tests."))
 
 
 def _trains(function: FunctionType, known: dict[FunctionType, bool]) -> bool:
+    """Return whether a function of tests/ names a slow function, itself or through helpers."""
     function = inspect.unwrap(function)
     if not isinstance(function, FunctionType):
         return False
@@ -44,7 +45,7 @@ def _trains(function: FunctionType, known: dict[FunctionType, bool]) -> bool:
 
 
 def _names(code: CodeType) -> Iterator[str]:
-    """Global names and attributes in a function and in the functions it defines."""
+    """Yield global names and attributes in a function and in the functions it defines."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
@@ -52,7 +53,7 @@ def _names(code: CodeType) -> Iterator[str]:
 
 
 def _values(names: set[str], scope: dict) -> Iterator:
-    """What the names stand for, attributes of the modules among them included."""
+    """Yield what the names stand for, and the attributes of modules among them."""
     for name in names & scope.keys():
         yield scope[name]
         if isinstance(scope[name], ModuleType) and scope[name].__name__.startswith(("samovar.", "tests.")):

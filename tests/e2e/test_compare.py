@@ -40,7 +40,7 @@ def test_it_ends_in_a_table_and_a_page_and_a_second_time_repeats_nothing(shell: 
     )
 
     kept = {p: p.stat().st_mtime_ns for p in out.glob("*-seed0/**/*") if p.is_file()}
-    second = shell.run(*WORDS)
+    second = shell.run_here(*WORDS)
     assert second.returncode == 0, second.stderr
     assert "measuring" not in second.stdout
     assert "5 runs, 1 of each relative; 5 are there already\n" in second.stdout

@@ -98,7 +98,7 @@ def test_a_signal_saves_first_and_says_how_to_go_on(shell, undisturbed, signum, 
     run = shell.folder / "runs" / "r"
     stopped_at = checkpoint.steps_saved(run / "checkpoints")[-1]
     assert f"at step {stopped_at}," in err
-    resumed = shell.run("train", "--resume", "runs/r")
+    resumed = shell.run_here("train", "--resume", "runs/r")
     assert resumed.returncode == 0
     assert f"resumed at step {stopped_at}" in resumed.stdout
     assert final_bytes(run) == final_bytes(undisturbed)
@@ -116,7 +116,7 @@ def test_a_full_disk_ends_the_run_with_a_line_and_resumes(shell, undisturbed) ->
     run = shell.folder / "runs" / "r"
     assert checkpoint.steps_saved(run / "checkpoints") == []
     assert not list((run / "checkpoints").glob(".partial*"))
-    assert shell.run("train", "--resume", "runs/r").returncode == 0
+    assert shell.run_here("train", "--resume", "runs/r").returncode == 0
     assert final_bytes(run) == final_bytes(undisturbed)
 
 
@@ -131,7 +131,7 @@ def test_a_truncated_checkpoint_is_named_and_the_one_before_it_used(shell, undis
     before, last = checkpoint.steps_saved(run / "checkpoints")[-2:]
     weights = checkpoint.path_of(run / "checkpoints", last) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    result = shell.run("train", "--resume", "runs/r")
+    result = shell.run_here("train", "--resume", "runs/r")
     assert result.returncode == 0, result.stderr
     assert f"step-{last:08d} is damaged: model.safetensors has 1000 of" in result.stdout
     assert f"resumed at step {before}" in result.stdout
@@ -144,24 +144,24 @@ def test_when_no_checkpoint_is_whole_nothing_is_overwritten(shell, undisturbed) 
     for weights in run.glob("checkpoints/step-*/model.safetensors"):
         weights.write_bytes(b"")
     before = (run / "records.jsonl").read_bytes()
-    result = shell.run("train", "--resume", "copy")
+    result = shell.run_here("train", "--resume", "copy")
     assert result.returncode == 2
     assert "no older checkpoint is whole; start anew with --config copy/config.json" in result.stderr
     assert (run / "records.jsonl").read_bytes() == before
 
 
 def test_a_resume_with_other_settings_is_refused_and_harmless_ones_are_allowed(shell, undisturbed) -> None:
-    refused = shell.run("train", "--resume", str(undisturbed), "--optim.lr", "0.5")
+    refused = shell.run_here("train", "--resume", str(undisturbed), "--optim.lr", "0.5")
     assert refused.returncode == 2
     assert refused.stderr.startswith("samovar: --optim.lr 0.5 differs from the run's 0.0007")
     assert refused.stderr.count("\n") == 1
     before = final_bytes(undisturbed)
-    allowed = shell.run("train", "--resume", str(undisturbed), "--run.keep", "3", "--data.workers", "0")
+    allowed = shell.run_here("train", "--resume", str(undisturbed), "--run.keep", "3", "--data.workers", "0")
     assert allowed.returncode == 0, allowed.stderr
     assert final_bytes(undisturbed) == before
 
 
 def test_a_saved_config_replays_the_run_bit_for_bit(shell, undisturbed) -> None:
-    result = shell.run("train", "--config", str(undisturbed / "config.json"), "--name", "again")
+    result = shell.run_here("train", "--config", str(undisturbed / "config.json"), "--name", "again")
     assert result.returncode == 0, result.stderr
     assert final_bytes(shell.folder / "runs" / "again") == final_bytes(undisturbed)

@@ -34,7 +34,7 @@ def weights(run: Path, step: int = 12) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("recipe", ["vit-digits-sam", "resnet-digits"])
 def test_two_processes_train_as_one_does(tmp_path, recipe) -> None:
-    one = Shell(tmp_path).run("train", recipe, *FLAGS, "--output", "one")
+    one = Shell(tmp_path).run_here("train", recipe, *FLAGS, "--output", "one")
     two = torchrun(tmp_path, "train", recipe, *FLAGS, "--output", "two")
     assert one.returncode == 0, one.stderr
     assert two.returncode == 0, two.stderr
@@ -74,7 +74,7 @@ def test_two_processes_measure_what_one_does(tmp_path) -> None:
         "2",
     ]
     command += ["--checkpoint", "init", "--dtype", "float64", "--tol", "1e-6", "--batch-size", "16", "--threads", "1"]
-    one = Shell(tmp_path).run(*command, "--name", "one")
+    one = Shell(tmp_path).run_here(*command, "--name", "one")
     two = torchrun(tmp_path, *command, "--name", "two")
     assert one.returncode == 0, one.stderr
     assert two.returncode == 0, two.stderr

@@ -248,6 +248,7 @@ def test_an_outer_autocast_does_not_hide_that_inputs_have_moved():
     assert all(torch.equal(a, b) for a, b in zip(grads(inner), grads(outer), strict=True))
 
 
+@pytest.mark.costly
 def test_a_compiled_model_is_compiled_for_the_ascent_and_for_the_descent_and_never_again():
     torch._dynamo.reset()
     graphs = []

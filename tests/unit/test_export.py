@@ -53,6 +53,7 @@ def logits_of(copy, images, mean=(0.3,), std=(0.2,)):
 PER_CHANNEL = (0.1, 0.4, 0.7), (0.2, 0.3, 0.4)
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize(
     ("name", "size", "channels", "architecture"),
     [("vit-digits", 8, 1, "vit_base_patch16_224"), ("vit-cifar-s8", 32, 3, "vit_base_patch16_224"),
@@ -145,6 +146,7 @@ def test_timm_prepares_a_photo_as_evaluation_does(size, tmp_path):
 # --- torch, ONNX -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("name", ["mixer-digits", "resnet-digits", "tests.unit.test_export:own_network"])
 def test_a_traced_program_gives_the_same_logits_for_batches_of_any_size(name):
     made = original(name, 8, 1)
@@ -260,6 +262,7 @@ def test_a_run_without_a_checkpoint_is_refused(tmp_path, capsys):
     assert_refused(f"export {made.path} --format timm", "has no checkpoint yet", capsys)
 
 
+@pytest.mark.costly
 @pytest.mark.oracle
 @pytest.mark.parametrize("kind", ["onnx", "torch"])
 def test_what_is_shared_names_no_folder_of_this_machine(kind, tmp_path):

@@ -178,6 +178,7 @@ def test_the_stability_threshold_solves_its_equation() -> None:
     assert watch.threshold(0.1, 1e-12, 1.0) == pytest.approx(20, rel=1e-6)
 
 
+@pytest.mark.trains
 def test_the_demo_prints_both_twins_and_writes_a_report_that_lacks_nothing_it_measured(
     tmp_path, monkeypatch, capsys
 ) -> None:
@@ -251,5 +252,5 @@ def test_a_run_on_images_of_other_classes_is_one_line(run, capsys, tmp_path) -> 
         Image.new("RGB", (8, 8)).save(tmp_path / f"c{number % 2}" / f"{number}.png")
     assert_refused(f"measure {run.path} hessian --source folder:{tmp_path}", "do not fit images of folder:", capsys)
     assert_refused(f"measure {run.path} hessian --image-size 64", "was trained at 8 px", capsys)
-    assert_refused(f"measure {run.path} attack --attack-norm 2", "next to nothing as a Euclidean length", capsys)
+    assert_refused(f"measure {run.path} attack --attack-norm 2", "almost nothing as a Euclidean length", capsys)
     assert_refused(f"measure {run.path} robustness --corruptions foggy", "--corruptions foggy is unknown", capsys)

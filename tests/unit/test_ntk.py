@@ -91,6 +91,7 @@ def test_the_kernel_and_its_condition_are_those_of_an_explicit_jacobian(name, ou
     assert condition_number(theta).value == pytest.approx(float(eigenvalues[-1] / eigenvalues[0]), rel=1e-8)
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("name", MODELS)
 def test_chunks_do_not_change_the_kernel(name):
     model, images = build(name), pictures(3)

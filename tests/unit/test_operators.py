@@ -138,6 +138,7 @@ SMALLER: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("name", STOCK)
 def test_stock_timm_models_run_and_are_bit_identical_afterwards(name):
     model = timm.create_model(name, num_classes=10, **SMALLER.get(name, {})).train()
@@ -344,6 +345,7 @@ def peak_bytes(run: Callable[[], Any]) -> int:
     return peak
 
 
+@pytest.mark.costly
 def test_peak_memory_over_a_loader_does_not_grow_with_the_number_of_batches():
     model = vit()
 
@@ -411,6 +413,7 @@ def test_gauss_newton_is_j_h_j_written_out():
     torch.testing.assert_close(gradient, slope, **ROUNDING)
 
 
+@pytest.mark.costly
 def test_wrappers_are_looked_through():
     model, batch = vit(), images()
     v = torch.randn(Hessian(model, loss, [batch]).size)

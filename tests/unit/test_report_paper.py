@@ -24,6 +24,7 @@ def folders(tmp_path_factory):
     return [*twins, folder / "figures"]
 
 
+@pytest.mark.costly
 def test_every_figure_is_drawn_in_every_format(folders) -> None:
     names = {path.name for path in folders[-1].iterdir()}
     assert names == {f"{name}.{form}" for name in FIGURES for form in ("svg", "pdf", "png")}
@@ -54,6 +55,7 @@ def test_text_is_7_or_8_points(folders) -> None:
     assert sizes <= {7.0, 8.0}
 
 
+@pytest.mark.costly
 def test_drawing_leaves_the_settings_of_matplotlib_alone(tmp_path, folders) -> None:
     before = dict(matplotlib.rcParams)
     backend = matplotlib.get_backend()

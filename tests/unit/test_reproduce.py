@@ -293,6 +293,7 @@ def test_what_is_fine_tuned_comes_after_what_it_starts_from() -> None:
     assert all(folders.index(task.config.init) < folders.index(str(task.folder)) for task in started)
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize(("name", "scale"), [("table1", "digits"), ("table4", "cifar10k"), ("table6", "cifar10k"),
                                              ("table2", "imagenet"), ("rho", "cifar")])  # fmt: skip
 def test_the_commands_of_a_plan_train_its_runs(name: str, scale: str, tmp_path, monkeypatch) -> None:

@@ -625,6 +625,7 @@ def test_a_compiled_model_gets_the_same_gradient_and_buffers_without_compiling_a
     assert counts[0] > 0
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_a_compiled_backward_gets_the_same_gradient_and_buffers(backend):
     torch._dynamo.reset()

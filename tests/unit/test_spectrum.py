@@ -82,6 +82,7 @@ def test_the_default_takes_few_products_for_an_error_far_below_its_residual(net)
     assert (pairs.values[0] - expected).abs() <= pairs.residuals[0]
 
 
+@pytest.mark.costly
 def test_exact_and_random_traces(net):
     true = float(net["H"].trace())
     exact = trace(hessian(net), method="exact")
@@ -109,6 +110,7 @@ def test_density_moments_are_exact_but_for_the_probes(net):
         powered = net["H"] @ powered
 
 
+@pytest.mark.costly
 def test_density_is_the_smoothed_spectrum_within_its_error(net):
     sigma = 0.05 * float(net["eigenvalues"].abs().max())
     density = spectral_density(hessian(net), num_probes=8, num_steps=25, sigma=sigma)

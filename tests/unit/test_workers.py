@@ -19,6 +19,7 @@ def work(task: str) -> str:
     return f"{task}, GPU {os.environ['LOCAL_RANK']}"
 
 
+@pytest.mark.costly
 def test_a_death_and_a_refusal_are_reported_and_no_process_is_left() -> None:
     done: dict[str, str] = {}
     with pytest.raises(ChildProcessError, match="ended by itself with code 9, .*; lower --jobs"):
