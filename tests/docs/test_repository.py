@@ -57,12 +57,13 @@ def test_files_named_in_contributing_exist() -> None:
 
 
 def test_no_page_is_wider_than_120_columns() -> None:
-    own = ROOT / "docs"
-    pages = [*ROOT.glob("*.md"), *ROOT.glob(".github/**/*.md"), own / "index.md", own / "log.md"]
-    wide = [
-        f"{page.name}:{number}"
-        for page in pages
-        for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1)
-        if len(line) > 120 and not line.startswith(("|", "#"))  # tables and headings cannot be broken
-    ]
+    pages = [*ROOT.glob("*.md"), *ROOT.glob(".github/**/*.md"), *(ROOT / "docs").glob("*.md")]
+    wide = []
+    for page in pages:
+        in_fence = False
+        for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
+            in_fence ^= line.lstrip().startswith("```")
+            # tables, headings and commands cannot be broken
+            if len(line) > 120 and not in_fence and not line.startswith(("|", "#")):
+                wide.append(f"{page.name}:{number}")
     assert wide == []

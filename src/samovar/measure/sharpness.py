@@ -79,7 +79,9 @@ def sam_sharpness(
     Memory: five times the weights, in addition to that of the loss.
 
     Args:
-        model, loss, batches: as in `mean_loss`.
+        model: the network.
+        loss: as in `mean_loss`.
+        batches: as in `mean_loss`.
         rho: radius >= 0 in the norm of all weights together.
         num_steps: gradients of an ascent, >= 1.
         step_size: length > 0 of the steps after the first; None is rho, which acts like power
