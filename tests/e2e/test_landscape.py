@@ -22,7 +22,7 @@ from samovar.measure.plane import Plane, axis, filter_direction, loss_plane
 from tests.conftest import ROOT
 from tests.e2e.ranks import run_ranks
 
-SECONDS = 120  # until a test gives up on another process
+SECONDS = 400  # until a test gives up on another process
 
 
 def net() -> nn.Module:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,11 +51,18 @@ class Watched:
         self.page.on("pageerror", lambda error: self.noise.append(str(error)))
         self.page.on("dialog", lambda dialog: (self.noise.append(dialog.message), dialog.dismiss()))
         self.page.on("request", self._requested)
+        self.cdp = self.page.context.new_cdp_session(self.page)
+        self.cdp.send("Performance.enable", {"timeDomain": "threadTicks"})
         self.page.goto(path.as_uri())
 
     def _requested(self, request) -> None:
         if not request.url.startswith(("file:", "data:", "blob:")):
             self.noise.append(request.url)
+
+    def processor_seconds(self) -> float:
+        """Time that the page's main thread has computed so far, whatever else the machine does."""
+        metrics = self.cdp.send("Performance.getMetrics")["metrics"]
+        return next(metric["value"] for metric in metrics if metric["name"] == "TaskDuration")
 
     def scroll_through(self) -> None:
         """Slowly enough for every plot to be drawn."""
@@ -239,11 +245,10 @@ def test_twenty_runs_stay_small_and_open_fast(opened, folder) -> None:
     path = report.write(runs, folder / "many.html")
     assert path.stat().st_size < 15e6
     opened(path)  # once to warm the browser up
-    start = time.perf_counter()
     seen = opened(path)
     seen.page.locator("#training").scroll_into_view_if_needed()
     seen.page.locator("#p-train-loss .scatterlayer .js-line").first.wait_for()
-    seconds = time.perf_counter() - start
-    assert seconds < 3, f"opens in {seconds:.1f} s"
+    seconds = seen.processor_seconds()
+    assert 0.05 < seconds < 3, f"opens in {seconds:.1f} s"
     seen.scroll_through()
     assert seen.noise == []

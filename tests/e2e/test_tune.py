@@ -69,7 +69,7 @@ def test_ranks_run_a_trial_together_read_it_back_and_refuse_another_as_one(tmp_p
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         (tmp_path / "port").write_text(str(probe.getsockname()[1]))
-    run_ranks(rank, tmp_path, 2, 90)
+    run_ranks(rank, tmp_path, 2, 400)
 
 
 @pytest.mark.slow
