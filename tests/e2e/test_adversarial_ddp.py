@@ -18,7 +18,7 @@ from samovar.runtime import Runtime
 from samovar.train.loop import TrainState, backward, steps
 from tests.e2e.ranks import run_ranks
 
-RANKS, SECONDS, RHO, EPS = 2, 120, 0.1, 0.1
+RANKS, SECONDS, RHO, EPS = 2, 400, 0.1, 0.1
 ROUNDING = {"rtol": 1e-12, "atol": 1e-14}  # float64: a few hundred operations of 1e-16 each
 PASSES = {"plain": (0.0, 0.0), "fgsm": (0.0, EPS), "sam": (RHO, 0.0), "sam_fgsm": (RHO, EPS)}
 

@@ -28,7 +28,7 @@ from samovar.sam import sam_backward
 from samovar.train.fit import fit, prepare
 from tests.e2e.ranks import run_ranks
 
-RANKS, SECONDS, RHO, TEMPERATURE = 2, 120, 0.1, 0.2
+RANKS, SECONDS, RHO, TEMPERATURE = 2, 400, 0.1, 0.2
 ROUNDING = {"rtol": 1e-12, "atol": 1e-14}  # float64
 LABELS = {
     "mixed": [0, 1, 0, 2, 3, 3, 1, 0, 0, 4],  # 2 and 4 have no other of their class

@@ -19,7 +19,7 @@ from tests.e2e.ranks import run_ranks
 from tests.e2e.test_sam_ddp import batch, net
 from tests.unit.test_sam_family import LR, MAX_NORM, RELATIVES, STEPS, AdamW, flat, trained
 
-RANKS, SECONDS, RHO = 2, 240, 0.1
+RANKS, SECONDS, RHO = 2, 400, 0.1
 ROUNDING = {"rtol": 1e-10, "atol": 1e-12}  # float64, and as AdamW divides by small second moments
 NAMES = [name for name in RELATIVES if name not in ("sam", "every")]
 OPTIONS: dict[str, dict[str, Any]] = {"as it is": {}, "views": {"gradient_as_bucket_view": True}}
