@@ -2,21 +2,29 @@
 
 import io
 import itertools
+import json
 import logging
 import os
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from samovar import recipes
 from samovar.config import DataConfig
 from samovar.data.catalog import count_images
 from samovar.data.folders import LeftOut, images_in, list_classes
 from samovar.data.sources import class_notes, open_source
 from samovar.data.splitnames import best_for_validation, role_of
 from samovar.data.splits import Arrays, Source
+from samovar.runs.records import RunDir
+from samovar.runtime import Runtime
+from samovar.train.command import start_lines
+from samovar.train.fit import fit, prepare
 
 
 def picture(kind: str = "PNG") -> bytes:
@@ -152,7 +160,7 @@ def test_the_line_is_logged_once(tmp_path, caplog):
 
 @pytest.mark.parametrize(
     "names",
-    ["bus,car,train", "test tube,train station", "bullet_train,steam_train", "Test,car", "dev,ops", "train 1,car"],
+    ["bus,car,train", "test tube,train station", "bullet_train,steam_train", "valid,invalid", "dev,ops", "train 1,car"],
 )
 def test_classes_whose_names_sound_like_splits_are_all_taken(tmp_path, names):
     assert set(opened(tree(tmp_path, f"{{{names}}}")).classes) == set(names.split(","))
@@ -166,6 +174,8 @@ def test_classes_whose_names_sound_like_splits_are_all_taken(tmp_path, names):
         ("bus", "train/{a,b}", "test/{a,b}"),
         ("train/{a,b}", "training/{a,b}", "test/{a,b}"),
         ("car", "val/{a,b}"),
+        ("car", "bus", "test"),
+        ("valid/{a,b}", "car"),
         ("val/{a,b}",),
     ],
 )
@@ -357,6 +367,7 @@ def made(*counts: int) -> Source:
 
 def test_classes_and_counts_are_said_with_the_smallest_and_the_largest():
     assert class_notes(made(20, 1000, 30)) == ("3 classes of 20 (a) to 1,000 (b) training images",)
+    assert class_notes(made(20, 20)) == ("2 classes of 20 training images",)
 
 
 def test_a_small_class_and_a_lopsided_set_are_warned_of():
@@ -365,3 +376,23 @@ def test_a_small_class_and_a_lopsided_set_are_warned_of():
     assert len(class_notes(made(10, 500))) == 1
     _, lopsided = class_notes(made(10, 501))
     assert lopsided.startswith("warning: b has 50 times as many training images as a")
+
+
+def test_a_run_says_and_records_how_its_data_was_read(tmp_path):
+    photos = tree(tmp_path / "photos", "Training/{a,b}", "Testing/{a,b}", "Training/@eaDir", count=10)
+    (photos / "Training/a/notes.txt").write_text("these are not pixels")
+    (photos / "Testing/b/3.png").write_bytes(PNG[:40])
+    base = recipes.get("vit-digits").config()
+    data = replace(base.data, source=f"folder:{photos}", batch_size=4, workers=0)
+    config = replace(base, steps=1, optim=replace(base.optim, warmup_steps=0), data=data)
+    run = RunDir.create(tmp_path / "runs", "r")
+    runtime = Runtime(torch.device("cpu"), torch.float32)
+    first, *_, last = list(fit(config, run, runtime, *prepare(config, runtime)))
+    counts = "2 classes of 10 training images"
+    assert counts in start_lines(config, first)
+    assert json.loads((run.path / "provenance.json").read_text())["data"] == [
+        f"{photos}: trains on Training, validates on Testing (there is no other validation folder)",
+        "left out: 1 .txt (files that no decoder reads); folders @eaDir",
+        counts,
+    ]
+    assert last.notes == (f"left out 1 val image that cannot be read, listed in {run.bad_files}",)

@@ -18,6 +18,9 @@ _LABELS = frozenset(
 )
 """Folders, in lower case, that make a set for detection or segmentation of the pictures beside."""
 
+_NO_CLASSES = frozenset({"val", "validation", "test", "testing"})
+"""Names that hardly any class has, unlike `train` (the vehicle) and `valid` (beside `invalid`)."""
+
 
 class Misplaced(Exception):
     """A tree that cannot be used as it stands; the text says what to do."""
@@ -66,6 +69,11 @@ def refuse_lone_splits(path: Path, names: list[str]) -> None:
             "folders; sort the images into PATH/train/CLASS"
         )
     for name, kind in plain.items():
+        if len(names) > 1 and name.casefold() in _NO_CLASSES and holds_images(path / name):
+            raise Misplaced(
+                f"{path / name} looks like a split beside classes; move it elsewhere, or rename it "
+                "if it is a class"
+            )
         if kind in ("val", "test") and class_root(path / name):
             raise Misplaced(
                 f"{path / name} holds folders and looks like a validation split, but there is no "

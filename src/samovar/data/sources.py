@@ -58,10 +58,9 @@ def class_notes(source: Source) -> tuple[str, ...]:
     counts = np.bincount(source.train.labels, minlength=len(source.classes))
     small, large = int(counts.argmin()), int(counts.argmax())
     least, most = int(counts[small]), int(counts[large])
-    notes = [
-        f"{len(source.classes)} classes of {least:,} ({source.classes[small]}) to {most:,} "
-        f"({source.classes[large]}) training images"
-    ]
+    sizes = f"{least:,} ({source.classes[small]}) to {most:,} ({source.classes[large]})"
+    sizes = f"{least:,}" if least == most else sizes
+    notes = [f"{len(source.classes)} classes of {sizes} training images"]
     few = int((counts < FEW_IMAGES).sum())
     if few:
         notes.append(
