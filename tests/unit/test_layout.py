@@ -143,8 +143,15 @@ def test_folders_without_images_beside_splits_are_named(tmp_path):
     assert "left alone: lists" in opened(tmp_path).notes[0]
 
 
-def test_one_folder_between_the_split_and_its_classes_is_passed_through(tmp_path):
-    assert opened(tree(tmp_path, "train/images/{a,b}", "val/images/{a,b}")).classes == ("a", "b")
+@pytest.mark.parametrize("between", ["images", "animals"])
+def test_one_folder_between_the_split_and_its_classes_is_passed_through(tmp_path, between):
+    source = opened(tree(tmp_path, f"train/{between}/{{a,b}}", f"val/{between}/{{a,b}}"))
+    assert source.classes == ("a", "b")
+    assert f"trains on train/{between}" in source.notes[0]
+
+
+def test_a_class_may_be_called_like_a_split_inside_of_a_split(tmp_path):
+    assert opened(tree(tmp_path, "train/{bus,train,test}", "val/{bus,train,test}")).classes == ("bus", "test", "train")
 
 
 def test_the_line_is_logged_once(tmp_path, caplog):
@@ -173,6 +180,9 @@ def test_classes_whose_names_sound_like_splits_are_all_taken(tmp_path, names):
         ("bus/{red,blue}", "train/{steam,diesel}"),
         ("bus", "train/{a,b}", "test/{a,b}"),
         ("train/{a,b}", "training/{a,b}", "test/{a,b}"),
+        ("train/{a,b}", "train_more/{a,b}", "test/{a,b}"),
+        ("train/{a,b}", "train/val/{a,b}"),
+        ("train/{a,b}", "train/train/{a,b}", "val/{a,b}"),
         ("car", "val/{a,b}"),
         ("car", "bus", "test"),
         ("valid/{a,b}", "car"),
@@ -202,6 +212,11 @@ def test_splits_within_classes_are_refused(tmp_path):
 def test_subfolders_of_classes_stay_allowed(tmp_path):
     tree(tmp_path, "cat/images", "dog/images", "eel/{2019,2020}", "fox")
     assert opened(tmp_path).classes == ("cat", "dog", "eel", "fox")
+
+
+def test_subfolders_of_classes_of_known_splits_may_be_the_same(tmp_path):
+    source = opened(tree(tmp_path, "train/cat/{day,night}", "train/dog/{day,night}", "val/{cat,dog}"))
+    assert (source.classes, len(source.train)) == (("cat", "dog"), 8)
 
 
 # --- misplaced -------------------------------------------------------------------------------------------------------

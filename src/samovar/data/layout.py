@@ -140,6 +140,7 @@ def _with_splits(path: Path, names: list[str], train: str) -> Layout:
     assert root
     for each in filter(None, (root, val_root)):
         misplaced.refuse_detection(each, subfolders(each))
+    misplaced.refuse_split_in_split(root)
     validates = "holds out a share of each class to validate"
     if val and val_root:
         why = " (there is no other validation folder)" if roles[val].kind == "test" else ""
@@ -155,7 +156,7 @@ def _refuse_unknown(path: Path, name: str, train: str, val: str | None) -> None:
     if role and role.kind != "train":
         return
     # beside two splits only a folder of images may be a class, beside one any may be
-    if is_flat(path / name) if val else holds_images(path / name):
+    if is_flat(path / name) if val and not role else holds_images(path / name):
         raise Misplaced(
             f"{path / train} looks like the training split, but {name} beside it holds images too; "
             f"name it val or test if it is a split, rename {train} if both are classes, or move "

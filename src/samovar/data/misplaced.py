@@ -30,14 +30,28 @@ def class_root(split: Path) -> Path | None:
     """Return the folder that holds the class folders of a split; None if there are none.
 
     Archives repeat the name (seg_train/seg_train/CLASS) or put one folder between
-    (train/images/CLASS)."""
+    (train/images/CLASS), which is passed through."""
     while names := subfolders(split):
-        role, inner = role_of(split.name), role_of(names[0])
-        repeats = role is not None and inner is not None and inner.kind == role.kind
-        if len(names) > 1 or not (repeats or is_filler(names[0])) or is_flat(split):
+        inner = split / names[0]
+        if len(names) > 1 or is_flat(split):
             return split
-        split /= names[0]
+        role, repeated = role_of(split.name), role_of(inner.name)
+        repeats = role is not None and repeated is not None and repeated.kind == role.kind
+        between = len(subfolders(inner)) > 1 and not is_flat(inner)
+        if not (repeats or between or is_filler(inner.name)):
+            return split
+        split = inner
     return None
+
+
+def refuse_split_in_split(root: Path) -> None:
+    """Refuse a split among the class folders of a split."""
+    for name, role in roles_of(subfolders(root)).items():
+        if not role.rest and class_root(root / name):
+            raise Misplaced(
+                f"{root / name} looks like a split inside of a split; move it beside {root}, or "
+                "put its images directly into it if it is a class"
+            )
 
 
 def refuse_detection(path: Path, names: list[str]) -> None:
