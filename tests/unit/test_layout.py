@@ -317,6 +317,12 @@ def test_what_no_decoder_reads_is_counted_by_ending(tmp_path):
     )
 
 
+def test_a_class_of_unreadable_formats_is_refused_and_the_endings_are_named(tmp_path):
+    (tree(tmp_path, "a") / "b").mkdir()
+    (tmp_path / "b/1.heic").write_bytes(bytes(50))
+    refused(tmp_path, f"{tmp_path}/b holds no images; add some", "1 .heic")
+
+
 def test_files_with_known_endings_are_not_opened(tmp_path, monkeypatch):
     tree(tmp_path, "{a,b}", count=5)
     monkeypatch.setattr("samovar.data.folders.is_readable_format", lambda path: pytest.fail(f"opened {path}"))

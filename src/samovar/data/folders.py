@@ -112,7 +112,7 @@ def list_classes(
             "folder"
         )
     empty = [name for name, files in classes.items() if not files]
-    endings = f"known endings: {' '.join(EXTENSIONS)}"
+    endings = f"known endings: {' '.join(EXTENSIONS)}{f'; {left}' if left else ''}"
     if len(empty) == len(classes):
         raise ValueError(f"--data.source {source}: no images in {folder}; {endings}")
     if empty:
