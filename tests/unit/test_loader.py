@@ -12,7 +12,7 @@ from PIL import Image
 
 from samovar.config import DataConfig
 from samovar.data import streaming
-from samovar.data.badfiles import BadImages
+from samovar.data.badfiles import BadImages, summary
 from samovar.data.loader import Batch, batches, choose_loader, eval_batches
 from samovar.data.sources import open_source
 from samovar.data.splits import Arrays, Source
@@ -20,6 +20,10 @@ from samovar.data.streaming import num_workers
 from tests.conftest import SHARED
 
 CPU = torch.device("cpu")
+
+
+SIX = ("a/0", "a/1", "a/2", "b/0", "b/1", "b/2")
+"""One unreadable image more than is allowed in any split."""
 
 
 def arrays(n: int = 20, channels: int = 3, size: int = 8) -> Source:
@@ -184,7 +188,7 @@ def test_evaluation_leaves_unreadable_images_out(tmp_path):
     assert sum(int(batch.labels.sum()) for batch in found) == 7
     assert {line.split("\t")[0] for line in (tmp_path / "bad_files.txt").read_text().splitlines()} == {"val"}
     with pytest.raises(BadImages, match="1 of 16 val images cannot be read"):
-        list(eval_batches(open_source(config).val, replace(config, max_bad_share=0.01), batch_size=4, device=CPU))
+        list(eval_batches(open_source(config).val, replace(config, max_bad_share=0.0), batch_size=4, device=CPU))
 
 
 # --- unreadable images -----------------------------------------------------------------------------------------------
@@ -229,22 +233,46 @@ def test_a_resumed_run_does_not_list_an_image_again(tmp_path):
 
 
 def test_too_many_unreadable_images_stop_the_run(tmp_path):
-    config = replace(photos(tmp_path, broken=("a/0", "b/0")), max_bad_share=1 / 16)
+    config = replace(photos(tmp_path, broken=SIX), max_bad_share=1 / 16)
     bad_files = tmp_path / "bad_files.txt"
     with pytest.raises(
-        BadImages, match=r"2 of 16 train images cannot be read, more than --data.max-bad-share"
+        BadImages, match=r"6 of 16 train images cannot be read, more than --data.max-bad-share"
     ) as error:
         images_of(config, bad_files=bad_files)
     assert str(bad_files) in str(error.value)
     assert "\n" not in str(error.value)
-    assert len(bad_files.read_text().splitlines()) == 2
+    assert len(bad_files.read_text().splitlines()) == 6
+
+
+def test_up_to_five_unreadable_images_never_stop_a_run(tmp_path):
+    config = replace(photos(tmp_path, broken=SIX[:5]), max_bad_share=0.001)
+    bad_files = tmp_path / "bad_files.txt"
+    assert len(images_of(config, bad_files=bad_files)) == 6
+    list(eval_batches(open_source(config).val, config, batch_size=4, device=CPU, bad_files=bad_files))
+    assert summary(bad_files) == (f"left out 5 train and 5 val images that cannot be read, listed in {bad_files}",)
+    assert summary(tmp_path / "none.txt") == ()
+
+
+@pytest.mark.parametrize(
+    ("per_class", "broken", "message"),
+    [
+        (2, ("a/0", "a/1", "b/0"), "3 of 4 .* more than --data.max-bad-share 0.001"),
+        (3, ("a/0", "a/1", "a/2"), "3 of 6 .* and a class has no other image"),
+        (12, SIX, "6 of 24 .* more than --data.max-bad-share 0.001"),
+    ],
+)
+def test_the_five_are_no_whole_class_and_no_more_than_half_a_split(tmp_path, per_class, broken, message):
+    config = replace(photos(tmp_path, per_class, broken), max_bad_share=0.001)
+    with pytest.raises(BadImages, match=message):
+        list(eval_batches(open_source(config).val, config, batch_size=30, device=CPU))
 
 
 def test_what_other_ranks_list_counts_too(tmp_path):
     config, bad_files = replace(photos(tmp_path, broken=("a/0",)), max_bad_share=1 / 16), tmp_path / "bad_files.txt"
     stream = batches(open_source(config), config, seed=0, stop=9, device=CPU, bad_files=bad_files)
-    bad_files.write_text(f"train\t{tmp_path}/train/b/7.jpg\tread by rank 1\nval\tx\ty\n")
-    with pytest.raises(BadImages, match="2 of 16 train images"):
+    others = [f"train\t{tmp_path}/train/b/{i}.jpg\tread by rank 1\n" for i in range(3, 8)]
+    bad_files.write_text("".join(others) + "val\tx\ty\n")
+    with pytest.raises(BadImages, match="6 of 16 train images"):
         list(stream)
 
 

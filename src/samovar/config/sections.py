@@ -106,7 +106,8 @@ class DataConfig:
     workers: Workers = -1
     """Decoding processes per rank of the streaming loader; -1 is one a core, 0 is none."""
     max_bad_share: Share = 0.001
-    """Share of unreadable images above which the run stops."""
+    """Share of unreadable images of a split above which the run stops; five are always allowed
+    unless it is 0."""
 
 
 @dataclass(frozen=True)

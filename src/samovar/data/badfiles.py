@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+
 from samovar.data.splits import Split
+
+FLOOR = 5
+"""Unreadable images of a split that are allowed whatever its size, so that a share of 0.1 % does
+not end a run over one file of a few hundred."""
 
 
 class BadImages(ValueError):
     """More images are unreadable than `--data.max-bad-share` allows."""
+
+
+def summary(path: Path) -> tuple[str, ...]:
+    """Return a line on the images that a file of unreadable ones lists, none if it lists none."""
+    counts = Counter(role for role, _, _ in _rows(path))
+    if not counts:
+        return ()
+    found = " and ".join(f"{count} {role}" for role, count in counts.items())
+    images = "image" if counts.total() == 1 else "images"
+    return (f"left out {found} {images} that cannot be read, listed in {path}",)
 
 
 class BadFiles:
@@ -23,6 +40,7 @@ class BadFiles:
     def __init__(self, split: Split, role: str, max_share: float, path: Path | None) -> None:
         self.split, self.role, self.max_share, self.path = split, role, max_share, path
         self.met: dict[str, str] = {}
+        self._met_of_class: Counter[int] = Counter()
         self._earlier = self._listed()
 
     def add(self, found: Iterable[tuple[int, str]]) -> None:
@@ -38,12 +56,23 @@ class BadFiles:
             listed = self._listed()
             self.met |= {other: why for other, why in listed.items() if other not in self._earlier}
             self.met[name] = " ".join(reason.split())
+            self._met_of_class[int(self.split.labels[index])] += 1
             if self.path and name not in listed:
                 with self.path.open("a", encoding="utf-8", errors="surrogateescape") as file:
                     # in one write, so that the lines of several ranks stay whole
                     file.write(f"{self.role}\t{name}\t{self.met[name]}\n")
-        if len(self.met) > self.max_share * len(self.split):
+        count, allowed = len(self.met), self.max_share * len(self.split)
+        # a share of 0 asks for a run over whole data, so nothing is allowed then
+        floor = min(FLOOR, len(self.split) // 2) if self.max_share else 0
+        if count > max(allowed, floor):
             raise self.error(f"more than --data.max-bad-share {self.max_share:g}")
+        if count > allowed and self._lost_class():
+            raise self.error("and a class has no other image")
+
+    def _lost_class(self) -> bool:
+        """Return whether this process met every image of a class."""
+        sizes = np.bincount(self.split.labels)
+        return any(count >= sizes[label] for label, count in self._met_of_class.items())
 
     def error(self, why: str) -> BadImages:
         """Return the exception that names the problem, one of the images and the file."""
@@ -56,8 +85,13 @@ class BadFiles:
 
     def _listed(self) -> dict[str, str]:
         """Return the reason for each image that the file lists under this role."""
-        if self.path is None or not self.path.exists():
-            return {}
-        lines = self.path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
-        fields = [line.split("\t", 2) for line in lines]
-        return {row[1]: row[2] for row in fields if len(row) == 3 and row[0] == self.role}
+        return {name: why for role, name, why in _rows(self.path) if role == self.role}
+
+
+def _rows(path: Path | None) -> list[tuple[str, str, str]]:
+    """Return role, name and reason of each image that a file lists; none without a file."""
+    if path is None or not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
+    fields = [line.split("\t", 2) for line in lines]
+    return [(row[0], row[1], row[2]) for row in fields if len(row) == 3]

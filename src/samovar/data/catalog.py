@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from samovar import plugins
 from samovar.config import DataConfig
-from samovar.data.folders import count_class_folders
+from samovar.data.layout import count_class_folders
 from samovar.words import suggest
 
 if TYPE_CHECKING:

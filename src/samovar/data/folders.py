@@ -1,4 +1,4 @@
-"""Folders of images, read with `os.scandir`: classes, files, and how many of them train.
+"""Folders of images, read with `os.scandir`: classes, files, what is left out, how many train.
 
 Nothing here needs torch."""
 
@@ -6,21 +6,65 @@ from __future__ import annotations
 
 import contextlib
 import os
+import unicodedata
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
-VAL_NAMES = ("val", "valid", "validation", "test")
+from samovar.data.sniff import is_readable_format
+
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".pgm", ".ppm"),
+    *(".tif", ".tiff", ".webp"),
+)
+"""Endings of images. A file with another one is opened to see whether its content is an image."""
+
+_JUNK = frozenset(
+    (
+        *("__macosx", "network trash folder", "temporary items", "thumbs", "thumbnails"),
+        *("@eadir", "@tmp", "@recycle", "@recently-snapshot", "@__thumb", "#recycle", "#snapshot"),
+        *("$recycle.bin", "recycler", "system volume information", "lost+found", "found.000"),
+        *("__pycache__", "ipynb_checkpoints"),
+    )
+)
+"""Folders that systems and tools leave beside data, in lower case; hidden ones count as well."""
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Locations of the splits of a folder source."""
+@dataclass
+class LeftOut:
+    """What a reader of folders passed over, for one line to the user."""
 
-    train: Path
-    val: Path | None
-    """None: a share of `train` is held out."""
+    endings: Counter[str] = field(default_factory=Counter)
+    """Number of files whose content no decoder reads, by ending."""
+    folders: set[str] = field(default_factory=set)
+    """Names of folders that hold no data of the user."""
+    loops: set[str] = field(default_factory=set)
+    """Links to a folder that was read already."""
+    loose: int = 0
+    """Images beside class folders, which have no class."""
+
+    def __bool__(self) -> bool:
+        return bool(self.endings or self.folders or self.loops or self.loose)
+
+    def __str__(self) -> str:
+        parts = []
+        if self.endings:
+            counts = [f"{n:,} {ending}" for ending, n in self.endings.most_common()]
+            parts.append(f"{_some(counts)} (files that no decoder reads)")
+        if self.loose:
+            images = "image" if self.loose == 1 else "images"
+            parts.append(f"{self.loose:,} {images} outside of the class folders")
+        if self.folders:
+            parts.append(f"folders {_some(sorted(self.folders))}")
+        if self.loops:
+            parts.append(f"links to folders already read {_some(sorted(self.loops))}")
+        return f"left out: {'; '.join(parts)}"
+
+
+def _some(items: list[str], most: int = 8) -> str:
+    more = [f"{len(items) - most} more kinds"] if len(items) > most else []
+    return ", ".join(items[:most] + more)
 
 
 def num_held_out(count: int, val_share: float) -> int:
@@ -37,65 +81,38 @@ def num_kept(count: int, fraction: float) -> int:
     return max(1, round(fraction * count))
 
 
-def count_class_folders(
-    source: str, path: Path, val_share: float, fraction: float, *, needs_val: bool
-) -> int:
-    """Return the number of training images below a folder; opens no image.
-
-    Raises:
-        ValueError: a folder that cannot train."""
-    layout = find_layout(source, path, needs_val=needs_val)
-    counts = [len(files) for files in list_classes(source, layout.train).values()]
-    if layout.val is None:
-        counts = [count - num_held_out(count, val_share) for count in counts]
-    return sum(num_kept(count, fraction) for count in counts)
-
-
-def find_layout(source: str, path: Path, *, needs_val: bool = False) -> Layout:
-    """Distinguish PATH/train + PATH/val from one folder of class folders.
-
-    `train` counts as the training split when it holds folders; validation is the first that exists
-    of val, valid, validation and test.
-
-    Raises:
-        ValueError: PATH is missing or no folder, or has no split where one is needed."""
-    with readable(source):
-        if not path.exists():
-            raise ValueError(f"--data.source {source}: there is no folder {path}; check the path")
-        if not path.is_dir():
-            raise ValueError(
-                f"--data.source {source}: {path} is a file; give the folder that holds the class "
-                "folders"
-            )
-        has_train = any(_subfolders(path / "train"))
-        val = next((path / name for name in VAL_NAMES if any(_subfolders(path / name))), None)
-    if needs_val and not (has_train and val):
-        missing = "train" if not has_train else "val"
-        raise ValueError(
-            f"--data.source {source}: {path / missing} with one folder per class is missing; "
-            "sort the images into PATH/train/WNID and PATH/val/WNID"
-        )
-    return Layout(path / "train", val) if has_train else Layout(path, None)
-
-
-def list_classes(source: str, folder: Path) -> dict[str, list[str]]:
+def list_classes(
+    source: str, folder: Path, left_out: LeftOut | None = None
+) -> dict[str, list[str]]:
     """Return the images of each class folder, as paths below `folder`.
 
-    Classes and paths are sorted; hidden ones are left out.
+    Classes and paths are sorted. Two spellings of one name in Unicode are one class.
+
+    Args:
+        source: the value of `--data.source`, for messages.
+        folder: the folder that holds the class folders.
+        left_out: counts what is passed over.
 
     Raises:
         ValueError: no class folders, or a class without images."""
+    left = LeftOut() if left_out is None else left_out
+    classes: dict[str, list[str]] = {}
     with readable(source):
-        classes = {
-            name: sorted(images_in(folder / name, name)) for name in sorted(_subfolders(folder))
-        }
+        above = _above(folder)
+        for name in subfolders(folder, left):
+            # macOS writes é as two characters, Linux as one
+            files = classes.setdefault(unicodedata.normalize("NFC", name), [])
+            files += _images_below(folder / name, name, left, set(above))
+        if classes:
+            left.loose += sum(1 for _ in images_beside(folder))
+    classes = {name: sorted(classes[name]) for name in sorted(classes)}
     if not classes:
         raise ValueError(
             f"--data.source {source}: {folder} holds no class folders; put each class into its own "
             "folder"
         )
     empty = [name for name, files in classes.items() if not files]
-    endings = f"known endings: {' '.join(EXTENSIONS)}"
+    endings = f"known endings: {' '.join(EXTENSIONS)}{f'; {left}' if left else ''}"
     if len(empty) == len(classes):
         raise ValueError(f"--data.source {source}: no images in {folder}; {endings}")
     if empty:
@@ -118,24 +135,108 @@ def readable(source: str) -> Iterator[None]:
         ) from error
 
 
-def _subfolders(path: Path) -> Iterator[str]:
-    if path.is_dir():
-        with os.scandir(path) as entries:
-            for entry in entries:
-                if not entry.name.startswith(".") and entry.is_dir():
-                    yield entry.name
+def subfolders(path: Path, left_out: LeftOut | None = None) -> list[str]:
+    """Return the sorted names of the folders in `path`, without hidden ones and leftovers."""
+    with os.scandir(path) as entries:
+        found = {entry.name: entry.is_symlink() for entry in entries if _is_dir(entry)}
+    junk = {name for name in found if _is_junk(name)}
+    above = _above(path) if any(found.values()) else set()
+    loops = {name for name, link in found.items() if link and _identity(path / name) in above}
+    if left_out is not None:
+        left_out.folders |= junk
+        left_out.loops |= loops - junk
+    return sorted(set(found) - junk - loops)
 
 
-def images_in(path: Path, below: str) -> Iterator[str]:
-    """Yield the images of a folder and its subfolders, as paths that begin with `below`.
-
-    Hidden files and folders are left out."""
+def images_beside(path: Path) -> Iterator[str]:
+    """Yield the names of the images in `path` itself, those with a known ending first."""
+    unlisted = []
     with os.scandir(path) as entries:
         for entry in entries:
-            # also skips the `._name.jpg` that macOS leaves beside an image
-            if entry.name.startswith("."):
+            if _is_junk(entry.name) or _is_dir(entry):
                 continue
-            if entry.is_dir():
-                yield from images_in(path / entry.name, f"{below}/{entry.name}")
-            elif entry.name.lower().endswith(EXTENSIONS):
-                yield f"{below}/{entry.name}"
+            if entry.name.lower().endswith(EXTENSIONS):
+                yield entry.name
+            else:
+                unlisted.append(entry)
+    yield from (entry.name for entry in unlisted if _is_image(entry))
+
+
+def images_in(path: Path, below: str, left_out: LeftOut | None = None) -> Iterator[str]:
+    """Yield the images of a folder and its subfolders, as paths that begin with `below`.
+
+    Hidden files and folders are left out, and so are folders that systems leave beside data. A
+    folder that links make appear again is read once."""
+    return _images_below(path, below, LeftOut() if left_out is None else left_out, _above(path))
+
+
+def is_flat(path: Path) -> bool:
+    """Return whether a folder itself holds an image, as that of a class does."""
+    return next(images_beside(path), None) is not None
+
+
+def holds_images(path: Path) -> bool:
+    """Return whether there is an image anywhere below a folder."""
+    return next(images_in(path, ""), None) is not None
+
+
+def _images_below(
+    path: Path, below: str, left: LeftOut, seen: set[tuple[int, int]]
+) -> Iterator[str]:
+    """Yield the images below `path`; `seen` holds the folders that must not be read again."""
+    seen.add(_identity(path))
+    inner = []
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if _is_dir(entry):
+                inner.append((entry.is_symlink(), entry.name))
+            # also skips the `._name.jpg` that macOS leaves beside an image
+            elif not _is_junk(entry.name):
+                if _is_image(entry):
+                    yield f"{below}/{entry.name}"
+                else:
+                    left.endings[_ending(entry.name)] += 1
+    # real folders first, so that of a folder and a link to it the link is passed over
+    for _, name in sorted(inner):
+        if _is_junk(name):
+            left.folders.add(name)
+        elif _identity(path / name) in seen:
+            left.loops.add(f"{below}/{name}")
+        else:
+            yield from _images_below(path / name, f"{below}/{name}", left, seen)
+
+
+def _above(path: Path) -> set[tuple[int, int]]:
+    """Return the identities of a folder and of all that hold it, to which a link would loop."""
+    real = path.resolve()
+    return {_identity(each) for each in (real, *real.parents)}
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Return what identifies a folder, whichever links lead to it."""
+    found = path.stat()
+    return found.st_dev, found.st_ino
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_junk(name: str) -> bool:
+    return name.startswith(".") or name.casefold() in _JUNK
+
+
+def _is_image(entry: os.DirEntry[str]) -> bool:
+    if entry.name.lower().endswith(EXTENSIONS):
+        return True
+    # a pipe would block whoever opens it
+    with contextlib.suppress(OSError):
+        return entry.is_file() and is_readable_format(entry.path)
+    return False
+
+
+def _ending(name: str) -> str:
+    return Path(name).suffix.lower() or "without an ending"

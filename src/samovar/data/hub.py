@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from samovar.data.splitnames import best_for_validation
 from samovar.data.splits import Encoded, encoded
-
-VAL_NAMES = ("validation", "valid", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def load_hub(source: str, name: str) -> tuple[Encoded, Encoded | None, tuple[str
     splits = loaded if isinstance(loaded, dict) else {"train": loaded}
     if "train" not in splits:
         raise ValueError(f"--data.source {source} has no train split, only {', '.join(splits)}")
-    val_name = next((key for key in VAL_NAMES if key in splits), None)
+    val_name = next(iter(best_for_validation(splits)), None)
     train, classes = _split(source, splits["train"], "train")
     val = _split(source, splits[val_name], val_name)[0] if val_name else None
     return train, val, classes

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from samovar.config import DataConfig
-from samovar.data.folders import find_layout, list_classes
+from samovar.data.folders import LeftOut, list_classes
+from samovar.data.layout import find_layout
 from samovar.data.splits import Arrays, Encoded, Source, Split, encoded
 
 # --- embedded and downloaded ---
@@ -118,14 +119,15 @@ def open_class_folders(config: DataConfig, argument: str, *, needs_val: bool) ->
         config: the settings.
         argument: the folder.
         needs_val: refuse a folder without a validation split."""
-    layout = find_layout(config.source, Path(argument), needs_val=needs_val)
+    left_out = LeftOut()
+    layout = find_layout(config.source, Path(argument), needs_val=needs_val, left_out=left_out)
     # the training split defines the classes; validation may lack some
-    listed = list_classes(config.source, layout.train)
+    listed = list_classes(config.source, layout.train, left_out)
     classes = tuple(listed)
     train = _files_of(layout.train, listed, classes)
     val: Split = _none_of(train)
     if layout.val:
-        listed = list_classes(config.source, layout.val)
+        listed = list_classes(config.source, layout.val, left_out)
         strange = sorted(set(listed) - set(classes))
         if strange:
             raise ValueError(
@@ -133,7 +135,8 @@ def open_class_folders(config: DataConfig, argument: str, *, needs_val: bool) ->
                 f"in {layout.train}; add training images of it or remove it"
             )
         val = _files_of(layout.val, listed, classes)
-    return Source(config.source, classes, train, val, channels=3, image_size=None)
+    notes = (layout.note, *([str(left_out)] if left_out else []))
+    return Source(config.source, classes, train, val, channels=3, image_size=None, notes=notes)
 
 
 def open_shards(config: DataConfig, argument: str) -> Source:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import logging
+import multiprocessing
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +15,11 @@ from samovar.data import catalog
 from samovar.data.draws import Purpose
 from samovar.data.folders import readable
 from samovar.data.splits import Arrays, Source, hold_out, keep_fraction
+
+FEW_IMAGES = 10
+"""Training images of a class below which a warning is given."""
+UNBALANCED = 50
+"""Ratio of the largest to the smallest class above which a warning is given."""
 
 
 def open_source(config: DataConfig) -> Source:
@@ -27,12 +36,43 @@ def open_source(config: DataConfig) -> Source:
     with readable(config.source):
         source = open_it(config)
     _check(source, config)
+    for note in source.notes:
+        _say_once(note)
     source = _with_val(source, config)
     # after the held-out share, so that a fraction of any size validates on the same images
     kept = keep_fraction(source.train.labels, config.fraction, config.split_seed)
     if len(kept) < len(source.train):
         source = replace(source, train=source.train.take(kept))
     return _tuned(source, config) if config.tune_share else source
+
+
+@functools.cache
+def _say_once(note: str) -> None:
+    """Write a line to the log, which is stderr by default; ranks and workers but one are silent."""
+    if os.environ.get("RANK", "0") == "0" and multiprocessing.parent_process() is None:
+        logging.getLogger("samovar").warning(note)
+
+
+def class_notes(source: Source) -> tuple[str, ...]:
+    """Return a line on the numbers of training images of the classes, and one for each problem."""
+    counts = np.bincount(source.train.labels, minlength=len(source.classes))
+    small, large = int(counts.argmin()), int(counts.argmax())
+    least, most = int(counts[small]), int(counts[large])
+    sizes = f"{least:,} ({source.classes[small]}) to {most:,} ({source.classes[large]})"
+    sizes = f"{least:,}" if least == most else sizes
+    notes = [f"{len(source.classes)} classes of {sizes} training images"]
+    few = int((counts < FEW_IMAGES).sum())
+    if few:
+        notes.append(
+            f"warning: {few} of {len(source.classes)} classes have fewer than {FEW_IMAGES} "
+            f"training images, {source.classes[small]} has {least}; accuracy on them means little"
+        )
+    if most > UNBALANCED * least:
+        notes.append(
+            f"warning: {source.classes[large]} has {most / least:.0f} times as many training images"
+            f" as {source.classes[small]}; accuracy mostly measures the large classes"
+        )
+    return tuple(notes)
 
 
 def has_one_size(config: DataConfig) -> bool:

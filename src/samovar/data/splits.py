@@ -91,6 +91,8 @@ class Source:
     channels: int
     image_size: int | None
     """Side in pixels of every image; None if sizes vary."""
+    notes: tuple[str, ...] = ()
+    """Lines for the reader: which folder was taken as what, which files were left out."""
 
 
 def encoded(store: Store, labels: Any) -> Encoded:

@@ -151,6 +151,8 @@ class RichView:
         elif event.kind == "done":
             self.progress.stop()
             self.console.print(final_table(event))
+            for line in event.notes:
+                self.console.print(line, highlight=False)
 
 
 class PlainView:
@@ -173,7 +175,7 @@ class PlainView:
             self.last = time.monotonic()
             print(f"step {event.step}/{event.total}  {self.facts}  {val_facts(event)}", flush=True)
         elif event.kind == "done":
-            print(final_line(event), flush=True)
+            print("\n".join([*event.notes, final_line(event)]), flush=True)
 
 
 def start_lines(config: Config, event: Event) -> list[str]:

@@ -12,8 +12,9 @@ import torch
 import torch.distributed as dist
 
 from samovar.config import Config, num_steps, stages, validate_layout
+from samovar.data import badfiles
 from samovar.data.loader import batches
-from samovar.data.sources import open_source
+from samovar.data.sources import class_notes, open_source
 from samovar.data.splits import Source
 from samovar.measure.features import NotFinite
 from samovar.measure.watch import Watch
@@ -50,7 +51,8 @@ class Progress:
     """Steps of the whole run, all stages together."""
     values: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    """Lines for the reader: where a run resumed, which weights it started from."""
+    """Lines for the reader: the classes, where a run resumed, which weights it started from; at
+    the end the images that could not be read."""
 
 
 def prepare(config: Config, runtime: Runtime) -> tuple[Source, TrainState]:
@@ -127,9 +129,11 @@ def fit(
     if found:
         state = _resumed(state, found, parts, runtime)
         notes.append(f"resumed at step {found.step}")
-    keeper.begin(state.step, source.classes, resumed=found is not None)
+    counts = class_notes(source)
+    data_notes = (*source.notes, *counts)
+    keeper.begin(state.step, source.classes, data_notes, resumed=found is not None)
     sizes = {"train_images": float(len(source.train)), "val_images": float(len(source.val))}
-    yield Progress("start", state.step, total, sizes, tuple(notes) or state.notes)
+    yield Progress("start", state.step, total, sizes, (*counts, *(notes or state.notes)))
 
     # A signal only leaves a note here; training stops at the next step, where it can save.
     with noted() as request:
@@ -143,7 +147,8 @@ def fit(
 
     values = {f"best/{name}": value for name, value in state.best.items()}
     values |= {f"last/{name}": value for name, value in state.last.items()}
-    yield Progress("done", state.step, total, values | {"skipped": state.tally["skipped"].item()})
+    values["skipped"] = state.tally["skipped"].item()
+    yield Progress("done", state.step, total, values, badfiles.summary(run.bad_files))
 
 
 def _resumed(

@@ -29,14 +29,22 @@ class Keeper:
         self.fingerprint = resume.fingerprint(config)
         self.sinks: list[Sink] = []
 
-    def begin(self, step: int, classes: Sequence[str], *, resumed: bool) -> None:
-        """Prepare the folder for training from `step`, and open the loggers."""
+    def begin(
+        self, step: int, classes: Sequence[str], notes: Sequence[str], *, resumed: bool
+    ) -> None:
+        """Prepare the folder for training from `step`, and open the loggers.
+
+        Args:
+            step: steps done so far.
+            classes: their names, in the order of the logits.
+            notes: how the data was read: splits, files left out, sizes of classes.
+            resumed: the run goes on from a checkpoint."""
         if not self.runtime.is_main:
             return
         # what was recorded after the checkpoint will be recorded again
         self.run.rewind(step)
         name = f"provenance-resumed-{step}.json" if resumed else "provenance.json"
-        self.run.write_json(name, provenance(self.runtime))
+        self.run.write_json(name, provenance(self.runtime) | {"data": list(notes)})
         self.run.keep_classes(classes)
         self.sinks = open_loggers(self.config.run.loggers, self.run, self.config)
 
