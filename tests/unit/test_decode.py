@@ -221,6 +221,7 @@ MADE = {
     "I;16 tiff, 0 is white": (wide(65535 - GREY16, photometric=0), GREY),
     "16-bit pgm": (b"P5 10 6 65535\n" + GREY16.astype(">u2").tobytes(), GREY),
     "12-bit pgm": (b"P5 10 6 4095\n" + GREY12.astype(">u2").tobytes(), GREY),
+    "12-bit pgm, dark": (b"P5 10 6 4095\n" + (GREY12 // 16).astype(">u2").tobytes(), GREY // 16),
     "16-bit LA png": (png(np.dstack([GREY16, ALPHA16])), GREY_ON_WHITE),
     "16-bit RGB png": (png(COLOUR16), COLOUR),
     "16-bit RGBA png": (png(np.dstack([COLOUR16, ALPHA16])), ON_WHITE),
@@ -312,3 +313,10 @@ def test_strips_and_huge_images_are_unreadable_before_they_fill_the_memory(kind,
     monkeypatch.setattr(room, "MAX_PIXELS", 99)
     with pytest.raises(UnreadableImage, match=r"10 x 10 pixels, more than 99 in all"):
         decode(encode(Image.new("RGB", (10, 10)), kind))
+
+
+def test_predictions_corruptions_and_loaders_read_images_alike():
+    from samovar.data import corrupt_folder, streaming
+    from samovar.export import preprocessing
+
+    assert all(user.decode is decode for user in (corrupt_folder, streaming, preprocessing))

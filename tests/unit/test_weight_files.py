@@ -163,6 +163,15 @@ def test_averaged_weights_win_and_are_named(plain, averaged, reverse, tmp_path):
     assert torch.equal(read_init(path).tensors["conv1.weight"], STATE["conv1.weight"])
 
 
+def test_averaged_weights_win_within_one_dict_as_well(tmp_path):
+    state = renamed("model.", OTHER) | renamed("ema_model.module.", STATE) | {"loss.weight": torch.ones(1)}
+    note = started(saved({"state_dict": state}, tmp_path / "w.ckpt"))[1]
+    assert note == (
+        "weights of state_dict, which are averaged, without the prefix ema_model.module.; "
+        "left alone: state_dict.model, state_dict.loss.weight"
+    )
+
+
 def test_averages_of_parameters_alone_do_not_win_where_statistics_are_missing(tmp_path):
     parameters = {name: OTHER[name] for name, _ in SOURCE.body.named_parameters()}
     assert "weights of model" in started(saved({"ema": parameters, "model": STATE}, tmp_path / "w.pth"))[1]

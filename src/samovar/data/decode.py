@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,21 +121,24 @@ class _Stored:
     """Bits of a sample that are used: 8 or fewer, 10, 12, 14, 16 or 32."""
     inverted: bool
     """Whether 0 is white, and Pillow leaves it so."""
+    scaled: bool = False
+    """Whether Pillow has scaled the samples by the maximum that the file declares."""
 
 
 def _stored(image: Image.Image) -> _Stored:
     """Return what an image's file declares; asked before Pillow decodes it."""
     codecs = [f"{tile[0]} {tile[3]}" for tile in getattr(image, "tile", ())]
-    tags: dict[int, Any] = dict(getattr(image, "tag_v2", {}))
+    tags: Mapping[int, Any] = getattr(image, "tag_v2", {})  # of TIFF
     deep = (
         image.mode.startswith("I;16")
         # PGM of 16 bits, and PNG before Pillow 11, open in the mode of 32 bits
         or (image.mode == "I" and image.format in ("PNG", "PPM"))
         or any(";16" in codec for codec in codecs)
     )
+    scaled = image.format == "JPEG2000" or any(codec.startswith("ppm ") for codec in codecs)
     if image.mode in ("I", "F"):
         deep = deep and image.format != "TIFF"  # signed there
-        return _Stored(16 if deep else 32, tags.get(_PHOTOMETRIC) == 0)
+        return _Stored(16 if deep else 32, tags.get(_PHOTOMETRIC) == 0, scaled)
     if image.mode == "L" and 2 in tags.get(_SAMPLE_FORMAT, ()):
         raise UnreadableImage("signed samples, whose black is not known; save them unsigned")
     bits = max(tags.get(_BITS_PER_SAMPLE, ()), default=16 if deep else 8)
@@ -145,7 +148,7 @@ def _stored(image: Image.Image) -> _Stored:
     declared = max(tags.get(_MAX_SAMPLE, ()), default=0)
     if bits == 16 and declared in (2**10 - 1, 2**12 - 1, 2**14 - 1):
         bits = int(declared).bit_length()
-    return _Stored(bits, deep and tags.get(_PHOTOMETRIC) == 0)
+    return _Stored(bits, deep and tags.get(_PHOTOMETRIC) == 0, scaled)
 
 
 def _bytes(samples: npt.NDArray[Any], stored: _Stored) -> Image.Image:
@@ -173,7 +176,7 @@ def _wide(image: Image.Image, stored: _Stored) -> Image.Image:
     """Keep the upper 8 of the bits that the file declares: 16 unless a TIFF says fewer."""
     samples = np.asarray(image).astype(np.int64)
     top = samples.max()
-    if stored.bits == 16 and 0 < top < _DARK << 8:
+    if stored.bits == 16 and not stored.scaled and 0 < top < _DARK << 8:
         raise UnreadableImage(_TOO_DARK)
     if samples.min() < 0 or top >= 2**stored.bits:
         raise UnreadableImage(

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 _AVERAGED = re.compile(r"(^|[._-])ema|ema([._-]|\d|$)|teacher|swa([._-]|$)|averag", re.IGNORECASE)
 """Paths of weights averaged over training."""
-_USUAL = {"module", "_orig_mod", "body", "model", "net", "network", "backbone", "encoder"}
+_USUAL = {
+    *("module", "_orig_mod", "_fsdp_wrapped_module", "body", "model", "net", "network", "backbone"),
+    *("encoder", "ema", "teacher", "student"),
+}
 """Prefixes that all names of a network have only if something is wrapped around it."""
 _WRAPPERS = re.compile(
     r"(^|\.)(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)"
@@ -126,13 +129,16 @@ def matched(flat: Flat, wanted: Mapping[str, Tensor]) -> Found | None:
     left = [path for path, (nest, _) in full.items() if nest in nests and path not in used]
     unknown = [path for path in left if path.startswith(best.path)]
     tensors |= {_plain(path.removeprefix(best.path)): full[path][1] for path in unknown}
-    rivals = [
-        start.path.removesuffix(".") or "the top"
+    # other copies of the network by their start, other tensors beside it by their path
+    rivals = {
+        start.path: start.names.values()
         for start in starts.values()
         if len(start.names) >= half and used.isdisjoint(start.names.values())
-    ]
+    }
+    others = set(left).difference(unknown, *rivals.values())
     nest = max((nest for nest in nests if best.path.startswith(nest)), key=len, default="")
-    note = _said(nest, best.path.removeprefix(nest), [*rivals, *(set(left) - set(unknown))])
+    names = [path.removesuffix(".") or "the top" for path in rivals]
+    note = _said(nest, best.path.removeprefix(nest), [*names, *sorted(others)])
     return Found(tensors, note)
 
 
@@ -166,5 +172,5 @@ def _said(nest: str, prefix: str, others: list[str]) -> str:
     parts += ["which are averaged"] if _AVERAGED.search(nest + prefix) else []
     parts += [f"without the prefix {prefix}"] if prefix else []
     more = ", ..." if len(others) > _SHOWN else ""
-    left = f"; left alone: {', '.join(sorted(others)[:_SHOWN])}{more}" if others else ""
+    left = f"; left alone: {', '.join(others[:_SHOWN])}{more}" if others else ""
     return ", ".join(parts) + left
