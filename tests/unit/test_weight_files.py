@@ -177,6 +177,13 @@ def test_averages_of_parameters_alone_do_not_win_where_statistics_are_missing(tm
     assert "weights of model" in started(saved({"ema": parameters, "model": STATE}, tmp_path / "w.pth"))[1]
 
 
+def test_averages_of_parameters_alone_are_left_alone_within_one_dict_as_well(tmp_path):
+    averages = {f"ema.{name}": OTHER[name] for name, _ in SOURCE.body.named_parameters()}
+    counters = {"bn1.num_batches_tracked": torch.tensor(3), "ema.bn1.num_batches_tracked": torch.tensor(3)}
+    path = saved({"net": STATE | averages | counters}, tmp_path / "w.pth")
+    assert started(path)[1] == "weights of net; left alone: net.ema"
+
+
 def test_a_teacher_of_another_size_is_left_alone(tmp_path):
     wider = {name: torch.cat([tensor, tensor]) for name, tensor in STATE.items()}
     assert "weights of student" in started(saved({"teacher": wider, "student": STATE}, tmp_path / "w.pth"))[1]

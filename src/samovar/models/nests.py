@@ -123,22 +123,25 @@ def matched(flat: Flat, wanted: Mapping[str, Tensor]) -> Found | None:
         outer = outer[: outer[:-1].rfind(".") + 1]
         if outer in starts:
             chosen = starts[outer].names | chosen
-    full = {nest + key: (nest, tensor) for (nest, key), tensor in flat.items()}
-    tensors = {name: full[path][1] for name, path in chosen.items()}
-    nests, used = {full[path][0] for path in chosen.values()}, set(chosen.values())
-    left = [path for path, (nest, _) in full.items() if nest in nests and path not in used]
-    unknown = [path for path in left if path.startswith(best.path)]
-    tensors |= {_plain(path.removeprefix(best.path)): full[path][1] for path in unknown}
-    # other copies of the network by their start, other tensors beside it by their path
+    # other copies of the network, by their start
     rivals = {
-        start.path: start.names.values()
+        tuple(start.names.values()): start.path.removesuffix(".") or "the top"
         for start in starts.values()
-        if len(start.names) >= half and used.isdisjoint(start.names.values())
+        if len(start.names) >= half and set(chosen.values()).isdisjoint(start.names.values())
     }
-    others = set(left).difference(unknown, *rivals.values())
+    full = {nest + key: (nest, tensor) for (nest, key), tensor in flat.items()}
+    nests = {full[path][0] for path in chosen.values()}
+    beside = [path for path, (nest, _) in full.items() if nest in nests]
+    beside = sorted(set(beside).difference(chosen.values(), *rivals))
+    tensors = {
+        _plain(path.removeprefix(best.path)): full[path][1]
+        for path in beside
+        if path.startswith(best.path)
+    }
+    tensors |= {name: full[path][1] for name, path in chosen.items()}
+    others = [path for path in beside if not path.startswith(best.path) and _COUNTER not in path]
     nest = max((nest for nest in nests if best.path.startswith(nest)), key=len, default="")
-    names = [path.removesuffix(".") or "the top" for path in rivals]
-    note = _said(nest, best.path.removeprefix(nest), [*names, *sorted(others)])
+    note = _said(nest, best.path.removeprefix(nest), [*rivals.values(), *others])
     return Found(tensors, note)
 
 
