@@ -77,7 +77,7 @@ def load_init(model: Classifier, config: Config) -> tuple[str, ...]:
 
     Raises:
         ValueError: as `read_init`; weights that do not fit; a network without `get_classifier`."""
-    weights, found = for_network(read_init(config.init), model.body)
+    weights = for_network(read_init(config.init), model.body)
     own = {id(parameter) for parameter in model.head_parameters()}
     new = {name for name, parameter in model.body.named_parameters() if id(parameter) in own}
     given = {name: tensor for name, tensor in weights.tensors.items() if name not in new}
@@ -87,7 +87,7 @@ def load_init(model: Classifier, config: Config) -> tuple[str, ...]:
             f"--init {config.init}: {len(complaints)} weights do not fit {config.model.name} "
             f"({_shown(complaints)}); {_advice(weights, config, complaints)}"
         )
-    return (f"starts from {weights.name}; the classifier is new", *found, *notes)
+    return (f"starts from {weights.name}; the classifier is new", *notes)
 
 
 def load_whole(model: Classifier, tensors: dict[str, Tensor], title: str) -> tuple[str, ...]:

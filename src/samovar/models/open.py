@@ -79,8 +79,7 @@ def open_model(what: str, *, name: str = "", image_size: int = 0) -> Opened:
         config, notes = _network(weights, what, name)
         if weights.file:
             body = _probe(config, _side(weights, config, image_size))
-            weights, found = for_network(weights, body)
-            notes += found
+            weights = for_network(weights, body)
         side = _side(weights, config, image_size)
         channels, num_classes = _border(config, weights.tensors, side)
         with restore.rng():  # the initial weights are overwritten

@@ -70,19 +70,16 @@ def read(what: str) -> Weights:
     return Weights(name, tensors, model, image_size)
 
 
-def for_network(weights: Weights, body: nn.Module) -> tuple[Weights, tuple[str, ...]]:
+def for_network(weights: Weights, body: nn.Module) -> Weights:
     """Return the weights that a network's names and shapes choose in a file.
 
     A file may hold several networks under keys and prefixes of any kind. Weights averaged over
-    training win where others fit as well.
-
-    Returns:
-        the weights; a note on where they were in the file, unless it holds nothing else."""
+    training win where others fit as well. Where they were is added to the name."""
     found = nests.matched(weights.file, body.state_dict())
     if found is None:
-        return weights, ()
-    chosen = replace(weights, tensors=found.tensors, file={})
-    return chosen, (found.note,) if found.note else ()
+        return weights
+    name = f"{weights.name} ({found.note})" if found.note else weights.name
+    return replace(weights, name=name, tensors=found.tensors, file={})
 
 
 def kind(what: str) -> Kind:
