@@ -3,12 +3,13 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
 from samovar.config import DataConfig
 from samovar.data.draws import Purpose, hashes
-from samovar.data.pipeline import augment
+from samovar.data.pipeline import augment, crop_each, frame
 from samovar.data.seeded import autoaugment, mix, randaugment, seeded
 from samovar.data.transforms import (
     affine,
@@ -180,6 +181,39 @@ def test_evaluation_frames_as_the_paper_did(shape):
     ours = resize_central(image, 56)
     assert ours.shape == expected.shape
     assert (ours.int() - expected.int()).abs().float().mean() < 6  # they floor the longer side, we round it
+
+
+@pytest.mark.parametrize("shape", [(300, 3600), (7, 150), (150, 7), (2, 41), (41, 2)])
+def test_a_strip_is_framed_as_if_all_of_it_were_scaled(shape):
+    image = noise(1, 3, *shape)
+    scale = 64 / min(shape)
+    whole = tv.resize(image, [round(side * scale) for side in shape], antialias=True)
+    top, left = ((side - 56) // 2 for side in whole.shape[-2:])
+    expected = whole[..., top : top + 56, left : left + 56]
+    # both round the enlarged length to whole pixels, so the places differ by up to half of one; noise is 85 off
+    assert (resize_central(image, 56).int() - expected.int()).abs().float().mean() < 6
+
+
+@pytest.mark.parametrize("shape", [(2, 30_000), (30_000, 2), (1, 10**6)])
+@pytest.mark.parametrize("crop", ["none", "inception"])
+def test_a_strip_of_any_length_costs_no_more_than_an_image(shape, crop, monkeypatch):
+    """Both of evaluation and of training; 2 x 30 000 pixels took 50 s and 8 GB."""
+    largest = []
+    scale = F.interpolate
+
+    def counted(images, **options):
+        made = scale(images, **options)
+        largest.append(made.numel())
+        return made
+
+    monkeypatch.setattr(F, "interpolate", counted)
+    image = torch.zeros(3, *shape, dtype=torch.uint8)
+    if crop == "inception":
+        (found,) = crop_each([image], DataConfig(image_size=56), 0, np.arange(1))
+    else:
+        found = frame(image[None], 56, fixed=False)[0]
+    assert found.shape == (3, 56, 56)
+    assert max(largest) <= 3 * 64 * 65 * 10  # 56 * 256 / 224 = 64, and half a pixel more for an odd length
 
 
 # --- RandAugment, mixup, cutmix --------------------------------------------------------------------------------------

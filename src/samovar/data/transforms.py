@@ -16,6 +16,8 @@ from samovar.data.draws import Floats, Ints, Purpose, uniforms
 MIN_AREA, MAX_AREA = 0.05, 1.0
 MIN_ASPECT, MAX_ASPECT = 0.75, 1.33
 MAX_ATTEMPTS = 100
+WHOLE_ASPECT = 10
+"""Longest side, in units of the shortest, of an image that evaluation scales before it crops."""
 
 
 def flip(images: Tensor, u: Floats) -> Tensor:
@@ -192,7 +194,14 @@ def resize(images: Tensor, height: int, width: int, *, antialias: bool) -> Tenso
 def resize_central(images: Tensor, size: int) -> Tensor:
     """Scale the shorter side to size * 256 / 224 with antialias and cut the central square.
 
-    This is the paper's evaluation."""
+    This is the paper's evaluation. Of a strip longer than `WHOLE_ASPECT` times its width only the
+    middle is scaled, so that time and memory do not depend on the length."""
+    # an even number of pixels is cut off, so that the centre stays where it is
+    longest = WHOLE_ASPECT * min(images.shape[-2:])
+    margins = [max(0, (side - longest) // 2) for side in images.shape[-2:]]
+    images = images[
+        ..., margins[0] : images.shape[-2] - margins[0], margins[1] : images.shape[-1] - margins[1]
+    ]
     height, width = images.shape[-2:]
     shorter = max(size, round(size * 256 / 224))
     scale = shorter / min(height, width)

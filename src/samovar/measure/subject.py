@@ -22,7 +22,7 @@ from samovar.models import table, timm_folder
 from samovar.models.factory import Classifier, create, describe
 from samovar.models.load import load_init
 from samovar.models.open import Opened, open_model
-from samovar.models.read import SUFFIXES
+from samovar.models.tensor_files import SUFFIXES
 from samovar.objectives import make_objective
 from samovar.runs import checkpoint
 from samovar.runs.records import RunDir
@@ -134,7 +134,7 @@ def open_subject(name: str, config: MeasureConfig, runtime: Runtime) -> Subject:
                 "leave --model out"
             )
         return _subject(name, configs.load(run.config_path), config, runtime, run)
-    if folder.exists() or folder.suffix in SUFFIXES or config.checkpoint == "pretrained":
+    if folder.exists() or folder.suffix.lower() in SUFFIXES or config.checkpoint == "pretrained":
         return _opened_subject(name, config, runtime)
     if config.model:
         raise ValueError(

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from samovar.config import Config, ModelConfig
-from samovar.models.read import Weights, facts, read_init
+from samovar.models.read import Weights, facts, for_network, read_init
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -73,11 +73,11 @@ def load_init(model: Classifier, config: Config) -> tuple[str, ...]:
     lose their scale). timm resizes in the same way.
 
     Returns:
-        Notes for the reader: whose weights, and what was resized.
+        Notes for the reader: whose weights, where in the file they were, and what was resized.
 
     Raises:
         ValueError: as `read_init`; weights that do not fit; a network without `get_classifier`."""
-    weights = read_init(config.init)
+    weights = for_network(read_init(config.init), model.body)
     own = {id(parameter) for parameter in model.head_parameters()}
     new = {name for name, parameter in model.body.named_parameters() if id(parameter) in own}
     given = {name: tensor for name, tensor in weights.tensors.items() if name not in new}

@@ -23,7 +23,7 @@ from samovar.data.sources import open_source
 from samovar.models import flax, timm_folder
 from samovar.models.factory import Classifier, create, describe
 from samovar.models.load import load_whole
-from samovar.models.read import Kind, Weights, kind, read
+from samovar.models.read import Kind, Weights, for_network, kind, read
 from samovar.models.recognize import names_of, recognize, side_of
 from samovar.models.table import MODELS, has_constructor
 from samovar.runs.records import RunDir
@@ -77,12 +77,10 @@ def open_model(what: str, *, name: str = "", image_size: int = 0) -> Opened:
     with _naming(what):
         weights = read(what)
         config, notes = _network(weights, what, name)
-        side = (
-            image_size
-            or weights.image_size
-            or side_of(weights.tensors)
-            or describe(config.name).image_size
-        )
+        if weights.file:
+            body = _probe(config, _side(weights, config, image_size))
+            weights = for_network(weights, body)
+        side = _side(weights, config, image_size)
         channels, num_classes = _border(config, weights.tensors, side)
         with restore.rng():  # the initial weights are overwritten
             model = create(
@@ -90,10 +88,26 @@ def open_model(what: str, *, name: str = "", image_size: int = 0) -> Opened:
             ).eval()
         notes += load_whole(model, weights.tensors, config.name)
     num_classes = num_classes or _count_logits(model, channels, side)
-    found = Opened(
+    opened = Opened(
         what, model, config, side, channels, num_classes, (), None, (weights.name, *notes)
     )
-    return _WITH_CLASSES[kind(what)](found)
+    return _WITH_CLASSES[kind(what)](opened)
+
+
+def _side(weights: Weights, config: ModelConfig, asked: int) -> int:
+    """Return height and width in pixels: as asked, as trained, or those of the network."""
+    return (
+        asked or weights.image_size or side_of(weights.tensors) or describe(config.name).image_size
+    )
+
+
+def _probe(config: ModelConfig, image_size: int) -> nn.Module:
+    """Return the network with `_PROBE` classes, without memory for its weights."""
+    # one mean and std fit any number of channels, so a probe with 3 is as good as any
+    several = max(len(config.mean), len(config.std))
+    channels = several if several > 1 else 3
+    with torch.device("meta"):
+        return create(config, num_classes=_PROBE, image_size=image_size, channels=channels).body
 
 
 @contextmanager
@@ -114,7 +128,7 @@ def _network(weights: Weights, what: str, name: str) -> tuple[ModelConfig, tuple
         return replace(weights.model or _pixels(name), name=name, init="library"), ()
     if weights.model:
         return replace(weights.model, init="library"), ()
-    if Path(what).suffix == ".npz":
+    if Path(what).suffix.lower() == ".npz":
         found = recognize(weights.tensors, flax.num_heads(Path(what)))
         return ModelConfig(found, init="library"), (f"{found} by its names and shapes",)
     try:
@@ -139,11 +153,7 @@ def _border(config: ModelConfig, tensors: dict[str, Tensor], image_size: int) ->
 
     Raises:
         ValueError: the classifier layer is not among the tensors."""
-    # one mean and std fit any number of channels, so a probe with 3 is as good as any
-    several = max(len(config.mean), len(config.std))
-    channels = several if several > 1 else 3
-    with torch.device("meta"):
-        body = create(config, num_classes=_PROBE, image_size=image_size, channels=channels).body
+    body = _probe(config, image_size)
     stem = next((name for name, layer in body.named_modules() if isinstance(layer, nn.Conv2d)), "")
     kernel = tensors.get(f"{stem}.weight")
     channels = kernel.shape[1] if kernel is not None and kernel.ndim == 4 else 3

@@ -6,34 +6,20 @@ without them."""
 from __future__ import annotations
 
 import logging
-import pickle
-import re
-import struct
-import warnings
-from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from samovar import config as configs
 from samovar import words
 from samovar.config import ModelConfig
-from samovar.models import timm_folder
+from samovar.models import nests, timm_folder
+from samovar.models.tensor_files import SUFFIXES, read_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-SUFFIXES = (".safetensors", ".pth", ".pt", ".npz")
-"""Suffixes of files of weights; `.npz` is the format of Google's Flax code."""
-_NESTS = ("state_dict_ema", "model_ema", "state_dict", "model")
-"""Keys under which training programs save weights, averaged ones first."""
-_DAMAGED = (EOFError, LookupError, TypeError, AttributeError, UnicodeDecodeError, struct.error)
-"""Errors that torch's reader of pickles raises for bytes that are no pickle, besides its own."""
-_PREFIXES = ("module.", "_orig_mod.", "body.")
-"""Prefixes that DDP, `torch.compile` and `Classifier` put before every name."""
-
 
 Kind = Literal["run", "folder", "file", "timm"]
 
@@ -49,6 +35,8 @@ class Weights:
     """Name and normalization; None for a bare file."""
     image_size: int
     """Side in pixels of the training images; 0 for a bare file."""
+    file: nests.Flat = field(default_factory=dict)
+    """All tensors of a bare file, from which `for_network` chooses."""
 
 
 def read_init(what: str) -> Weights:
@@ -73,10 +61,25 @@ def read(what: str) -> Weights:
     if found == "run":
         name, tensors = _read_run(Path(what))
     elif found == "folder":
-        name, tensors = what, _read_file(Path(what) / timm_folder.WEIGHTS)
+        name, tensors = what, nests.usual(_read_file(Path(what) / timm_folder.WEIGHTS))
+    elif found == "file":
+        flat = _read_file(Path(what))
+        return Weights(what, nests.usual(flat), model, image_size, flat)
     else:
-        name, tensors = what, _read_file(Path(what)) if found == "file" else _read_timm(what)
+        name, tensors = what, _read_timm(what)
     return Weights(name, tensors, model, image_size)
+
+
+def for_network(weights: Weights, body: nn.Module) -> Weights:
+    """Return the weights that a network's names and shapes choose in a file.
+
+    A file may hold several networks under keys and prefixes of any kind. Weights averaged over
+    training win where others fit as well. Where they were is added to the name."""
+    found = nests.matched(weights.file, body.state_dict())
+    if found is None:
+        return weights
+    name = f"{weights.name} ({found.note})" if found.note else weights.name
+    return replace(weights, name=name, tensors=found.tensors, file={})
 
 
 def kind(what: str) -> Kind:
@@ -95,7 +98,7 @@ def kind(what: str) -> Kind:
             f"{what} is no run: it has no config.json; "
             "give a run folder, a timm name or a file of weights"
         )
-    return "file" if path.is_file() or path.suffix in SUFFIXES else "timm"
+    return "file" if path.is_file() or path.suffix.lower() in SUFFIXES else "timm"
 
 
 def facts(what: str) -> tuple[ModelConfig | None, int]:
@@ -197,61 +200,8 @@ def _quiet(*names: str) -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _read_file(path: Path) -> dict[str, Tensor]:
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path} is a file of another kind; give one of {', '.join(SUFFIXES)}")
-    if path.suffix == ".npz":
-        from samovar.models.flax import read_npz
-
-        return read_npz(path)
-    try:
-        if path.suffix == ".safetensors":
-            return _named(load_file(path), path)
-        # timm's training program saves its arguments as well: a Namespace of plain values
-        with torch.serialization.safe_globals([Namespace]), warnings.catch_warnings():
-            # a warning about the pickle's version would precede the error that matters
-            warnings.simplefilter("ignore", UserWarning)
-            return _named(torch.load(path, map_location="cpu", weights_only=True), path)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        reason = (
-            f"it holds more than tensors and would call {found[1]}"
-            if found
-            else "it is no file of tensors"
-        )
-        raise ValueError(
-            f"{path} is not read: {reason}; give a saved state_dict() and nothing else"
-        ) from error
-    except (OSError, RuntimeError, SafetensorError, *_DAMAGED) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"{path} cannot be read ({reason}); give a run folder, a timm name or a file"
-        ) from error
-
-
-def _named(found: Any, path: Path) -> dict[str, Tensor]:
-    """Return the tensors by name in a file's content, without the wrappers around them."""
-    from torch import Tensor
-
-    # training programs nest: weights may lie under several of these keys and prefixes
-    while isinstance(found, dict) and (
-        nest := next((key for key in _NESTS if isinstance(found.get(key), dict)), "")
-    ):
-        found = found[nest]
-    tensors = (
-        {key: value for key, value in found.items() if isinstance(value, Tensor)}
-        if isinstance(found, dict)
-        else {}
-    )
-    tensors.pop("n_averaged", None)  # the counter of torch's AveragedModel has no prefix
-    if not tensors:
+def _read_file(path: Path) -> nests.Flat:
+    flat = nests.flatten(read_tensors(path))
+    if not flat:
         raise ValueError(f"{path} holds no tensors by name; give a saved state_dict()")
-    while prefix := next(
-        (prefix for prefix in _PREFIXES if all(key.startswith(prefix) for key in tensors)), ""
-    ):
-        tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
-    return tensors
+    return flat

@@ -1,0 +1,138 @@
+"""Read files of tensors without running anything in them."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import struct
+import warnings
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from types import SimpleNamespace
+from typing import Any
+from zipfile import BadZipFile, ZipFile
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".npz", ".ckpt", ".bin", ".tar", ".th", ".pkl")
+"""Suffixes of files of weights, in lower case; `.npz` is the format of Google's Flax code.
+
+They say what a name without a file stands for. A file is read by its content, whatever its name."""
+_SURE = (".safetensors", ".pth", ".pt", ".npz")
+"""Suffixes that nothing but weights has: a damaged file of these is called so."""
+_DAMAGED = (EOFError, LookupError, TypeError, AttributeError, UnicodeDecodeError, struct.error)
+"""Errors that torch's reader of pickles raises for bytes that are no pickle, besides its own."""
+_LIGHTNING = (
+    "pytorch_lightning.utilities.parsing",
+    "lightning.pytorch.utilities.parsing",
+    "lightning_fabric.utilities.data",
+    "lightning.fabric.utilities.data",
+)
+"""Modules in which Lightning keeps its dict of settings."""
+
+
+def read_tensors(path: Path) -> Any:
+    """Return the content of a file: nested dicts of tensors and other values, on the CPU.
+
+    The parameters of a Flax `.npz` come under timm's names.
+
+    Raises:
+        ValueError: no such file, a damaged one, or one that would run code."""
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    with _refusals(path, (OSError, RuntimeError, SafetensorError, *_DAMAGED)):
+        kind = _kind(path)
+        if kind == "safetensors":
+            return load_file(path)
+        if kind == "torch":
+            with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
+                # a warning about the pickle's version would precede the error that matters
+                warnings.simplefilter("ignore", UserWarning)
+                return torch.load(path, map_location="cpu", weights_only=True)
+    from samovar.models.flax import read_npz
+
+    return read_npz(path)
+
+
+def _kind(path: Path) -> str:
+    """Return `safetensors`, `torch` or `npz`, by the content and else by the suffix.
+
+    Raises:
+        ValueError: the file is nothing of these."""
+    suffix = path.suffix.lower()
+    if path.is_file():
+        with path.open("rb") as file:
+            start = file.read(9)
+        if start[8:] == b"{":  # after the length of the header
+            return "safetensors"
+        if start[:1] == b"\x80":
+            return "torch"
+        if start[:2] == b"PK":
+            return "npz" if _holds_arrays(path) else "torch"
+    if path.is_file() and start and suffix not in _SURE:
+        raise ValueError(f"{path} is a file of another kind; give one of {', '.join(SUFFIXES)}")
+    return {".safetensors": "safetensors", ".npz": "npz"}.get(suffix, "torch")
+
+
+def _holds_arrays(path: Path) -> bool:
+    try:
+        with ZipFile(path) as archive:
+            return all(name.endswith(".npy") for name in archive.namelist())
+    except BadZipFile:
+        return path.suffix.lower() == ".npz"
+
+
+@contextmanager
+def _refusals(path: Path, damaged: tuple[type[Exception], ...]) -> Iterator[None]:
+    """Turn the errors of readers into one line."""
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        reason = (
+            f"it holds more than tensors and would call {found[1]}"
+            if found
+            else "it is no file of tensors"
+        )
+        raise ValueError(
+            f"{path} is not read: {reason}; give a saved state_dict() and nothing else"
+        ) from error
+    except damaged as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"{path} cannot be read ({reason}); give a run folder, a timm name or a file"
+        ) from error
+
+
+def _harmless() -> list[Any]:
+    """Return what a file of weights may hold beside tensors: values whose making does nothing.
+
+    torch calls each of these with arguments of the file's choice, and nothing else."""
+    import datetime
+
+    import numpy as np
+    from torch.torch_version import TorchVersion
+
+    rebuild = [np.float64(0).__reduce__()[0], np.array(0).__reduce__()[0]]
+    # object and void types can hold anything and are left out
+    kinds = {type(np.dtype(code)) for code in f"{np.typecodes['AllInteger']}efdgFDG?SUMm"}
+    # paths of either system become text that no system looks up
+    paths = {"PosixPath": PurePosixPath, "WindowsPath": PureWindowsPath}
+    paths |= {f"Pure{name}": pure for name, pure in paths.items()}
+    renamed: dict[str, Any] = {
+        # torch fills plain containers only
+        "collections.defaultdict": lambda *_: {},
+        "collections.deque": lambda *_: [],
+        **{f"{home}.AttributeDict": dict for home in _LIGHTNING},
+        # NumPy 2 has moved its package, and Python 3.13 for one version its own
+        **{f"numpy.{core}.multiarray.scalar": rebuild[0] for core in ("core", "_core")},
+        **{f"numpy.{core}.multiarray._reconstruct": rebuild[1] for core in ("core", "_core")},
+        **{f"pathlib.{name}": pure for name, pure in paths.items()},
+        **{f"pathlib._local.{name}": pure for name, pure in paths.items()},
+    }
+    plain = [int, float, bool, str, dict, list, tuple, frozenset, range, slice]
+    times = [datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone]
+    known = [*plain, *times, Namespace, SimpleNamespace, TorchVersion, np.dtype, np.ndarray, *kinds]
+    return known + [(made, name) for name, made in renamed.items()]
