@@ -243,7 +243,7 @@ def dtype(name: str, config: MeasureConfig) -> str:
     """Return the precision that the records of a measurement state."""
     stated = get(name).dtype
     if stated == "--precision":
-        return _DTYPES[config.precision]
+        return _DTYPES[precision(name, config)]
     return config.dtype if stated == "--dtype" else stated
 
 
