@@ -146,3 +146,9 @@ def test_another_precision_is_another_measurement(monkeypatch, tmp_path) -> None
     found = [record.settings["dtype"] for record in folder.records() if record.name == "accuracy/top1"]
     assert found == ["float32", "bfloat16"]
     assert len(list(folder.records("sharpness/clean_loss"))) == 1
+
+
+def test_an_attack_whose_gradients_would_vanish_is_refused(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(precision, "has_native", lambda *args: True)
+    with pytest.raises(ValueError, match="--precision fp16 loses the small gradients of `attack`; give bf16 or fp32"):
+        measured("attack", tmp_path, precision="fp16")

@@ -51,8 +51,8 @@ class MeasureConfig:
     precision: MeasurePrecision = "fp32"
     """Precision of forward passes under `accuracy`, `predictions`, `robustness`, `attack`,
     `testset` and `landscape`: `fp32` without TF32, `tf32` in linear layers and convolutions alike,
-    or `bf16` and `fp16` by autocast. All other measurements are float32 without TF32, or
-    `--dtype`."""
+    or `bf16` and (but for `attack`) `fp16` by autocast. All other measurements are float32 without
+    TF32, or `--dtype`."""
     dtype: Literal["float32", "float64"] = "float32"
     """Precision of Hessian products; the NTK is always float64."""
     seed: int = 0

@@ -29,6 +29,11 @@ def attack(subject: Subject, config: MeasureConfig, arrays: Path) -> Iterator[Re
     images = subject.batches
     if config.attack_images:
         images = images.few(config.attack_images, config.seed)
+    if config.precision == "fp16":
+        # gradients of images below 6e-8 would be 0, and an attack that fails looks like robustness
+        raise ValueError(
+            "--precision fp16 loses the small gradients of `attack`; give bf16 or fp32"
+        )
     radii = [config.attack_eps * factor for factor in (0.0, *RADII)]
     # the radii of the curve stay in the range of --attack-eps
     survived: dict[float, list[Tensor]] = {eps: [] for eps in radii if eps <= 1}

@@ -89,15 +89,14 @@ def open_model(what: str, *, name: str = "", image_size: int = 0) -> Opened:
         channels, num_classes = _border(config, weights.tensors, side)
         with restore.rng():  # the initial weights are overwritten
             sizes = {"num_classes": num_classes or _PROBE, "image_size": side, "channels": channels}
-            told = ""
-            if weights.model or not has_constructor(config.name):
-                model = create(config, **sizes).eval()
-                told = f"as {weights.name} says" if weights.model else ""
+            told = f"as {weights.name} says" if weights.model else ""
+            if told or not has_constructor(config.name):
+                model = create(config, **sizes)
             else:  # the name of a function does not tell the normalization, its network may
                 model, pixels = settle(network(config, **sizes), config.name, channels)
                 config = replace(config, mean=pixels.mean, std=pixels.std)
                 told = pixels.source
-                model.eval()
+        model.eval()
         notes += load_whole(model, weights.tensors, config.name)
     num_classes = num_classes or _count_logits(model, channels, side)
     found = Opened(
