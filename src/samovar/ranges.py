@@ -47,6 +47,8 @@ def out_of_range(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any, st
         if dataclasses.is_dataclass(value):
             yield from out_of_range(value, f"{name}.")
         elif limit := limits.get(field.name):
+            if isinstance(value, str):  # a word in place of a number
+                continue
             numbers = value if isinstance(value, tuple) else (value,)
             yield from ((name, number, limit.give) for number in numbers if number not in limit)
 

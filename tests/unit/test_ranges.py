@@ -3,7 +3,8 @@
 import math
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import pytest
 
@@ -27,7 +28,9 @@ ANY_NUMBER = {
 
 
 def numbers(hint: Any) -> bool:
-    """Whether a hint is of numbers, or of tuples of them."""
+    """Whether a hint is of numbers, of tuples of them, or of words in place of numbers."""
+    if get_origin(hint) in (Union, UnionType):
+        return any(map(numbers, get_args(hint)))
     if get_origin(hint) in (Annotated, tuple):
         return numbers(get_args(hint)[0])
     return hint in (int, float)

@@ -136,7 +136,9 @@ def _first_sentence(box: str) -> str:
             sections[-1].append(text)
     # where the terminal cannot draw a frame, the title is a section of its own
     first = 0 if "╭" in box else min(1, len(sections) - 1)
-    return " ".join(sections[first]).rstrip(".") or box.strip()
+    text = " ".join(sections[first])
+    # where a flag takes words or numbers, what each kind of value says of it
+    return text.partition(" Got errors:")[0].rstrip(".") or box.strip()
 
 
 # --- where settings start from

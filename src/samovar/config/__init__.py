@@ -5,7 +5,7 @@ Nothing in this room imports torch."""
 from samovar.config.checks import validate, validate_corrupt, validate_layout, validate_measure
 from samovar.config.derived import cores, image_gradients, num_steps, passes, sam_words, stages
 from samovar.config.encoded import differences, flatten, from_dict, load, save, to_dict, to_flags
-from samovar.config.measuring import CorruptConfig, MeasureConfig
+from samovar.config.measuring import CorruptConfig, MeasureConfig, MeasurePrecision
 from samovar.config.schema import schema
 from samovar.config.sections import AutoAugment, DataConfig, ModelConfig, OptimConfig
 from samovar.config.settings import (
@@ -33,6 +33,7 @@ __all__ = [
     "HeadConfig",
     "Loss",
     "MeasureConfig",
+    "MeasurePrecision",
     "ModelConfig",
     "OptimConfig",
     "Precision",

@@ -12,6 +12,9 @@ from samovar.ranges import Range
 
 ImagesOrAll = Annotated[int, Range("a number of images, 0 for all", ge=0)]
 LanczosSteps = Annotated[int, Range("a number of Lanczos steps, 1 or more", ge=1)]
+MeasurePrecision = Literal["fp32", "tf32", "bf16", "fp16"]
+PixelWord = Literal["imagenet", "timm", "none"]
+PositiveStd = Annotated[float, Range("positive numbers, which divide pixels", gt=0)]
 Severities = tuple[Annotated[int, Range("some of 1 to 5", ge=1, le=5)], ...]
 
 
@@ -33,12 +36,23 @@ class MeasureConfig:
     """Split of the source; empty is `train` for the geometry of the loss, `val` for accuracy."""
     images: ImagesOrAll = 0
     """Number of images, evenly per class; 0 is all. The paper uses a tenth of ImageNet."""
+    mean: tuple[Annotated[float, Range("numbers")], ...] | PixelWord = ()
+    """Subtracted from images in [0, 1] before a model that belongs to no run: one number, one a
+    channel, `imagenet`, `timm` (its `pretrained_cfg`) or `none`. Empty asks the model: a layer that
+    normalizes, timm, Hugging Face's image processor; else 0.5 is assumed."""
+    std: tuple[PositiveStd, ...] | PixelWord = ()
+    """Divides images after `--mean`, in the same words."""
     image_size: Annotated[int, Range("a side in pixels, 0 for the model's own", ge=0)] = 0
     """Side in pixels for a model by name; 0 is its own."""
     batch_size: ImageCount = 256
     """Images per pass."""
     loss: Loss = "softmax"
     """Loss to measure; softmax cross-entropy compares models whatever loss they trained with."""
+    precision: MeasurePrecision = "fp32"
+    """Precision of forward passes under `accuracy`, `predictions`, `robustness`, `attack`,
+    `testset` and `landscape`: `fp32` without TF32, `tf32` in linear layers and convolutions alike,
+    or `bf16` and (but for `attack`) `fp16` by autocast. All other measurements are float32 without
+    TF32, or `--dtype`."""
     dtype: Literal["float32", "float64"] = "float32"
     """Precision of Hessian products; the NTK is always float64."""
     seed: int = 0

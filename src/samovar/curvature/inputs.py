@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from samovar.devices import to_float64_device
 from samovar.words import suggest
 
 
@@ -100,7 +101,9 @@ def num_examples(batch: Any) -> int:
 def fingerprint(batch: Any) -> tuple[Any, ...]:
     """Return shape and sum of the first tensor, to notice a batch that differs between passes."""
     first = next(_tensors(batch), None)
-    return () if first is None else (tuple(first.shape), float(first.sum(dtype=torch.float64)))
+    if first is None:
+        return ()
+    return tuple(first.shape), float(to_float64_device(first).sum(dtype=torch.float64))
 
 
 def _tensors(batch: Any) -> Iterator[Tensor]:

@@ -7,11 +7,14 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+
+from samovar.devices import to_float64_device
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -29,7 +32,9 @@ def exact(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        with ExitStack() as off:
+            for kind in ("cpu", "cuda", "mps"):
+                off.enter_context(torch.autocast(kind, enabled=False))
             return function(*args, **kwargs)
 
     return wrapped
@@ -69,7 +74,7 @@ class Basis:
             removed = 0.0
             for block in self._filled(len(self)):
                 along = block @ rest
-                removed += float(along.double().square().sum())
+                removed += float(to_float64_device(along).double().square().sum())
                 rest.addmv_(block.T, along, alpha=-1)
             norm = math.sqrt(dot(rest, rest))
             if norm > KEPT_SHARE * math.sqrt(removed + norm * norm):
@@ -80,7 +85,7 @@ class Basis:
         """Return linear combinations [P, k] of the first m vectors by weights [m, k].
 
         They are on the basis's device."""
-        weights = weights.to(self.device, self.dtype)
+        weights = weights.to(self.dtype).to(self.device)
         total = torch.zeros(self.size, weights.shape[1], dtype=self.dtype, device=self.device)
         for block, part in zip(self._filled(len(weights)), torch.split(weights, ROWS), strict=True):
             total.addmm_(block.T, part)
@@ -183,7 +188,7 @@ def dot(a: Tensor, b: Tensor) -> float:
     # Other devices sum in trees, and calls cost more there.
     size = CHUNK if a.device.type == "cpu" else max(1, a.numel())
     parts = [x @ y for x, y in zip(torch.split(a, size), torch.split(b, size), strict=True)]
-    return float(torch.stack(parts).double().sum())
+    return float(to_float64_device(torch.stack(parts)).double().sum())
 
 
 def _norm(v: Tensor) -> float:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from samovar.curvature.borrow import Mode, borrow, refuse_batch_coupling, seed
 from samovar.curvature.graphs import Graph, free_bytes, held_bytes
 from samovar.curvature.inputs import choose, convert, fingerprint, num_examples
+from samovar.devices import check_float64
 from samovar.restore import bare
 
 Retain = bool | int | Literal["auto"]
@@ -48,6 +49,7 @@ class MeanOverBatches:
         self.size = sum(self._sizes)
         self.device = next(iter(self._params.values())).device
         self.dtype = _working_dtype(dtype, self._params.values())
+        check_float64(self.dtype, self.device)
         self._retain, self._distributed = _checked_retain(retain), _checked_distributed(distributed)
         self._trainable = {name for name, param in self._params.items() if param.requires_grad}
         self._leaves: list[Tensor] = []

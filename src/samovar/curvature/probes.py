@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 
 from samovar.curvature.lanczos import exact, lanczos
 from samovar.curvature.operators import LinearOperator
+from samovar.devices import to_float64_device
 
 COLUMNS = 8
 """Vectors per product: a batch's graph is built once for all of them, and all are in memory."""
@@ -92,24 +93,21 @@ def trace(
 
 
 def _hutchinson(op: LinearOperator, num_probes: int, generator: Generator) -> Estimate:
-    return _mean(
-        torch.cat(
-            [(z * (op @ z)).double().sum(dim=0).cpu() for z in signs(op, num_probes, generator)]
-        )
-    )
+    return _mean(torch.cat([_column_sums(z * (op @ z)) for z in signs(op, num_probes, generator)]))
 
 
 def _hutch_pp(op: LinearOperator, num_probes: int, generator: Generator) -> Estimate:
     rank = min(num_probes // 3, op.size)
     sketch = torch.cat([op @ z for z in signs(op, rank, generator)], dim=1)
-    Q = torch.linalg.qr(sketch)[0]
-    head = sum(float((q * (op @ q)).double().sum()) for q in Q.split(COLUMNS, dim=1))
+    # devices without float64 (MPS) have no QR either
+    Q = torch.linalg.qr(to_float64_device(sketch))[0].to(op.device)
+    head = sum(float(_column_sums(q * (op @ q)).sum()) for q in Q.split(COLUMNS, dim=1))
     if rank == op.size:  # Q spans everything
         return Estimate(head, 0.0, 0)
     samples = []
     for z in signs(op, num_probes - 2 * rank, generator):
         rest = z - Q @ (Q.T @ z)
-        samples.append((rest * (op @ rest)).double().sum(dim=0).cpu())
+        samples.append(_column_sums(rest * (op @ rest)))
     tail = _mean(torch.cat(samples))
     return Estimate(head + tail.value, tail.stderr, tail.n)
 
@@ -120,7 +118,7 @@ def _exact_trace(op: LinearOperator, num_probes: int, generator: Generator) -> E
         rows = torch.arange(start, min(start + COLUMNS, op.size), device=op.device)
         units = torch.zeros(op.size, len(rows), device=op.device, dtype=op.dtype)
         units[rows, rows - start] = 1
-        total += float((units * (op @ units)).double().sum())
+        total += float(_column_sums(units * (op @ units)).sum())
     return Estimate(total, 0.0, op.size)
 
 
@@ -231,3 +229,8 @@ def signs(op: LinearOperator, num_probes: int, generator: Generator) -> Iterator
             for _ in range(count)
         ]
         yield (2 * torch.stack(bits, dim=1) - 1).to(op.device, op.dtype)
+
+
+def _column_sums(x: Tensor) -> Tensor:
+    """Return the sums [k] of the columns of [P, k], added in float64, on the host."""
+    return to_float64_device(x).double().sum(dim=0).cpu()

@@ -27,6 +27,7 @@ from samovar.data.pipeline import augment, crop_all, frame, to_floats
 from samovar.data.seeded import mix
 from samovar.data.splits import Arrays, Encoded, Source, Split
 from samovar.data.streaming import IMAGES_PER_TASK, Made, Maker, Task, make_all, num_workers
+from samovar.devices import to_device
 
 RESIDENT_SHARE = 0.25
 """Largest share of a GPU's memory that resident images may take under `--data.loader auto`."""
@@ -157,15 +158,15 @@ def _resident(
     split: Arrays, config: DataConfig, plan: Plan, steps: range, device: torch.device
 ) -> Generator[Batch, None, None]:
     images, labels = (
-        torch.from_numpy(split.images).to(device),
-        torch.from_numpy(split.labels).to(device),
+        to_device(torch.from_numpy(split.images), device),
+        to_device(torch.from_numpy(split.labels), device),
     )
     # an Inception crop needs the original size, all else starts from framed images
     if config.crop != "inception":
         images = _framed(images, config.image_size)
     for step in steps:
         positions = plan.positions(step)
-        rows = torch.from_numpy(plan.images(positions)).to(device, non_blocking=True)
+        rows = to_device(torch.from_numpy(plan.images(positions)), device)
         yield Batch(_augmented(images[rows], config, plan.seed, positions), labels[rows])
 
 
@@ -198,9 +199,7 @@ def _streaming(
     try:
         for step in steps:
             labels = torch.from_numpy(split.labels[plan.images(plan.positions(step))])
-            yield Batch(
-                _collected(stream, plan.rows, bad, device), labels.to(device, non_blocking=True)
-            )
+            yield Batch(_collected(stream, plan.rows, bad, device), to_device(labels, device))
     finally:
         stream.close()
 
@@ -215,7 +214,7 @@ def _collected(stream: Iterator[Made], count: int, bad: BadFiles, device: torch.
         if first == 0:
             images = torch.empty(count, *made.images.shape[1:], device=device)
         # sent as bytes and made floats on the device: a quarter of the transfer
-        sent = made.images.to(device, non_blocking=True)
+        sent = to_device(made.images, device)
         images[first : first + IMAGES_PER_TASK].copy_(sent).div_(255)
     return images
 
@@ -265,8 +264,8 @@ def _eval_arrays(
     split: Arrays, config: DataConfig, parts: list[Ints], device: torch.device
 ) -> Generator[Batch, None, None]:
     for rows in parts:
-        images = torch.from_numpy(split.images[rows]).to(device)
-        labels = torch.from_numpy(split.labels[rows]).to(device)
+        images = to_device(torch.from_numpy(split.images[rows]), device)
+        labels = to_device(torch.from_numpy(split.labels[rows]), device)
         yield Batch(to_floats(frame(images, config.image_size, fixed=True)), labels)
 
 
@@ -285,13 +284,9 @@ def _eval_encoded(
                 made: Made = next(stream)
                 bad.add(made.bad)
                 kept = [place for place in range(len(task)) if place not in made.lost]
-                images.append(
-                    (made.images[kept] if made.lost else made.images).to(device, non_blocking=True)
-                )
+                images.append(to_device(made.images[kept] if made.lost else made.images, device))
                 rows.append(task[kept])
-            labels = torch.from_numpy(split.labels[np.concatenate(rows)]).to(
-                device, non_blocking=True
-            )
+            labels = to_device(torch.from_numpy(split.labels[np.concatenate(rows)]), device)
             if len(labels):
                 yield Batch(to_floats(torch.cat(images)), labels)
     finally:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from samovar.data.draws import Floats, Ints, Purpose, uniforms
+from samovar.devices import to_device
 
 MIN_AREA, MAX_AREA = 0.05, 1.0
 MIN_ASPECT, MAX_ASPECT = 0.75, 1.33
@@ -219,7 +220,7 @@ def resize_central(images: Tensor, size: int) -> Tensor:
 
 
 def _on(values: np.ndarray[tuple[int, ...], np.dtype[np.generic]], images: Tensor) -> Tensor:
-    return torch.from_numpy(values).to(images.device, non_blocking=True)
+    return to_device(torch.from_numpy(values), images.device)
 
 
 def _floats(images: Tensor) -> Tensor:

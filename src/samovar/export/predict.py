@@ -19,6 +19,7 @@ from torch import Tensor
 from samovar.data.decode import UnreadableImage
 from samovar.data.folders import EXTENSIONS, images_in
 from samovar.data.pipeline import to_floats
+from samovar.devices import to_device
 from samovar.export.onnx_file import MODEL, interface_in, open_session, run
 from samovar.export.original import open_original
 from samovar.export.prediction_output import (
@@ -75,7 +76,7 @@ def open_predictor(
 
     def logits(images: Tensor) -> Tensor:
         with torch.no_grad():
-            found: Tensor = model(images.to(place)).float().cpu()
+            found: Tensor = model(to_device(images, place)).float().cpu()
         return found
 
     return _checked(Predictor(original.title, original.interface, logits))

@@ -118,9 +118,9 @@ def calibration(logits: Tensor, labels: Tensor, num_bins: int = NUM_BINS) -> Cal
 
     Source: Naeini et al. (2015), Guo et al., arXiv:1706.04599."""
     # float64, since confidences near 1 are the usual case and float32 rounds them together
-    confidence, guess = logits.double().softmax(1).max(1)
-    right = (guess == labels).double().cpu().numpy()
-    sure = confidence.cpu().numpy()
+    confidence, guess = logits.cpu().double().softmax(1).max(1)
+    right = (guess == labels.cpu()).double().numpy()
+    sure = confidence.numpy()
     edges = np.linspace(0, 1, num_bins + 1)
     bins = np.clip(np.searchsorted(edges, sure, side="left") - 1, 0, num_bins - 1)
     counts = np.bincount(bins, minlength=num_bins)

@@ -108,7 +108,7 @@ class ActivationTally:
         found = []
         for index, block in enumerate(self.blocks):
             if self._norms[block]:
-                norms = torch.cat(self._norms[block]).double()
+                norms = torch.cat(self._norms[block]).cpu().double()
                 found.append(BlockNorm(block, index, float(norms.mean()), _stderr(norms)))
         return found
 

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from samovar.config import MeasureConfig
+from samovar.devices import to_float64_device
 from samovar.measure.activation_tally import ActiveFraction, BlockNorm, Per, layers_of, run_tally
 from samovar.measure.capture import network
 from samovar.measure.subject import Subject
@@ -84,7 +85,7 @@ def weight_norm(model: nn.Module) -> float:
     """Return the L2 norm of all parameters together."""
     return math.hypot(
         *(
-            float(torch.linalg.vector_norm(p.detach(), dtype=torch.float64))
+            float(torch.linalg.vector_norm(to_float64_device(p.detach()), dtype=torch.float64))
             for p in model.parameters()
         )
     )

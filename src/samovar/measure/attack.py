@@ -25,7 +25,15 @@ RADII = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 
 def attack(subject: Subject, config: MeasureConfig, arrays: Path) -> Iterator[Record]:
-    """Measure the accuracy under PGD at `--attack-eps`, and at fractions and multiples of it."""
+    """Measure the accuracy under PGD at `--attack-eps`, and at fractions and multiples of it.
+
+    Raises:
+        ValueError: `--precision fp16`."""
+    if config.precision == "fp16":
+        # gradients of images below 6e-8 would be 0, and an attack that fails looks like robustness
+        raise ValueError(
+            "--precision fp16 loses the small gradients of `attack`; give bf16 or fp32"
+        )
     images = subject.batches
     if config.attack_images:
         images = images.few(config.attack_images, config.seed)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from samovar.config import MeasureConfig
+from samovar.devices import to_float64_device
 from samovar.measure.attention import (
     NothingToDraw,
     attention_distance,
@@ -125,7 +126,7 @@ def _draw_token_mixing(model: nn.Module, images: Tensor) -> tuple[dict[str, Any]
     grid, _ = patch_grid(network(model), weights.shape[1], (images.shape[-2], images.shape[-1]))
     pixels = (images.shape[-2] / grid[0], images.shape[-1] / grid[1])
     # the squares of a unit's weights, as a distribution over the patches that it reads
-    shares = weights.double().square()
+    shares = to_float64_device(weights).double().square()
     shares = shares / shares.sum(1, keepdim=True)
     spread = ((shares @ patch_distances(grid, pixels).to(shares)) * shares).sum(1)
     columns = {

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from samovar import plugins
-from samovar.config import MeasureConfig
+from samovar.config import MeasureConfig, MeasurePrecision
 from samovar.words import suggest
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ MeasureFunction: TypeAlias = "Callable[[Subject, MeasureConfig, Path], Iterator[
 """Yields the records of one measurement; its last argument is the folder for arrays."""
 
 SUBJECT = (
-    "checkpoint", "model", "source", "root", "split", "images", "image_size", "batch_size",
-    "loss", "seed",
+    "checkpoint", "model", "mean", "std", "source", "root", "split", "images", "image_size",
+    "batch_size", "loss", "seed",
 )  # fmt: skip
 """Settings that every measurement uses: they choose the weights, the images and the loss."""
 EXECUTION = ("processes", "output", "name", "device", "threads", "workers")
@@ -46,8 +46,9 @@ class Measurement:
     """Fields of `MeasureConfig` that it reads, beside those of `SUBJECT` and `EXECUTION`."""
     split: Literal["train", "val"] = "train"
     """Split that is measured unless `--split` names another."""
-    dtype: Literal["float32", "float64", "--dtype"] = "float32"
-    """Precision that its records state; `--dtype` stands for the value of that flag."""
+    dtype: Literal["float32", "float64", "--dtype", "--precision"] = "float32"
+    """Precision that its records state; `--dtype` and `--precision` stand for the values of these
+    flags."""
 
     def __post_init__(self) -> None:
         known = {field.name for field in fields(MeasureConfig)}
@@ -58,6 +59,7 @@ class Measurement:
             )
 
 
+_DTYPES = {"fp32": "float32", "tf32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _HESSIAN = "samovar.measure.hessian"
 CATALOG: dict[str, Measurement] = {
     each.name: each
@@ -115,7 +117,7 @@ CATALOG: dict[str, Measurement] = {
             "samovar.measure.landscape:landscape",
             (
                 "dtype", "landscape", "other", "dims", "points", "span", "landscape_images",
-                "tol", "max_steps",
+                "tol", "max_steps", "precision",
             ),
             dtype="--dtype",
         ),
@@ -134,21 +136,25 @@ CATALOG: dict[str, Measurement] = {
             "predictions",
             "examples, worst mistakes first",
             "samovar.measure.predictions:predictions",
-            ("pictures",),
+            ("pictures", "precision"),
             split="val",
+            dtype="--precision",
         ),
         Measurement(
             "accuracy",
             "top-1, top-5, each class, calibration",
             "samovar.measure.accuracy:accuracy",
+            ("precision",),
             split="val",
+            dtype="--precision",
         ),
         Measurement(
             "robustness",
             "accuracy under 19 corruptions at 5 severities",
             "samovar.measure.robustness:robustness",
-            ("corruptions", "severities", "corruption_images", "pictures"),
+            ("corruptions", "severities", "corruption_images", "pictures", "precision"),
             split="val",
+            dtype="--precision",
         ),
         Measurement(
             "attack",
@@ -156,16 +162,18 @@ CATALOG: dict[str, Measurement] = {
             "samovar.measure.attack:attack",
             (
                 "attack_eps", "attack_steps", "attack_norm", "attack_restarts", "attack_images",
-                "pictures",
+                "pictures", "precision",
             ),
             split="val",
+            dtype="--precision",
         ),
         Measurement(
             "testset",
             "accuracy on a published test set, --testset imagenet-r:PATH and others",
             "samovar.measure.testset:testset",
-            ("testset", "corruptions", "severities"),
+            ("testset", "corruptions", "severities", "precision"),
             split="val",
+            dtype="--precision",
         ),
         Measurement(
             "knn",
@@ -234,7 +242,21 @@ def default_split(name: str) -> Literal["train", "val"]:
 def dtype(name: str, config: MeasureConfig) -> str:
     """Return the precision that the records of a measurement state."""
     stated = get(name).dtype
+    if stated == "--precision":
+        return _DTYPES[precision(name, config)]
     return config.dtype if stated == "--dtype" else stated
+
+
+def precision(name: str, config: MeasureConfig) -> MeasurePrecision:
+    """Return the precision in which a measurement computes what is in no type of its own."""
+    return config.precision if "precision" in get(name).uses else "fp32"
+
+
+def protocol(name: str, config: MeasureConfig) -> dict[str, str | bool]:
+    """Return what the records of a measurement state about precision."""
+    chosen = precision(name, config)
+    stated: dict[str, str | bool] = {"dtype": dtype(name, config), "tf32": chosen == "tf32"}
+    return stated | ({"precision": chosen} if "precision" in get(name).uses else {})
 
 
 def request(name: str, config: MeasureConfig) -> str:

@@ -21,6 +21,7 @@ from samovar.measure.subject import Subject, open_subject
 from samovar.models import timm_folder
 from samovar.runs.records import Record, RunDir, timestamp
 from samovar.runtime import Runtime, started
+from samovar.runtime.precision import check_precision, computing
 
 ROWS = 20
 """Most records of one name that a table shows one by one; more become one row."""
@@ -39,12 +40,17 @@ def run(name: str, measurements: Sequence[str], config: MeasureConfig) -> RunDir
         ValueError: an unknown subject, or settings that do not fit it.
         SystemExit: 130 after an interruption; finished measurements are kept."""
     _import_from_working_folder(name, config.model)
-    # float32 and not `auto`: bf16 rounding would look like sharpness
+    # float32 and not `auto`: bf16 rounding would look like sharpness; --precision changes some
     with started(
         RunConfig(device=config.device, threads=config.threads, precision="fp32")
     ) as runtime:
+        for each in measurements:
+            check_precision(catalog.precision(each, config), runtime.device)
         subjects = open_subjects(name, measurements, config, runtime)
         subject = next(iter(subjects.values()))
+        if runtime.is_main:
+            for note in subject.notes:
+                print(f"samovar: {note}", file=sys.stderr)
         folder = subject.run or _folder_for(subject, config)
         try:
             found = _measure_all(subjects, config, folder)
@@ -141,9 +147,9 @@ def measure(name: str, subject: Subject, config: MeasureConfig, arrays: Path) ->
     Raises:
         ValueError: no such measurement, or settings that do not fit the subject."""
     # what a record itself states goes before what the catalog declares
-    protocol = subject.settings | {"dtype": catalog.dtype(name, config)}
+    protocol = subject.settings | catalog.protocol(name, config)
     start = begun = time.perf_counter()
-    for record in catalog.load(name)(subject, config, arrays):
+    for record in _computed(name, subject, config, arrays):
         seconds = round(time.perf_counter() - start, 3)
         # of several numbers that one computation gives, the first has its cost, the others none
         shared = start != begun and seconds < 1e-2 and record.cost.get("seconds") is None
@@ -154,6 +160,18 @@ def measure(name: str, subject: Subject, config: MeasureConfig, arrays: Path) ->
             cost=({} if shared else {"seconds": seconds}) | record.cost,
         )
         start = time.perf_counter()
+
+
+def _computed(name: str, subject: Subject, config: MeasureConfig, arrays: Path) -> Iterator[Record]:
+    """Yield what the function of a measurement does, computed in the precision of its entry."""
+    found = catalog.load(name)(subject, config, arrays)
+    while True:
+        # closed before each record goes out, as the precision is a setting of the whole process
+        with computing(catalog.precision(name, config), subject.runtime.device):
+            record = next(found, None)
+        if record is None:
+            return
+        yield record
 
 
 def _is_of(record: Record, request: dict[str, str], subject: Subject) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor
 from samovar.config import MeasureConfig
 from samovar.data.loader import Batch
 from samovar.data.splits import hold_out
+from samovar.devices import to_float64_device
 from samovar.measure.accuracy import share
 from samovar.measure.subject import Subject
 from samovar.models.factory import Classifier
@@ -94,10 +95,12 @@ def knn_guess(
         )
     # of unit vectors, dot products are cosines
     bank, num_classes = F.normalize(train), int(labels.max()) + 1
+    labels = to_float64_device(labels)
     guesses = []
     for part in torch.split(F.normalize(test), max(1, _SIMILARITIES // len(bank))):
         nearest, rows = (part @ bank.T).topk(min(k, len(bank)), dim=1)
         # relative to the nearest, so that exp does not overflow
+        nearest, rows = to_float64_device(nearest), to_float64_device(rows)
         weights = ((nearest - nearest[:, :1]).double() / temperature).exp()
         votes = weights.new_zeros(len(part), num_classes).scatter_add_(1, labels[rows], weights)
         guesses.append(votes.argmax(1))

@@ -16,6 +16,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from samovar.config import MeasureConfig
+from samovar.devices import to_device
 from samovar.measure.losses import LossFn, batch_losses, finite, weighted_stderr
 from samovar.restore import shiftable
 from samovar.runs.records import Record
@@ -114,7 +115,7 @@ def gaussian_noise(
     """Yield the noise of one tensor at a time, for the weights `clean`."""
     for w in clean:  # all noise at once would be another copy of the weights
         # drawn on the CPU in float32, so that a seed gives the same noise on every device
-        z = torch.randn(w.shape, generator=generator, dtype=torch.float32).to(w.device)
+        z = to_device(torch.randn(w.shape, generator=generator, dtype=torch.float32), w.device)
         yield sigma * scale(w) * z
 
 

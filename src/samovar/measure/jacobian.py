@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from samovar.devices import to_float64_device
+
 Output = Literal["sum", "full"] | int
 
 
@@ -53,8 +55,12 @@ def set_up(
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise ValueError(f"{name} is not finite; load weights that are")
+    # float64 copies of a network on MPS are on the host, and so is all that is computed with them
+    double = dtype == torch.float64
     state = {
-        k: t.detach().to(dtype if t.is_floating_point() else t.dtype, copy=True)
+        k: (to_float64_device(t.detach()) if double else t.detach()).to(
+            dtype if t.is_floating_point() else t.dtype, copy=True
+        )
         for k, t in tensors.items()
     }
     wanted = {
@@ -68,7 +74,8 @@ def set_up(
             f"params={patterns} selects no parameter that requires a gradient; "
             "None selects all that do"
         )
-    images = images.to(next(iter(wanted.values())).device, dtype, copy=True)
+    place = next(iter(wanted.values())).device
+    images = images.to(place).to(dtype, copy=True)
     with torch.no_grad():
         logits = functional_call(model, state, (images[:1],))
     if not isinstance(logits, Tensor):

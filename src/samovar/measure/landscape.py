@@ -17,6 +17,7 @@ from samovar.config import Config, MeasureConfig
 from samovar.curvature import Hessian, top_eigenvalues
 from samovar.curvature.graphs import free_bytes
 from samovar.data.loader import Batch
+from samovar.devices import to_device
 from samovar.measure.grid import Execution
 from samovar.measure.hessian import hessian_of
 from samovar.measure.plane import Plane, axis, filter_direction, loss_between, loss_plane
@@ -112,7 +113,7 @@ def _eigenvectors(
     """Compute the plane along the top eigenvectors of the Hessian over the same images."""
     op = hessian_of(subject, config, batches=images)
     pairs = _kept_pairs(op, config, how)
-    directions = [op.split(vector) for vector in pairs["vectors"].to(op.device)]
+    directions = [op.split(vector) for vector in to_device(pairs["vectors"], op.device)]
     facts = {name: pairs[name].tolist() for name in ("curvature", "residuals", "converged")}
     return _around(subject, config, batches, directions, how), facts
 

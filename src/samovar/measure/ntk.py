@@ -16,6 +16,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from samovar.config import MeasureConfig
+from samovar.devices import to_float64_device
 from samovar.measure.jacobian import Output
 from samovar.measure.ntk_kernel import MIB, ntk
 from samovar.measure.ntk_protocol import gelu_as_relu, head_layers, random_head
@@ -71,7 +72,7 @@ def condition_number(theta: Tensor) -> ConditionNumber:
         raise ValueError(f"theta has shape {list(theta.shape)}; give a square matrix [n, n]")
     # rounding of an eigenvalue of a sum of many products, as numpy's matrix_rank takes it
     precision = len(theta) * torch.finfo(theta.dtype).eps
-    exact = theta.detach().double()
+    exact = to_float64_device(theta.detach()).double()
     if not exact.isfinite().all():
         raise ValueError("theta is not finite; check the weights and images that it comes from")
     if (exact - exact.T).abs().max() > torch.finfo(theta.dtype).eps ** 0.5 * exact.abs().max():

@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from samovar.curvature.graphs import free_bytes
+from samovar.devices import to_device
 from samovar.measure.grid import (
     Direction,
     Execution,
@@ -80,7 +81,8 @@ def filter_direction(model: nn.Module, generator: Generator) -> dict[str, Tensor
     direction = {}
     for name, w in model.named_parameters():
         if w.requires_grad and w.ndim >= 2:
-            d = torch.randn(w.shape, generator=generator, dtype=torch.float32).to(w.device, w.dtype)
+            d = torch.randn(w.shape, generator=generator, dtype=torch.float32)
+            d = to_device(d, w.device).to(w.dtype)
             dims = list(range(1, w.ndim))
             norms = [torch.linalg.vector_norm(x.detach(), dim=dims, keepdim=True) for x in (w, d)]
             direction[name] = d * (norms[0] / norms[1].clamp(min=torch.finfo(w.dtype).tiny))

@@ -19,6 +19,7 @@ from samovar.config import MeasureConfig
 from samovar.data.corruptions import CORRUPTIONS, corrupt, image_seed
 from samovar.data.loader import Batch
 from samovar.data.streaming import num_workers, worker_context
+from samovar.devices import to_device
 from samovar.measure.accuracy import share
 from samovar.measure.predictions import predict, predict_classes, save, to_rgb
 from samovar.measure.subject import Batches, Subject
@@ -132,7 +133,7 @@ def _count_right(
         made = _corrupt_all(dataset, tasks, num_workers(batches.config))
         with evaluating(subject.model), torch.no_grad():
             for task, each in zip(tasks, made, strict=True):
-                pixels = each.to(subject.runtime.device).float() / 255
+                pixels = to_device(each, subject.runtime.device).float() / 255
                 hits = predict_classes(subject.model, pixels) == labels[task.start : task.stop]
                 right[task.name, task.severity] += int(hits.sum())
         count += len(images)
@@ -188,7 +189,9 @@ def _pictures(subject: Subject, config: MeasureConfig, names: list[str], arrays:
     made = [torch.from_numpy(images).permute(0, 3, 1, 2)]
     made += [dataset[CorruptionTask(name, severity, 0, len(images))] for name in names]
     device = subject.runtime.device
-    batches = [Batch((pixels.float() / 255).to(device), labels.to(device)) for pixels in made]
+    batches = [
+        Batch(to_device(pixels.float() / 255, device), to_device(labels, device)) for pixels in made
+    ]
     rows = [predict(subject.model, batch) for batch in batches]
     columns = {
         "images": np.stack([to_rgb(row.images) for row in rows]),

@@ -16,17 +16,17 @@ from samovar import config as configs
 from samovar.config import Config, DataConfig, MeasureConfig, ModelConfig
 from samovar.data.loader import Batch, eval_batches
 from samovar.data.sources import open_source
-from samovar.data.splits import Source, Split, evenly, keep_fraction
+from samovar.data.splits import Split, evenly, keep_fraction
 from samovar.measure import catalog
+from samovar.measure.subject_model import check_fits, created, normalized
 from samovar.models import table, timm_folder
-from samovar.models.factory import Classifier, create, describe
-from samovar.models.load import load_init
+from samovar.models.factory import describe
 from samovar.models.open import Opened, open_model
+from samovar.models.table import has_constructor
 from samovar.models.tensor_files import SUFFIXES
 from samovar.objectives import make_objective
-from samovar.runs import checkpoint
 from samovar.runs.records import RunDir
-from samovar.runtime import Runtime, seed_everything
+from samovar.runtime import Runtime
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,8 @@ class Subject:
     """Settings of the run, or of the model by name."""
     train: Batches | None = None
     """The training images, whatever the split of `batches`; None where there are none."""
+    notes: tuple[str, ...] = ()
+    """Lines for the reader: the normalization of images, what was resized."""
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the mean loss [] over a batch, without label smoothing."""
@@ -132,6 +134,10 @@ def open_subject(name: str, config: MeasureConfig, runtime: Runtime) -> Subject:
             raise ValueError(
                 f"--model {config.model}: {name} is a run, which knows its network; "
                 "leave --model out"
+            )
+        if config.mean or config.std:
+            raise ValueError(
+                f"--mean, --std: {name} is a run, which knows its normalization; leave them out"
             )
         return _subject(name, configs.load(run.config_path), config, runtime, run)
     if folder.exists() or folder.suffix.lower() in SUFFIXES or config.checkpoint == "pretrained":
@@ -199,10 +205,19 @@ def _subject(
         split = split.take(keep_fraction(split.labels, config.images / len(split), config.seed))
     # weights from elsewhere come with a classifier; a run's network is made for the source
     if opened:
-        _check_fits(opened, source)
-        model, weights, step = opened.model, {"weights": opened.notes[0]}, 0
+        check_fits(opened, source)
+        model, pixels = normalized(opened.model, base.model, config, source, opened.normalization)
+        weights, step, notes = {"weights": opened.notes[0]}, 0, opened.notes[1:]
     else:
-        model, weights, step = _created(name, replace(base, data=data), config, run, source)
+        model, pixels, weights, step = created(name, replace(base, data=data), config, run, source)
+        notes = ()
+    # a run's config has its normalization, and is what its records are of
+    if run is None:
+        base = replace(base, model=replace(base.model, mean=pixels.mean, std=pixels.std))
+        weights = weights | pixels.settings
+        # networks by their name alone have no weights whose normalization could be missed
+        chosen = opened or config.mean or config.std or has_constructor(base.model.name)
+        notes = (*notes, pixels.line) if chosen else notes
     settings = {
         "model": base.model.name,
         **weights,
@@ -222,59 +237,5 @@ def _subject(
     train = replace(batches, split=source.train)
     where = {"split": title} | ({"step": step} if run else {})
     model = model.to(runtime.device).eval()
-    return Subject(
-        name, model, batches, settings, where, tuple(source.classes), runtime, run, base, train
-    )
-
-
-def _check_fits(opened: Opened, source: Source) -> None:
-    """Raise ValueError for images of classes that a network was not trained on."""
-    same = opened.num_classes == len(source.classes) and opened.channels == source.channels
-    if not same:
-        raise ValueError(
-            f"{opened.name} classifies images of {opened.channels} channels into "
-            f"{opened.num_classes} classes, and {source.name} has {source.channels} and "
-            f"{len(source.classes)}; give --source with images of the model's classes"
-        )
-    if opened.classes != tuple(source.classes) and set(opened.classes) == set(source.classes):
-        raise ValueError(
-            f"{opened.name} and {source.name} have the same classes in another order; "
-            "give --source with folders that sort in the order of the model's classes"
-        )
-
-
-def _created(
-    name: str, base: Config, config: MeasureConfig, run: RunDir | None, source: Source
-) -> tuple[Classifier, dict[str, str], int]:
-    """Create the network of a run, or one at initialisation.
-
-    Returns:
-        The network, the settings that name its weights, and their step."""
-    size, num_classes = base.data.image_size, len(source.classes)
-    # --checkpoint init gives the weights that the run began with
-    seed_everything(base.seed if run else config.seed)
-    model = create(base.model, num_classes=num_classes, image_size=size, channels=source.channels)
-    try:
-        return model, *_load_weights(model, base, run, config)
-    except RuntimeError:  # in place of torch's list of every tensor that does not fit
-        raise ValueError(
-            f"the weights of {name} do not fit images of {base.data.source}: {num_classes} "
-            f"classes, {source.channels} channels, {size} px; "
-            "give --source with the data it was trained on"
-        ) from None
-
-
-def _load_weights(
-    model: Classifier, base: Config, run: RunDir | None, config: MeasureConfig
-) -> tuple[dict[str, str], int]:
-    """Load the weights that `config.checkpoint` names into the model.
-
-    Returns:
-        The settings that name the weights, and their step."""
-    if run is None or config.checkpoint == "init":
-        started = {"init": "; ".join(load_init(model, base))} if base.init else {}
-        return {"weights": "initialisation"} | started, 0
-    path = checkpoint.choose(run.checkpoints, config.checkpoint)
-    found = checkpoint.load(path)
-    model.body.load_state_dict(found.ema or found.model)
-    return {"weights": ("average of " if found.ema else "") + path.name}, found.step
+    classes = tuple(source.classes)
+    return Subject(name, model, batches, settings, where, classes, runtime, run, base, train, notes)

@@ -96,13 +96,9 @@ class Classifier(nn.Module):
 def create(
     config: ModelConfig, *, num_classes: int, image_size: int, channels: int = 3
 ) -> Classifier:
-    """Build the network that a config names, with weights drawn from torch's global generator.
+    """Build the network that a config names, behind the normalization of the config.
 
-    Under `init="paper"` a timm model gets a zero head and is otherwise as timm made it. A
-    `module:function`, or a function that an installed package adds under a name (entry points of
-    `samovar.models`), is called with those of num_classes, image_size, channels, dropout, drop_path
-    and head_bias that its signature takes. It returns an nn.Module from normalized images to
-    logits, which is left as it is. A `Classifier` is not wrapped again.
+    A `Classifier` that `network` returns is not wrapped again.
 
     Args:
         config: name, initialization, dropout, normalization.
@@ -111,23 +107,44 @@ def create(
         channels: color channels C.
 
     Raises:
-        ValueError: an unknown name (suggests the closest), or a size or setting that does not
-            fit the network."""
+        ValueError: as `network`, or a mean or std that does not fit the channels."""
     for flag, values in (("mean", config.mean), ("std", config.std)):
         if len(values) not in (1, channels):
             raise ValueError(
                 f"--model.{flag} has {len(values)} values and images have {channels} channels; "
                 f"give 1 or {channels}"
             )
+    body = network(config, num_classes=num_classes, image_size=image_size, channels=channels)
+    return body if isinstance(body, Classifier) else Classifier(body, config.mean, config.std)
+
+
+def network(
+    config: ModelConfig, *, num_classes: int, image_size: int, channels: int = 3
+) -> nn.Module:
+    """Build the network that a config names, with weights drawn from torch's global generator.
+
+    Under `init="paper"` a timm model gets a zero head and is otherwise as timm made it. A
+    `module:function`, or a function that an installed package adds under a name (entry points of
+    `samovar.models`), is called with those of num_classes, image_size, channels, dropout, drop_path
+    and head_bias that its signature takes. It returns an nn.Module from normalized images to
+    logits, or a `Classifier` from images to logits, which is left as it is.
+
+    Args:
+        config: name, initialization, dropout.
+        num_classes: number of logits K.
+        image_size: height and width in pixels.
+        channels: color channels C.
+
+    Raises:
+        ValueError: an unknown name (suggests the closest), or a size or setting that does not
+            fit the network."""
     sizes = Sizes(num_classes, image_size, channels)
     # names of ours hide those of other packages, which hide timm's
     if config.name in MODELS:
-        body = build(MODELS[config.name], config, sizes)
-    elif has_constructor(config.name):
-        body = _constructed(config, sizes)
-    else:
-        body = _timm_model(config, sizes)
-    return body if isinstance(body, Classifier) else Classifier(body, config.mean, config.std)
+        return build(MODELS[config.name], config, sizes)
+    if has_constructor(config.name):
+        return _constructed(config, sizes)
+    return _timm_model(config, sizes)
 
 
 def family(model: nn.Module | str) -> Family:

@@ -21,8 +21,9 @@ from samovar import restore
 from samovar.config import DataConfig, ModelConfig
 from samovar.data.sources import open_source
 from samovar.models import flax, timm_folder
-from samovar.models.factory import Classifier, create, describe
+from samovar.models.factory import Classifier, create, describe, network
 from samovar.models.load import load_whole
+from samovar.models.normalization import settle
 from samovar.models.read import Kind, Weights, for_network, kind, read
 from samovar.models.recognize import names_of, recognize, side_of
 from samovar.models.table import MODELS, has_constructor
@@ -56,6 +57,8 @@ class Opened:
     """Training data of a run; None for other models."""
     notes: tuple[str, ...]
     """Notes for the reader: whose weights, how the network was identified, what was resized."""
+    normalization: str = ""
+    """Who says which normalization the network takes; empty if its weights or its name do."""
 
 
 def open_model(what: str, *, name: str = "", image_size: int = 0) -> Opened:
@@ -83,13 +86,19 @@ def open_model(what: str, *, name: str = "", image_size: int = 0) -> Opened:
         side = _side(weights, config, image_size)
         channels, num_classes = _border(config, weights.tensors, side)
         with restore.rng():  # the initial weights are overwritten
-            model = create(
-                config, num_classes=num_classes or _PROBE, image_size=side, channels=channels
-            ).eval()
+            sizes = {"num_classes": num_classes or _PROBE, "image_size": side, "channels": channels}
+            told = f"as {weights.name} says" if weights.model else ""
+            if told or not has_constructor(config.name):
+                model = create(config, **sizes)
+            else:  # the name of a function does not tell the normalization, its network may
+                model, pixels = settle(network(config, **sizes), config.name, channels)
+                config = replace(config, mean=pixels.mean, std=pixels.std)
+                told = pixels.source
+        model.eval()
         notes += load_whole(model, weights.tensors, config.name)
     num_classes = num_classes or _count_logits(model, channels, side)
     opened = Opened(
-        what, model, config, side, channels, num_classes, (), None, (weights.name, *notes)
+        what, model, config, side, channels, num_classes, (), None, (weights.name, *notes), told
     )
     return _WITH_CLASSES[kind(what)](opened)
 

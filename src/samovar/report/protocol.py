@@ -15,7 +15,7 @@ Measured = Mapping[str, tuple[Record, RunData]]
 # Settings that name the measured network or repeat other settings: not part of the protocol.
 _SUBJECT = (
     "model", "weights", "measurement", "request", "records", "curvature", "residuals", "other",
-    "other_weights",
+    "other_weights", "mean", "std", "normalization_from",
 )  # fmt: skip
 _FIRST = ("split", "images", "source", "augmentation", "mode", "loss", "dtype")
 

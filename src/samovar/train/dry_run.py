@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from samovar import config as configs
 from samovar.config import Config
 from samovar.data.loader import Batch
+from samovar.devices import to_device
 from samovar.models.load import resolve
 from samovar.objectives import make_objective
 from samovar.recipes import IMAGENET_TRAIN
@@ -118,7 +119,7 @@ def _made(config: Config, data: Data, images: int, runtime: Runtime) -> Batch:
     side, count = config.data.image_size, images * config.data.views
     pixels = torch.rand(count, data.channels, side, side, generator=generator)
     labels = torch.arange(count) // 2 % data.num_classes
-    return Batch(pixels.to(runtime.device), labels.to(runtime.device))
+    return Batch(to_device(pixels, runtime.device), to_device(labels, runtime.device))
 
 
 def _steps(

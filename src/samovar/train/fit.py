@@ -18,6 +18,8 @@ from samovar.data.sources import class_notes, open_source
 from samovar.data.splits import Source
 from samovar.measure.features import NotFinite
 from samovar.measure.watch import Watch
+from samovar.models.normalization import note_of_training
+from samovar.models.table import has_constructor
 from samovar.objectives import make_objective
 from samovar.restore import bare
 from samovar.runs.checkpoint import Checkpoint
@@ -70,6 +72,8 @@ def prepare(config: Config, runtime: Runtime) -> tuple[Source, TrainState]:
     if config.loss == "supcon":
         _check_pairs(source)
     state = build(config, runtime, num_classes=len(source.classes), channels=source.channels)
+    if has_constructor(config.model.name):
+        state.notes += (note_of_training(state.model, config.model, source.channels),)
     for stage, section in zip(stages(config), ("optim", "head.optim"), strict=False):
         check_warmup(stage.optim, num_steps(stage, len(source.train)), section)
     return source, state

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from samovar.data.corruptions.filters import Bytes
+from samovar.devices import to_device
 
 ImageLike = TypeVar("ImageLike", npt.NDArray[np.uint8], Image.Image, torch.Tensor)
 
@@ -41,7 +42,9 @@ def opened(image: ImageLike) -> tuple[Bytes, Callable[[Bytes], Any]]:
                 _advice(image.dtype == torch.uint8),
             )
         device, last = image.device, image.cpu().permute(1, 2, 0).numpy()
-        return _pixels(last), lambda out: torch.from_numpy(out.transpose(2, 0, 1).copy()).to(device)
+        return _pixels(last), lambda out: to_device(
+            torch.from_numpy(out.transpose(2, 0, 1).copy()), device
+        )
     if not isinstance(image, np.ndarray):
         raise _refusal(f"a {type(image).__name__}", "numpy.asarray(image)")
     if image.dtype != np.uint8 or image.ndim not in (2, 3):

@@ -16,6 +16,7 @@ import torch
 from samovar import config as configs
 from samovar.config import Config
 from samovar.data.loader import Batch
+from samovar.devices import to_device
 from samovar.models.load import resolve
 from samovar.objectives import make_objective
 from samovar.runtime import Runtime, started
@@ -88,7 +89,7 @@ def _made(config: Config, data: Data, runtime: Runtime) -> Batch:
     generator = torch.Generator().manual_seed(config.seed)
     pixels = torch.rand(count, data.channels, side, side, generator=generator)
     labels = torch.arange(count) // 2 % data.num_classes
-    return Batch(pixels.to(runtime.device), labels.to(runtime.device))
+    return Batch(to_device(pixels, runtime.device), to_device(labels, runtime.device))
 
 
 def _now(runtime: Runtime) -> float:
