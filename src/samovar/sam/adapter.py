@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
+from functools import partial
 from typing import Any
-from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
+from samovar.sam.calls import answering, refuse_accumulate
 from samovar.sam.checks import check_own_ascent, check_settings, check_variant, check_wrapping
-from samovar.sam.closure_passes import Closure, ClosurePasses
+from samovar.sam.closure_passes import Closure, ClosurePasses, FreshGradients, Skipped
 from samovar.sam.directions import Climber, asam_offset, norm_parameters
 from samovar.sam.engine import sam_gradient
 from samovar.sam.memory import SamMemory
 from samovar.sam.variant import SamVariant
 
+_OWN = {"rho", "adaptive", "eta"}
 _PICKLED = (
     *("base_optimizer", "defaults", "shared_ascent", "clip_norm"),
     *("model", "variant", "start", "end", "memory"),
@@ -75,6 +78,7 @@ class SAM(torch.optim.Optimizer):
     grad_scale: Tensor
     found_inf: Tensor
 
+    @answering
     def __init__(
         self,
         base_optimizer: torch.optim.Optimizer,
@@ -113,8 +117,7 @@ class SAM(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        # The gradients that our own last step left, by id: the next step may discard these.
-        self._left: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
+        self._fresh = FreshGradients()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} of {self.base_optimizer!r}"
@@ -188,26 +191,38 @@ class SAM(torch.optim.Optimizer):
             )
         if ascent_closure is not None:
             check_own_ascent(self.variant, "ascent_closure")
-        with self.memory.turn(1):
-            try:
-                loss = self._backward(closure, ascent_closure or closure, scaler)
-            except BaseException:
-                self.zero_grad()
-                raise
-            self._apply(scaler)
-            if self.memory.difference:
-                self.memory.subtract_(self.base_optimizer, self.variant)
-        grads = (param.grad for param in self._params().values() if param.grad is not None)
-        self._left = WeakValueDictionary({id(grad): grad for grad in grads})
+        refuse_accumulate()
+        # Groups may have come through the base optimizer: a plain checkpoint, add_param_group.
+        self._adopt([group for group in self.param_groups if not _OWN <= group.keys()])
+        try:
+            with self.memory.turn(1):
+                try:
+                    loss = self._backward(closure, ascent_closure or closure, scaler)
+                except BaseException:
+                    self.zero_grad()
+                    raise
+                self._apply(scaler)
+                if self.memory.difference:
+                    self.memory.subtract_(self.base_optimizer, self.variant)
+        except Skipped:
+            # stacklevel 3 is the caller: torch wraps step() to profile it.
+            warnings.warn(
+                "the closure returned None and left no gradient, so no step was taken; if no batch "
+                "was to be skipped, call backward() and return the loss",
+                stacklevel=3,
+            )
+            return None
+        self._fresh.leave(self._params())
         return loss
 
     def _backward(self, closure: Closure, ascent: Closure, scaler: GradScaler | None) -> Any:
         """Leave the gradient that the base optimizer takes in `.grad`; return the clean loss."""
         step = self.memory.step
         active = step >= self.start and (self.end is None or step < self.end)
+        params = self._params()
         passes = ClosurePasses(
-            params=self._params(),
-            call=self._call,
+            params=params,
+            call=partial(self._fresh.run, params),
             closure=closure,
             ascent_closure=ascent,
             scaler=scaler,
@@ -234,27 +249,6 @@ class SAM(torch.optim.Optimizer):
                     climbers[place] = Climber(param, group["rho"], asam_offset(name, eta))
         return climbers
 
-    def _call(self, closure: Closure) -> Any:
-        """Run the closure from empty gradients and check that it fills them."""
-        foreign: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
-        for param in self._params().values():
-            if param.grad is not None and self._left.get(id(param.grad)) is param.grad:
-                param.grad = None
-            elif param.grad is not None:
-                foreign[id(param.grad)] = param.grad
-        with torch.enable_grad():
-            loss = closure()
-        grads = [param.grad for param in self._params().values() if param.grad is not None]
-        if not grads:
-            raise RuntimeError("the closure left no gradient; it must call backward() on the loss")
-        if any(foreign.get(id(grad)) is grad for grad in grads):
-            raise RuntimeError(
-                "the closure added to gradients that were there before step(); accumulate inside "
-                "the closure (Lightning: accumulate_grad_batches=1), or call zero_grad() first if "
-                "they are stale"
-            )
-        return loss.detach() if isinstance(loss, Tensor) else loss
-
     def _apply(self, scaler: GradScaler | None) -> None:
         """Clip, then step the base optimizer, through the scaler if there is one."""
         if self.clip_norm is not None:
@@ -280,7 +274,7 @@ class SAM(torch.optim.Optimizer):
     def _adopt(self, groups: list[dict[str, Any]]) -> None:
         """Check the settings of groups, then add our defaults where a group has none."""
         settings = [
-            {key: group.get(key, self.defaults[key]) for key in ("rho", "adaptive", "eta")}
+            {key: group.get(key, self.defaults[key]) for key in _OWN}
             for group in groups
         ]
         for group, setting in zip(groups, settings, strict=True):

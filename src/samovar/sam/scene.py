@@ -141,12 +141,17 @@ class Scene:
 @contextmanager
 def _muted(ddp: DistributedDataParallel) -> Iterator[None]:
     """Stop DDP from sending gradients (as `no_sync` does) and buffers inside."""
-    flags = ddp.require_backward_grad_sync, ddp.require_forward_param_sync
-    ddp.require_backward_grad_sync = ddp.require_forward_param_sync = False
+    silence = {"require_backward_grad_sync": False, "require_forward_param_sync": False}
+    if ddp.static_graph:
+        # Until its first backward pass has sent gradients, a static graph would send all of them at
+        # the end of any pass. Here it must take them for sent.
+        silence["_static_graph_delay_allreduce_enqueued"] = True
+    flags = {name: getattr(ddp, name) for name in silence}
+    ddp.__dict__.update(silence)
     try:
         yield
     finally:
-        ddp.require_backward_grad_sync, ddp.require_forward_param_sync = flags
+        ddp.__dict__.update(flags)
 
 
 def _broadcast_buffers(ddp: DistributedDataParallel) -> None:
