@@ -17,6 +17,7 @@ from samovar.sam.variant import SamVariant
 from tests.unit.test_sam import NoSync
 from tests.unit.test_sam_adapter import Net, adamw, assert_bits, batch, closure_of, sgd
 
+VARIANTS = [{}, {"ascent_steps": 2}, {"sigma": 1.0}, {"gamma": 0.8}, {"every": 2}]
 SKIPS = "closure returned None and left no gradient"
 
 
@@ -30,7 +31,7 @@ class TestSkippedBatch:
     """A closure that computes nothing and returns None, as Lightning's does when training_step returns None."""
 
     @pytest.mark.parametrize("at", [1, 2, 3])
-    @pytest.mark.parametrize("variant", [{}, {"ascent_steps": 2}, {"sigma": 1.0}, {"gamma": 0.8}, {"every": 2}], ids=str)
+    @pytest.mark.parametrize("variant", VARIANTS, ids=str)
     def test_it_is_no_step_in_whichever_pass_it_happens(self, variant, at):
         model, (x, y), calls = Net(nn.BatchNorm1d), batch(), []
         sam = SAM(adamw(model), rho=0.1, variant=SamVariant(**variant))

@@ -193,7 +193,7 @@ class SAM(torch.optim.Optimizer):
             check_own_ascent(self.variant, "ascent_closure")
         refuse_accumulate()
         # Groups may have come through the base optimizer: a plain checkpoint, add_param_group.
-        self._adopt([group for group in self.param_groups if not _OWN <= group.keys()])
+        self._adopt([group for group in self.param_groups if not group.keys() >= _OWN])
         try:
             with self.memory.turn(1):
                 try:
@@ -273,10 +273,7 @@ class SAM(torch.optim.Optimizer):
 
     def _adopt(self, groups: list[dict[str, Any]]) -> None:
         """Check the settings of groups, then add our defaults where a group has none."""
-        settings = [
-            {key: group.get(key, self.defaults[key]) for key in _OWN}
-            for group in groups
-        ]
+        settings = [{key: group.get(key, self.defaults[key]) for key in _OWN} for group in groups]
         for group, setting in zip(groups, settings, strict=True):
             check_settings(setting["rho"], setting["eta"])
             if setting["adaptive"] and not all(self._names(group)):

@@ -46,7 +46,8 @@ def _answer(own: Sequence[str], args: Sequence[Any], kwargs: dict[str, Any]) -> 
     """Say in one line how the call should read, with the caller's own names and numbers."""
     given = [*args, *(kwargs[name] for name in ("params", "base_optimizer") if name in kwargs)]
     # davda54/sam and pytorch_optimizer take rho in third place.
-    ours = {"rho": each for each in given if isinstance(each, float | int)}
+    numbers = [each for each in given if isinstance(each, float | int)]
+    ours: dict[str, Any] = {"rho": numbers[0]} if numbers else {}
     ours |= {name: value for name, value in kwargs.items() if name in own}
     theirs = {
         name: value
@@ -61,11 +62,10 @@ def _answer(own: Sequence[str], args: Sequence[Any], kwargs: dict[str, Any]) -> 
             f"SAM(base_optimizer, {ours_text})"
         )
 
-    makers = [type(each) for each in built]
-    makers += [each for each in given if isinstance(each, partial | type)]
-    maker: Any = makers[0] if makers else None
+    makers = (type(each) if _is_optimizer(each) else each for each in given)
+    maker: Any = next((each for each in makers if isinstance(each, partial | type)), None)
     while isinstance(maker, partial):
-        maker, theirs = maker.func, maker.keywords | theirs
+        theirs, maker = maker.keywords | theirs, maker.func
     accepted = theirs if maker is None else _accepted(maker, theirs)
     inside = _keywords(accepted) or ("" if maker else "lr=...")
     params = "groups" if any(map(_are_groups, given)) else "model.parameters()"

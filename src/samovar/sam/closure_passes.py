@@ -19,7 +19,7 @@ from samovar.sam.scene import Scene
 Closure = Callable[[], Any]
 
 
-class Skipped(Exception):  # noqa: N818 - a signal, not an error
+class Skipped(Exception):
     """Ends a step whose closure skips the batch: it returned None and left no gradient."""
 
 
@@ -71,35 +71,40 @@ class FreshGradients:
 
         # A tensor that is still there afterwards was either zeroed or added to. This is decided by
         # its content when the first gradient arrives, which is counted without a wait.
+        unwritten = {name: grad._version for name, grad in before.items()}
         counts: dict[str, Tensor] = {}
+        written: set[str] = set()
 
-        def arrives(name: str, _: Tensor) -> None:
+        def look(name: str, _: Tensor | None = None) -> None:
             grad = params[name].grad
             if grad is not None and grad is before.get(name) and name not in counts:
                 counts[name] = grad.to_dense().count_nonzero()
+                if grad._version != unwritten[name]:
+                    written.add(name)
 
         watched = [name for name in before if params[name].requires_grad]
-        hooks = [params[name].register_hook(partial(arrives, name)) for name in watched]
+        hooks = [
+            params[name].register_hook(partial(look, name))  # type: ignore[no-untyped-call]
+            for name in watched
+        ]
         try:
             yield
         finally:
             for hook in hooks:
                 hook.remove()
 
-        kept = {
-            name: param.grad
-            for name, param in params.items()
-            if param.grad is not None and before.get(name) is param.grad
-        }
-        foreign = kept.keys() - zeros
-        if any(counts.get(name, kept[name].to_dense().count_nonzero()) for name in foreign):
+        used = set(counts)
+        for name in unwritten:
+            look(name)
+        kept = {name for name in counts if params[name].grad is before.get(name, counts)}
+        if any(counts[name] for name in kept - zeros):
             raise RuntimeError(
                 "the closure added to gradients that were there before step(); accumulate inside "
                 "the closure (Lightning: accumulate_grad_batches=1), or clear them first if they "
                 "are stale: zero_grad()"
             )
-        self._in_place |= foreign
-        for name in kept.keys() - counts.keys():
+        self._in_place = kept & written
+        for name in kept - used:
             params[name].grad = None
 
 
