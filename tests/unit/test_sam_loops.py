@@ -373,6 +373,15 @@ class TestSignatures:
         assert "\n" not in str(caught.value)
         assert len(str(caught.value)) < 260
 
+    @pytest.mark.parametrize("name", ["first_step", "second_step"])
+    def test_two_steps_are_answered_by_the_one_call(self, name):
+        sam = SAM(sgd(Net()))
+        with pytest.raises(AttributeError, match=rf"no attribute '{name}'; .*sam\.step\(closure\), or sam_backward"):
+            getattr(sam, name)(zero_grad=True)
+        assert not hasattr(sam, name)
+        with pytest.raises(AttributeError, match="'SAM' object has no attribute 'third_step'$"):
+            _ = sam.third_step
+
     def test_an_optimizer_by_keyword_is_right(self):
         model, (x, y) = Net(), batch()
         SAM(base_optimizer=sgd(model), rho=0.1).step(closure_of(model, x, y))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import warnings
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
-from samovar.sam.calls import answering, refuse_accumulate
+from samovar.sam.calls import answering, missing, refuse_accumulate
 from samovar.sam.checks import check_own_ascent, check_settings, check_variant, check_wrapping
 from samovar.sam.closure_passes import Closure, ClosurePasses, FreshGradients, Skipped
 from samovar.sam.directions import Climber, asam_offset, norm_parameters
@@ -37,7 +37,8 @@ class SAM(torch.optim.Optimizer):
     """An optimizer that applies the SAM gradient through any base optimizer.
 
     `step(closure)` calls the closure twice, then `base_optimizer.step()`. The closure is PyTorch's:
-    compute the loss, call backward, return the loss. Accumulate micro-batches inside it.
+    compute the loss, call backward, return the loss. Accumulate micro-batches inside it. Without
+    backward and a loss to return it skips the batch.
     Parameters, state and `state_dict` are the base optimizer's own, so schedulers and checkpoints
     may use either object. `rho`, `adaptive` and `eta` live in its parameter groups; a group with
     rho = 0 is not perturbed and does not count in the norm. A parameter that the optimizer does not
@@ -51,8 +52,8 @@ class SAM(torch.optim.Optimizer):
     it ignores the part of the variant.
 
     Args:
-        base_optimizer: applies the gradient; must have no hyper-parameter of its own called rho,
-            adaptive or eta.
+        base_optimizer: applies the gradient; must step without a closure, and have no
+            hyper-parameter of its own called rho, adaptive or eta.
         rho: radius of the perturbation, >= 0; 0 is plain training.
         adaptive: use ASAM, see `sam_backward`. It needs parameter names: from `model`, or from a
             base optimizer built on `named_parameters()`.
@@ -66,8 +67,11 @@ class SAM(torch.optim.Optimizer):
         end: first step after `start` that is plain again; None is never.
 
     Raises:
-        ValueError: a setting is out of range or clashes with one of the base optimizer, names are
-            missing under `adaptive`, or the variant's settings contradict each other.
+        TypeError: the call is that of another library, or has no optimizer; the message shows the
+            right one.
+        ValueError: a setting is out of range or clashes with one of the base optimizer, which may
+            also need a closure; names are missing under `adaptive`; or the variant's settings
+            contradict each other.
 
     Source: see `sam_backward`.
     """
@@ -119,6 +123,12 @@ class SAM(torch.optim.Optimizer):
         super().__setstate__(state)
         self._fresh = FreshGradients()
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Say what replaces the two steps of other libraries."""
+            raise AttributeError(missing(type(self).__name__, name))
+
     def __repr__(self) -> str:
         return f"{type(self).__name__} of {self.base_optimizer!r}"
 
@@ -168,15 +178,17 @@ class SAM(torch.optim.Optimizer):
 
         Returns:
             The result of the first call of the closure, at the unperturbed weights (MSAM: at the
-            perturbed ones). A tensor is detached.
+            perturbed ones). A tensor is detached. None, with a warning, if a call skips the batch:
+            it returns None and leaves no gradient. Then no step is taken.
 
         Raises:
             TypeError: there is no closure.
             ValueError: there is an ascent closure, but the variant needs both gradients of the same
                 examples, or takes no gradient for its ascent.
             RuntimeError: the call came through `scaler.step(sam, closure)`; the closure left no
-                gradient or added to an older one; a compiled model has buffers and was not given as
-                `model`. The weights are as before, the gradients are cleared.
+                gradient or added to an older one; accelerate's `accumulate()` is around the call; a
+                compiled model has buffers and was not given as `model`. The weights are as before,
+                the gradients are cleared.
         """
         if "grad_scale" in self.__dict__:
             del self.grad_scale, self.found_inf

@@ -106,6 +106,16 @@ def _keywords(settings: dict[str, Any]) -> str:
     return ", ".join(f"{name}={text if len(text) < 30 else '...'}" for name, text in texts.items())
 
 
+def missing(owner: str, name: str) -> str:
+    """Say that there is no such attribute, and what replaces the two steps of other libraries."""
+    message = f"{owner!r} object has no attribute {name!r}"
+    if name not in ("first_step", "second_step"):
+        return message
+    return (
+        f"{message}; both passes are one call: sam.step(closure), or sam_backward(loss_fn, model)"
+    )
+
+
 def closure_caller(optimizer: Optimizer) -> str | None:
     """Return the name of an optimizer that cannot step without a closure; None if there is none.
 
