@@ -128,6 +128,7 @@ ZEROED: dict[str, Callable[[Any, nn.Module], object]] = {
     "by hand": lambda _, model: by_hand(list(model.parameters())),
     "foreach": lambda _, model: torch._foreach_zero_([p.grad for p in model.parameters()]),
     "unguarded": lambda _, model: unguarded(list(model.parameters())),
+    "by data": lambda _, model: [p.grad.data.zero_() for p in model.parameters()],
     "times zero": lambda _, model: [p.grad.mul_(0) for p in model.parameters()],
     "to None": lambda _, model: model.zero_grad(),
 }
@@ -191,6 +192,23 @@ class TestZeroedInPlace:
         sam.step(closure, scaler=scaler)
         scaler.update()
         assert scaler.get_scale() == 128.0
+
+    def test_gradients_that_the_closure_assigns_are_its_own(self):
+        model, (x, y) = Net(), batch()
+        twin = deepcopy(model)
+        closure_of(model, x, y)()
+
+        def closure():
+            loss, params = F.cross_entropy(model(x), y), list(model.parameters())
+            for param, grad in zip(params, torch.autograd.grad(loss, params), strict=True):
+                param.grad = grad
+            return loss
+
+        sam, other = SAM(sgd(model), rho=0.1), SAM(sgd(twin), rho=0.1)
+        for _ in range(2):
+            sam.step(closure)
+            other.step(closure_of(twin, x, y))
+        assert_bits(model, twin)
 
     @pytest.mark.parametrize("how", ["zeroes another", "only scales", "zeroes too late", "unused"])
     def test_what_is_not_zeroed_is_still_refused(self, how):

@@ -65,27 +65,27 @@ class FreshGradients:
             if param.grad is None and name in self._in_place:
                 param.grad = torch.zeros_like(param)
                 zeros.add(name)
-        grads = {name: param.grad for name, param in params.items() if param.grad is not None}
-        before = WeakValueDictionary(grads)  # what the closure sets to None is freed
-        del grads
+        # Weak: what the closure sets to None is freed.
+        given = WeakValueDictionary(
+            {name: param.grad for name, param in params.items() if param.grad is not None}
+        )
 
-        # A tensor that is still there afterwards was either zeroed or added to. This is decided by
-        # its content when the first gradient arrives, which is counted without a wait.
-        unwritten = {name: grad._version for name, grad in before.items()}
-        counts: dict[str, Tensor] = {}
-        written: set[str] = set()
+        # Whether a gradient that was there was cleared or added to shows in what the first new one
+        # is added to. Its entries are counted on the device, and read only below.
+        new: set[str] = set()
+        older: dict[str, Tensor | None] = {}
 
         def look(name: str, _: Tensor | None = None) -> None:
             grad = params[name].grad
-            if grad is not None and grad is before.get(name) and name not in counts:
-                counts[name] = grad.to_dense().count_nonzero()
-                if grad._version != unwritten[name]:
-                    written.add(name)
+            if grad is None:
+                new.add(name)
+            elif name not in new and name not in older:
+                older[name] = None if name in zeros else grad.to_dense().count_nonzero()
 
-        watched = [name for name in before if params[name].requires_grad]
         hooks = [
             params[name].register_hook(partial(look, name))  # type: ignore[no-untyped-call]
-            for name in watched
+            for name in given
+            if params[name].requires_grad
         ]
         try:
             yield
@@ -93,18 +93,18 @@ class FreshGradients:
             for hook in hooks:
                 hook.remove()
 
-        used = set(counts)
-        for name in unwritten:
+        kept = {name for name, grad in given.items() if params[name].grad is grad}
+        unused = kept - new - older.keys()
+        for name in unused:
             look(name)
-        kept = {name for name in counts if params[name].grad is before.get(name, counts)}
-        if any(counts[name] for name in kept - zeros):
+        if any(older.get(name) for name in kept):
             raise RuntimeError(
                 "the closure added to gradients that were there before step(); accumulate inside "
                 "the closure (Lightning: accumulate_grad_batches=1), or clear them first if they "
                 "are stale: zero_grad()"
             )
-        self._in_place = kept & written
-        for name in kept - used:
+        self._in_place = {name for name in older if params[name].grad is not None}
+        for name in unused:
             params[name].grad = None
 
 
