@@ -382,6 +382,7 @@ class TestSignatures:
             (lambda m: SAM(sgd(m), roh=0.1), "did you mean rho?"),
             (lambda m: SAM(rho=0.1), "SAM(torch.optim.SGD(model.parameters(), lr=...), rho=0.1)"),
             (lambda m: SAM("sgd", rho=0.1), "SAM(torch.optim.SGD(model.parameters(), lr=...), rho=0.1)"),
+            (lambda m: SAM(int), "SAM("),
             (lambda m: SAM(None), "SAM(torch.optim.SGD(model.parameters(), lr=...), rho=0.05)"),
         ],
     )

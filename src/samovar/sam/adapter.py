@@ -18,7 +18,7 @@ from samovar.sam.engine import sam_gradient
 from samovar.sam.memory import SamMemory
 from samovar.sam.variant import SamVariant
 
-_OWN = {"rho", "adaptive", "eta"}
+_OWN = ("rho", "adaptive", "eta")
 _PICKLED = (
     *("base_optimizer", "defaults", "shared_ascent", "clip_norm"),
     *("model", "variant", "start", "end", "memory"),
@@ -205,7 +205,7 @@ class SAM(torch.optim.Optimizer):
             check_own_ascent(self.variant, "ascent_closure")
         refuse_accumulate()
         # Groups may have come through the base optimizer: a plain checkpoint, add_param_group.
-        self._adopt([group for group in self.param_groups if not group.keys() >= _OWN])
+        self._adopt([group for group in self.param_groups if not group.keys() >= set(_OWN)])
         try:
             with self.memory.turn(1):
                 try:

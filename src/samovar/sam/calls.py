@@ -29,7 +29,7 @@ def answering(init: Init) -> Init:
 
     @wraps(init)
     def checked(self: object, *args: Any, **kwargs: Any) -> None:
-        optimizers = [*args, *(kwargs[name] for name in ("base_optimizer",) if name in kwargs)]
+        optimizers = [*args, *(value for name, value in kwargs.items() if name == "base_optimizer")]
         known = kwargs.keys() <= {"base_optimizer", *own}
         if not (known and len(optimizers) == 1 and _is_optimizer(optimizers[0])):
             raise TypeError(_answer(own, args, kwargs))
@@ -79,7 +79,10 @@ def _answer(own: Sequence[str], args: Sequence[Any], kwargs: dict[str, Any]) -> 
 
 def _accepted(maker: Callable[..., object], settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that the class of an optimizer knows."""
-    known = inspect.signature(maker).parameters
+    try:
+        known = inspect.signature(maker).parameters
+    except ValueError:  # a class written in C
+        return settings
     if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in known.values()):
         return settings
     return {name: value for name, value in settings.items() if name in known}
