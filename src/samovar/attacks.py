@@ -22,6 +22,8 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 
 EPS, STEP_SIZE, NUM_STEPS = 2 / 255, 0.25 / 255, 10
 """The paper's attack, section 5.4 and appendix E.5 of arXiv:2106.01548."""
+ROUNDING = 1e-5
+"""How far outside [0, 1] images may be, such as those whose normalization was undone."""
 
 
 def fgsm(
@@ -72,7 +74,8 @@ def pgd(
 ) -> Tensor:
     """Return images [B, C, H, W] after projected gradient ascent of each image's loss.
 
-    The images stay within their balls and [0, 1]. Without restarts the last point counts, whatever
+    The images stay within their balls and [0, 1]; those up to 1e-5 outside (in 16 bits: one step of
+    the type at 1) are clamped first. Without restarts the last point counts, whatever
     the steps met on the way, as is usual. With restarts each image keeps the last point of the
     ascent that ends misclassified, and among equals that of higher loss.
 
@@ -99,14 +102,14 @@ def pgd(
             is not finite.
 
     Source: Madry et al., arXiv:1706.06083."""
-    _check(images, labels)
+    images = _pixels(images, labels)
     _check_settings(eps, norm, step_size, num_steps, restarts, random_start)
     generator = generator or Generator().manual_seed(0)
     losses = criterion or _cross_entropy
     best = None
     with _differentiating_images(model):
         # Copies: tensors made under inference mode can be neither differentiated nor written to.
-        labels, ball = labels.clone(), Ball(images.detach().clone(), eps, norm)
+        labels, ball = labels.clone(), Ball(images.clone(), eps, norm)
         found = ball.images.clone()
         for _ in range(1 + restarts):
             point = ball.random(generator) if random_start else ball.images.clone()
@@ -230,7 +233,11 @@ def _differentiating_images(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def _check(images: Tensor, labels: Tensor) -> None:
+def _pixels(images: Tensor, labels: Tensor) -> Tensor:
+    """Return the images, detached and within [0, 1].
+
+    Raises:
+        ValueError: they are no images in [0, 1] up to rounding, or not one for each label."""
     if images.ndim != 4 or not images.is_floating_point():
         raise ValueError(
             f"images are {images.dtype} of shape {list(images.shape)}; "
@@ -240,11 +247,21 @@ def _check(images: Tensor, labels: Tensor) -> None:
         raise ValueError(
             f"{len(images)} images and {len(labels)} labels; give a label for each image"
         )
-    if len(images) and not (images.min() >= 0 and images.max() <= 1):
+    images = images.detach()
+    slack = max(ROUNDING, torch.finfo(images.dtype).eps)
+    if len(images) and not (images.min() >= -slack and images.max() <= 1 + slack):
         raise ValueError(
-            f"images run from {float(images.min()):.3g} to {float(images.max()):.3g}; give pixels "
+            f"images run from {_shown(images.min())} to {_shown(images.max())}; give pixels "
             "in [0, 1], before normalization, which belongs into the model"
         )
+    return images.clamp(0, 1)
+
+
+def _shown(pixel: Tensor) -> str:
+    """Format a pixel so that one outside [0, 1] does not round into it."""
+    value = float(pixel)
+    short = f"{value:.3g}"
+    return f"{value:.8g}" if 0 <= float(short) <= 1 else short
 
 
 def _check_settings(

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel as DDP  # noqa: N817
 
 from samovar.sam import SAM, plain_backward, sam_backward
+from samovar.sam.variant import SamVariant
 from tests.e2e.ranks import run_ranks
 
 RANKS, SECONDS, RHO = 2, 400, 0.1
@@ -151,7 +152,7 @@ def adapter_gradient(rank: int) -> list[list[Tensor]]:
     found = []
     for options in DDP_OPTIONS:
         if "static_graph" in options:
-            continue  # DDP forbids no_sync in its first step then, with or without SAM
+            continue  # DDP forbids no_sync in its first step then, with or without SAM: see below
         model, (x, y) = DDP(net(dropout=0.5), **options), batch(rank)
         sam = SAM(torch.optim.SGD(model.parameters(), lr=0.0), rho=RHO)
         for _ in range(2):
@@ -166,6 +167,48 @@ def test_the_adapters_gradient_is_the_mean_of_the_ranks_sam_gradients(ranks):
     for result in ranks:
         for found in result["adapter_gradient"]:
             assert_same(found, expected)
+
+
+@scenario
+def static_graph(rank: int) -> dict[str, Any]:
+    """A graph that DDP counts in its first backward pass, which must not be a silent one."""
+    x, y = batch(rank)
+    found: dict[str, Any] = {}
+
+    def steps(ddp: nn.Module, count: int, **settings: Any) -> list[Tensor]:
+        ddp.zero_grad()
+        sam = SAM(torch.optim.SGD(ddp.parameters(), lr=0.0), rho=RHO, **settings)
+        for _ in range(count):
+            torch.manual_seed(rank)
+            sam.step(closure_of(ddp, x, y))
+        return grads(ddp)
+
+    model = DDP(net(dropout=0.5), static_graph=True)
+    for name, settings in {"found": {}, "named": {"model": model}}.items():
+        try:
+            steps(model, 1, **settings)
+        except ValueError as error:
+            found[name] = str(error)
+    found["cleared"] = all(p.grad is None for p in model.parameters())
+    found["plain first"] = [steps(model, 3, start=1), steps(model, 2)]
+    both = SamVariant(gamma=0.8)
+    found["wsam"] = [steps(model, 2, variant=both), steps(DDP(net(dropout=0.5)), 2, variant=both)]
+    found["shared"] = steps(DDP(net(dropout=0.5), static_graph=True), 3, shared_ascent=True)
+    return found
+
+
+def test_a_static_graph_is_refused_until_ddp_has_counted_it(ranks):
+    losses = [loss_on(*batch(rank)) for rank in range(RANKS)]
+    expected = written_out(net(dropout=0.5), losses)
+    for result in ranks:
+        found = result["static_graph"]
+        for name in ("found", "named"):
+            assert "use sam_backward, leave out static_graph" in found[name]
+        assert found["cleared"]
+        for each in found["plain first"]:
+            assert_same(each, expected)
+        assert_same(*found["wsam"])
+        assert_same(found["shared"], written_out(net(dropout=0.5), losses, shared=True))
 
 
 @scenario

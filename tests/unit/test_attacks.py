@@ -133,6 +133,43 @@ def test_eps_zero_changes_nothing():
         assert torch.equal(pgd(model, images, labels, eps=0, norm=norm), images)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("attack", [pgd, fgsm])
+def test_images_outside_by_rounding_are_clamped(attack, dtype):
+    mean, std = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.2023, 0.1994, 0.2010])
+    mean, std = mean.view(1, 3, 1, 1).to(dtype), std.view(1, 3, 1, 1).to(dtype)
+    pixels = (torch.arange(256).view(256, 1, 1, 1) / 255).expand(-1, 3, 2, 2).to(dtype)
+    images, labels = ((pixels - mean) / std) * std + mean, torch.zeros(256, dtype=torch.long)
+    if dtype != torch.float32:  # whose own rounding leaves [0, 1]
+        slack = max(1e-5, torch.finfo(dtype).eps)
+        images[0], images[1] = -slack, 1 + slack
+    assert images.min() < 0 or images.max() > 1
+    model, before = linear().to(dtype), images.clone()
+    found = attack(model, images, labels, eps=2 / 255)
+    assert torch.equal(found, attack(model, images.clamp(0, 1), labels, eps=2 / 255))
+    assert found.min() >= 0
+    assert found.max() <= 1
+    assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (-1.2e-5, 1.0, "from -1.2e-05 to 1;"),
+        (0.0, 1.000012, "from 0 to 1.000012;"),
+        (0.25, 1.0001, "from 0.25 to 1.0001;"),
+        (-0.4, 2.64, "from -0.4 to 2.64;"),
+        (0.0, 255.0, "from 0 to 255;"),
+        (0.0, math.nan, "from nan to nan;"),
+    ],
+)
+def test_images_outside_by_more_are_refused_with_digits_that_show_it(low, high, words):
+    images = torch.full((2, 3, 2, 2), low, dtype=torch.float64)
+    images[0, 0, 0, 0] = high
+    with pytest.raises(ValueError, match=words):
+        pgd(linear(), images, torch.zeros(2, dtype=torch.long))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

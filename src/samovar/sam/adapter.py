@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
-from weakref import WeakValueDictionary
+import warnings
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
+from samovar.sam.calls import answering, missing, refuse_accumulate
 from samovar.sam.checks import check_own_ascent, check_settings, check_variant, check_wrapping
-from samovar.sam.closure_passes import Closure, ClosurePasses
+from samovar.sam.closure_passes import Closure, ClosurePasses, FreshGradients, Skipped
 from samovar.sam.directions import Climber, asam_offset, norm_parameters
 from samovar.sam.engine import sam_gradient
 from samovar.sam.memory import SamMemory
 from samovar.sam.variant import SamVariant
 
+_OWN = ("rho", "adaptive", "eta")
 _PICKLED = (
     *("base_optimizer", "defaults", "shared_ascent", "clip_norm"),
     *("model", "variant", "start", "end", "memory"),
@@ -34,7 +37,8 @@ class SAM(torch.optim.Optimizer):
     """An optimizer that applies the SAM gradient through any base optimizer.
 
     `step(closure)` calls the closure twice, then `base_optimizer.step()`. The closure is PyTorch's:
-    compute the loss, call backward, return the loss. Accumulate micro-batches inside it.
+    compute the loss, call backward, return the loss. Accumulate micro-batches inside it. Without
+    backward and a loss to return it skips the batch.
     Parameters, state and `state_dict` are the base optimizer's own, so schedulers and checkpoints
     may use either object. `rho`, `adaptive` and `eta` live in its parameter groups; a group with
     rho = 0 is not perturbed and does not count in the norm. A parameter that the optimizer does not
@@ -48,8 +52,8 @@ class SAM(torch.optim.Optimizer):
     it ignores the part of the variant.
 
     Args:
-        base_optimizer: applies the gradient; must have no hyper-parameter of its own called rho,
-            adaptive or eta.
+        base_optimizer: applies the gradient; must step without a closure, and have no
+            hyper-parameter of its own called rho, adaptive or eta.
         rho: radius of the perturbation, >= 0; 0 is plain training.
         adaptive: use ASAM, see `sam_backward`. It needs parameter names: from `model`, or from a
             base optimizer built on `named_parameters()`.
@@ -63,8 +67,11 @@ class SAM(torch.optim.Optimizer):
         end: first step after `start` that is plain again; None is never.
 
     Raises:
-        ValueError: a setting is out of range or clashes with one of the base optimizer, names are
-            missing under `adaptive`, or the variant's settings contradict each other.
+        TypeError: the call is that of another library, or has no optimizer; the message shows the
+            right one.
+        ValueError: a setting is out of range or clashes with one of the base optimizer, which may
+            also need a closure; names are missing under `adaptive`; or the variant's settings
+            contradict each other.
 
     Source: see `sam_backward`.
     """
@@ -75,6 +82,7 @@ class SAM(torch.optim.Optimizer):
     grad_scale: Tensor
     found_inf: Tensor
 
+    @answering
     def __init__(
         self,
         base_optimizer: torch.optim.Optimizer,
@@ -113,8 +121,13 @@ class SAM(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        # The gradients that our own last step left, by id: the next step may discard these.
-        self._left: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
+        self._fresh = FreshGradients()
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Say what replaces the two steps of other libraries."""
+            raise AttributeError(missing(type(self).__name__, name))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} of {self.base_optimizer!r}"
@@ -165,15 +178,17 @@ class SAM(torch.optim.Optimizer):
 
         Returns:
             The result of the first call of the closure, at the unperturbed weights (MSAM: at the
-            perturbed ones). A tensor is detached.
+            perturbed ones). A tensor is detached. None, with a warning, if a call skips the batch:
+            it returns None and leaves no gradient. Then no step is taken.
 
         Raises:
             TypeError: there is no closure.
             ValueError: there is an ascent closure, but the variant needs both gradients of the same
                 examples, or takes no gradient for its ascent.
             RuntimeError: the call came through `scaler.step(sam, closure)`; the closure left no
-                gradient or added to an older one; a compiled model has buffers and was not given as
-                `model`. The weights are as before, the gradients are cleared.
+                gradient or added to an older one; accelerate's `accumulate()` is around the call; a
+                compiled model has buffers and was not given as `model`. The weights are as before,
+                the gradients are cleared.
         """
         if "grad_scale" in self.__dict__:
             del self.grad_scale, self.found_inf
@@ -188,26 +203,38 @@ class SAM(torch.optim.Optimizer):
             )
         if ascent_closure is not None:
             check_own_ascent(self.variant, "ascent_closure")
-        with self.memory.turn(1):
-            try:
-                loss = self._backward(closure, ascent_closure or closure, scaler)
-            except BaseException:
-                self.zero_grad()
-                raise
-            self._apply(scaler)
-            if self.memory.difference:
-                self.memory.subtract_(self.base_optimizer, self.variant)
-        grads = (param.grad for param in self._params().values() if param.grad is not None)
-        self._left = WeakValueDictionary({id(grad): grad for grad in grads})
+        refuse_accumulate()
+        # Groups may have come through the base optimizer: a plain checkpoint, add_param_group.
+        self._adopt([group for group in self.param_groups if not group.keys() >= set(_OWN)])
+        try:
+            with self.memory.turn(1):
+                try:
+                    loss = self._backward(closure, ascent_closure or closure, scaler)
+                except BaseException:
+                    self.zero_grad()
+                    raise
+                self._apply(scaler)
+                if self.memory.difference:
+                    self.memory.subtract_(self.base_optimizer, self.variant)
+        except Skipped:
+            # stacklevel 3 is the caller: torch wraps step() to profile it.
+            warnings.warn(
+                "the closure returned None and left no gradient, so no step was taken; if no batch "
+                "was to be skipped, call backward() and return the loss",
+                stacklevel=3,
+            )
+            return None
+        self._fresh.leave(self._params())
         return loss
 
     def _backward(self, closure: Closure, ascent: Closure, scaler: GradScaler | None) -> Any:
         """Leave the gradient that the base optimizer takes in `.grad`; return the clean loss."""
         step = self.memory.step
         active = step >= self.start and (self.end is None or step < self.end)
+        params = self._params()
         passes = ClosurePasses(
-            params=self._params(),
-            call=self._call,
+            params=params,
+            call=partial(self._fresh.run, params),
             closure=closure,
             ascent_closure=ascent,
             scaler=scaler,
@@ -234,27 +261,6 @@ class SAM(torch.optim.Optimizer):
                     climbers[place] = Climber(param, group["rho"], asam_offset(name, eta))
         return climbers
 
-    def _call(self, closure: Closure) -> Any:
-        """Run the closure from empty gradients and check that it fills them."""
-        foreign: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
-        for param in self._params().values():
-            if param.grad is not None and self._left.get(id(param.grad)) is param.grad:
-                param.grad = None
-            elif param.grad is not None:
-                foreign[id(param.grad)] = param.grad
-        with torch.enable_grad():
-            loss = closure()
-        grads = [param.grad for param in self._params().values() if param.grad is not None]
-        if not grads:
-            raise RuntimeError("the closure left no gradient; it must call backward() on the loss")
-        if any(foreign.get(id(grad)) is grad for grad in grads):
-            raise RuntimeError(
-                "the closure added to gradients that were there before step(); accumulate inside "
-                "the closure (Lightning: accumulate_grad_batches=1), or call zero_grad() first if "
-                "they are stale"
-            )
-        return loss.detach() if isinstance(loss, Tensor) else loss
-
     def _apply(self, scaler: GradScaler | None) -> None:
         """Clip, then step the base optimizer, through the scaler if there is one."""
         if self.clip_norm is not None:
@@ -279,10 +285,7 @@ class SAM(torch.optim.Optimizer):
 
     def _adopt(self, groups: list[dict[str, Any]]) -> None:
         """Check the settings of groups, then add our defaults where a group has none."""
-        settings = [
-            {key: group.get(key, self.defaults[key]) for key in ("rho", "adaptive", "eta")}
-            for group in groups
-        ]
+        settings = [{key: group.get(key, self.defaults[key]) for key in _OWN} for group in groups]
         for group, setting in zip(groups, settings, strict=True):
             check_settings(setting["rho"], setting["eta"])
             if setting["adaptive"] and not all(self._names(group)):

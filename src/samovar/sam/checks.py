@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from torch.optim import Optimizer
 
+from samovar.sam.calls import closure_caller
 from samovar.sam.variant import SamVariant, changed, conflict, fault
 
 
@@ -94,8 +95,13 @@ def check_wrapping(
         end: first step that is plain again, or None.
 
     Raises:
-        ValueError: a hyper-parameter clashes, the optimizer is wrapped already, or a setting is out
-            of range."""
+        ValueError: the optimizer needs a closure, a hyper-parameter clashes, the optimizer is
+            wrapped already, or a setting is out of range."""
+    if name := closure_caller(base_optimizer):
+        raise ValueError(
+            f"{name} calls its closure itself, so it cannot be the base optimizer, which gets its "
+            "gradient from SAM; wrap an optimizer that needs no closure, such as torch.optim.SGD"
+        )
     if clash := settings.keys() & base_optimizer.defaults.keys():
         raise ValueError(
             f"{type(base_optimizer).__name__} has its own {', '.join(clash)}; pick another "

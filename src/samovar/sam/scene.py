@@ -36,7 +36,9 @@ class Scene:
         """Enclose the first ascent pass and find the modules that it calls.
 
         Args:
-            hook: use the global hook, for passes whose modules are not known."""
+            hook: use the global hook, for passes whose modules are not known. They are those that
+                call `.backward()` on the wrapped module."""
+        self.by_backward = hook
         with ExitStack() as self.undo:
             if self.model is not None:
                 self.add(self.model)
@@ -66,6 +68,8 @@ class Scene:
                 refuse_unfit(module, named=self.model is not None)
                 self.modules[id(module)] = module
                 if self.mute and isinstance(module, DistributedDataParallel):
+                    if self.by_backward:
+                        _refuse_uncounted_graph(module)
                     self.undo.enter_context(_muted(module))
 
     def _training(self) -> list[nn.Module]:
@@ -147,6 +151,19 @@ def _muted(ddp: DistributedDataParallel) -> Iterator[None]:
         yield
     finally:
         ddp.require_backward_grad_sync, ddp.require_forward_param_sync = flags
+
+
+def _refuse_uncounted_graph(ddp: DistributedDataParallel) -> None:
+    """Refuse a silent backward pass as the first of a static graph, which counts it as a sent one.
+
+    Raises:
+        ValueError: the graph is static and DDP has not sent its gradients yet."""
+    if ddp.static_graph and not ddp._static_graph_delay_allreduce_enqueued:
+        raise ValueError(
+            "DDP(static_graph=True) must send the gradients of its first backward pass, but SAM's "
+            "first is silent; use sam_backward, leave out static_graph, or take a plain step "
+            "first: SAM(..., start=1)"
+        )
 
 
 def _broadcast_buffers(ddp: DistributedDataParallel) -> None:
