@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from samovar.curvature.borrow import Mode
 from samovar.curvature.graphs import GaussNewtonGraph, Graph, hessian_graph
 from samovar.curvature.mean import MeanOverBatches, Retain
+from samovar.restore import outputs as returned
 
 LossFn = Callable[[nn.Module, Any], Tensor]
 
@@ -85,7 +86,12 @@ class Hessian(MeanOverBatches):
         self._loss = loss
 
     def _graph(self, batch: Any) -> Graph:
-        return hessian_graph(self._loss(self._model, batch), self._leaves)
+        return hessian_graph(self._loss_on(batch), self._leaves)
+
+    def _loss_on(self, batch: Any) -> Tensor:
+        return returned.loss_from(
+            self._loss, self._model, batch, example=returned.OF_MODEL_AND_BATCH
+        )
 
 
 class GaussNewton(MeanOverBatches):
@@ -120,8 +126,14 @@ class GaussNewton(MeanOverBatches):
         self._outputs, self._loss = outputs, loss
 
     def _graph(self, batch: Any) -> Graph:
-        outputs = self._outputs(self._model, batch)
-        return GaussNewtonGraph(outputs, lambda z: self._loss(z, batch), self._leaves)
+        outputs = returned.logits_of(self._outputs(self._model, batch))
+        return GaussNewtonGraph(outputs, lambda z: self._loss_of(z, batch), self._leaves)
+
+    def _loss_on(self, batch: Any) -> Tensor:
+        return self._loss_of(returned.logits_of(self._outputs(self._model, batch)), batch)
+
+    def _loss_of(self, outputs: Tensor, batch: Any) -> Tensor:
+        return returned.loss_from(self._loss, outputs, batch, example=returned.OF_OUTPUTS_AND_BATCH)
 
 
 def dense(op: LinearOperator, *, columns: int = 32) -> Tensor:

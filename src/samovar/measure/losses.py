@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from samovar.curvature.inputs import num_examples
 from samovar.restore import evaluating, rng
+from samovar.restore.outputs import OF_MODEL_AND_BATCH, loss_from
 
 LossFn: TypeAlias = Callable[[nn.Module, Any], Tensor]
 """Maps (model, batch) to the mean loss [] over the batch."""
@@ -75,7 +76,7 @@ def losses_and_gradient(
     # trained on with those
     with rng(), torch.set_grad_enabled(bool(params)):
         for batch in checked(batches):
-            value = _scalar(loss(model, batch))
+            value = loss_from(loss, model, batch, example=OF_MODEL_AND_BATCH)
             size = num_examples(batch)
             values.append(float(value.detach()))
             sizes.append(size)
@@ -92,19 +93,6 @@ def losses_and_gradient(
     for total in sums:
         total /= sum(sizes)
     return Losses(values, sizes), sums
-
-
-def _scalar(value: object) -> Tensor:
-    if isinstance(value, Tensor) and not value.ndim:
-        return value
-    got = (
-        f"a tensor of shape {list(value.shape)}"
-        if isinstance(value, Tensor)
-        else f"an object of type {type(value).__name__}"
-    )
-    raise ValueError(
-        f"the loss of a batch is {got}; return its mean over the batch, a tensor of shape []"
-    )
 
 
 def checked(batches: Iterable[Any]) -> Iterable[Any]:

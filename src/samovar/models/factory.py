@@ -26,6 +26,7 @@ from samovar import plugins
 from samovar.config import ModelConfig
 from samovar.models.networks import Sizes, build, check_patch, heads, zero_head
 from samovar.models.table import MODELS, Family, Variant, has_constructor, names, unknown
+from samovar.restore.outputs import logits_of
 
 __all__ = ["MODELS", "Classifier", "create", "describe", "family"]
 
@@ -50,7 +51,7 @@ class Classifier(nn.Module):
 
         Raises:
             TypeError: integer images, which are on another scale."""
-        return cast(Tensor, self.body(self._normalized(images)))
+        return logits_of(self.body(self._normalized(images)))
 
     def features(self, images: Tensor) -> Tensor:
         """Return the input [B, D] of the classifier layer: the class token or the pooled features.
