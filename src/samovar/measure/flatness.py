@@ -90,7 +90,7 @@ def average_flatness(
             raise ValueError(
                 "no weights of two or more dimensions, so no filters; use scaling='isotropic'"
             )
-        clean = finite(batch_losses(model, loss, batches)).mean
+        clean = finite(batch_losses(model, loss, batches, check=True)).mean
         draws = []
         for _ in range(num_draws):
             # e and -e come from the same random numbers

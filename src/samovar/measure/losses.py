@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from samovar.curvature.inputs import num_examples
+from samovar.curvature.summed import warn_if_summed
 from samovar.restore import evaluating, rng
 from samovar.restore.outputs import OF_MODEL_AND_BATCH, loss_from
 
@@ -36,6 +37,8 @@ def mean_loss(model: nn.Module, loss: LossFn, batches: Iterable[Any]) -> float:
         return finite(batch_losses(model, loss, batches)).mean
 
 
+CHECKED = 8
+"""Fewest examples of a batch whose loss is checked for being a sum."""
 EMPTY = "batches is empty; give at least one batch"
 
 
@@ -55,20 +58,35 @@ class Losses:
         return sum(weighted) / sum(self.sizes)
 
 
-def batch_losses(model: nn.Module, loss: LossFn, batches: Iterable[Any]) -> Losses:
-    """Compute the loss of each batch, without gradients."""
-    return losses_and_gradient(model, loss, batches, ())[0]
+def batch_losses(
+    model: nn.Module, loss: LossFn, batches: Iterable[Any], *, check: bool = False
+) -> Losses:
+    """Compute the loss of each batch, without gradients; `check` as in `losses_and_gradient`."""
+    return losses_and_gradient(model, loss, batches, (), check=check)[0]
 
 
 def losses_and_gradient(
-    model: nn.Module, loss: LossFn, batches: Iterable[Any], params: Sequence[Tensor]
+    model: nn.Module,
+    loss: LossFn,
+    batches: Iterable[Any],
+    params: Sequence[Tensor],
+    *,
+    check: bool = False,
 ) -> tuple[Losses, list[Tensor]]:
     """Compute the loss of each batch, and the gradient of their weighted mean by `params`.
 
     The gradient is summed in float32 or the type of the parameter, whichever is more precise.
 
+    Args:
+        check: warn if the loss of the first batch looks like a sum over its examples, for a forward
+            pass over it.
+
     Raises:
         ValueError: no batches, a loss that is no scalar tensor or does not depend on `params`."""
+
+    def value_of(batch: Any) -> Tensor:
+        return loss_from(loss, model, batch, example=OF_MODEL_AND_BATCH)
+
     values, sizes = [], []
     sums = [torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in params]
     # the same random numbers in every pass, else the noise of the loss would count as sharpness;
@@ -76,7 +94,7 @@ def losses_and_gradient(
     # trained on with those
     with rng(), torch.set_grad_enabled(bool(params)):
         for batch in checked(batches):
-            value = loss_from(loss, model, batch, example=OF_MODEL_AND_BATCH)
+            value = value_of(batch)
             size = num_examples(batch)
             values.append(float(value.detach()))
             sizes.append(size)
@@ -85,6 +103,8 @@ def losses_and_gradient(
                     "the loss does not depend on the weights; does the model run under no_grad?"
                 )
             grads = torch.autograd.grad(value, params, allow_unused=True) if params else ()
+            if check and len(sizes) == 1 and size >= CHECKED:
+                warn_if_summed(value_of, batch, values[0])
             for total, grad in zip(sums, grads, strict=True):
                 if grad is not None:
                     total.add_(grad, alpha=size)

@@ -120,8 +120,8 @@ def sam_sharpness(
         ball = _Ball(
             weights, rho, rho if step_size is None else step_size, eta if adaptive else None
         )
-        for group in groups:
-            search = _Search(model, loss, group, ball)
+        for number, group in enumerate(groups):
+            search = _Search(model, loss, group, ball, check=not number)
             best = search.highest(num_steps, restarts, generator)
             clean, highest = clean + search.clean, highest + best
             num_gradients += search.num_gradients
@@ -178,8 +178,11 @@ class _Ball(NamedTuple):
 class _Search:
     """Ascents of the mean loss over some batches, within a ball."""
 
-    def __init__(self, model: nn.Module, loss: LossFn, batches: Iterable[Any], ball: _Ball) -> None:
+    def __init__(
+        self, model: nn.Module, loss: LossFn, batches: Iterable[Any], ball: _Ball, *, check: bool
+    ) -> None:
         self.model, self.loss, self.batches, self.ball = model, loss, batches, ball
+        self.check = check
         self.num_gradients = 0
 
     def highest(self, num_steps: int, restarts: int, generator: Generator | None) -> Losses:
@@ -220,7 +223,11 @@ class _Search:
         weights = self.ball.weights
         weights.shift(self.ball.times_t(u) if u is not None else None)
         losses, grads = losses_and_gradient(
-            self.model, self.loss, self.batches, weights.params if gradient else ()
+            self.model,
+            self.loss,
+            self.batches,
+            weights.params if gradient else (),
+            check=self.check and u is None,
         )
         self.num_gradients += len(losses.sizes) * gradient
         return losses, grads
