@@ -81,7 +81,8 @@ def pgd(
     pass for each ascent.
 
     Args:
-        model: maps images in [0, 1] to logits [B, K]; runs in eval mode.
+        model: maps images in [0, 1] to logits [B, K], or to an object that has them as `.logits`;
+            runs in eval mode.
         images: [B, C, H, W] floating point in [0, 1].
         labels: [B] class indices.
         eps: radius, 0 to 1: the largest change of a pixel, or for norm="2" the Euclidean length of

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,13 +14,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import samovar
+from samovar import config as configs
+from samovar import recipes
+from samovar.config import MeasureConfig, ModelConfig, RunConfig
 from samovar.curvature.summed import warn_if_summed
 from samovar.data.loader import Batch
+from samovar.export import export
+from samovar.measure import command
 from samovar.measure.accuracy import logits_of as measured_logits
 from samovar.measure.activation_tally import run_tally
 from samovar.measure.predictions import predict
 from samovar.models.factory import Classifier
+from samovar.models.open import open_model
 from samovar.objectives import make_objective
+from samovar.runs.records import RunDir
+from samovar.runtime import Runtime
+from samovar.train.fit import fit, prepare
+
+CPU = Runtime(torch.device("cpu"), torch.float32)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -364,3 +376,56 @@ def test_the_check_leaves_random_numbers_as_they_are():
     state = torch.get_rng_state()
     warn_if_summed(lambda batch: torch.rand(()), images(8), 1.0)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+# --- from the shell --------------------------------------------------------------------------------------------------
+
+MINE = """
+import torch
+from types import SimpleNamespace
+
+class Net(torch.nn.Conv2d):
+    def forward(self, x):
+        return SimpleNamespace(logits=super().forward(x).flatten(1))
+
+def net(num_classes, image_size, channels):
+    return Net(channels, num_classes, image_size)
+
+def vit(num_classes, image_size, channels):
+    from transformers import ViTConfig, ViTForImageClassification
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = ViTConfig(image_size=image_size, patch_size=4, num_channels=channels, num_labels=num_classes, **sizes)
+    return ViTForImageClassification(config)
+"""
+
+
+@pytest.mark.parametrize("name", ["net", "vit"])
+def test_it_is_trained_measured_and_exported_from_the_shell(name, tmp_path, monkeypatch, capsys):
+    if name == "vit":
+        pytest.importorskip("transformers")
+    module = f"returns_objects_{name}"
+    (tmp_path / f"{module}.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe = recipes.get("vit-digits").config()
+    config = replace(
+        recipe,
+        steps=2,
+        model=ModelConfig(name=f"{module}:{name}", init="library"),
+        optim=replace(recipe.optim, warmup_steps=0),
+        run=RunConfig(threads=1),
+    )
+    run = RunDir.create(tmp_path, "r")
+    configs.save(config, run.config_path)
+    list(fit(config, run, CPU, *prepare(config, CPU)))
+    wanted = ("accuracy", "attack", "flatness", "hessian", "landscape", "ntk", "predictions")
+    few = MeasureConfig(images=30, attack_images=4, attack_steps=1, points=3, processes=1, ntk_batch=8, ntk_batches=1)
+    for subject in (str(run.path), f"{module}:{name}"):
+        folder = command.run(subject, wanted, replace(few, image_size=8, output=tmp_path, name="m", workers=0))
+        assert {record.settings.get("measurement") for record in folder.records()} >= set(wanted)
+    copied = export(str(run.path), "torch", output=tmp_path / "copy")
+    copy = torch.export.load(copied / "model.pt2").module()
+    pixels = torch.rand(3, 1, 8, 8, generator=seeded())
+    found = copy(pixels)
+    assert found.shape == (3, 10)
+    assert torch.allclose(found, open_model(str(run.path)).model(pixels), atol=1e-5)  # two orders of float32 sums

@@ -19,6 +19,7 @@ from samovar.report import write
 from samovar.report.chapters.blocks import blocks
 from samovar.report.chapters.headline import headline
 from samovar.report.chapters.spectrum import spectrum
+from samovar.report.chapters.watch import watch
 from samovar.runs.records import Record, RunDir
 from samovar.runs.saddle import saddle, saddles
 from tests.unit.report_runs import load, make_run
@@ -197,6 +198,17 @@ def test_blocks_and_spectrum_say_it_too(runs):
     cells = [cell for row in parts(blocks(runs))["blocks-table"].rows for cell in row.cells]
     assert sum(any("largest 2" in detail and "not converged" in detail for detail in c.details) for c in cells) == 1
     assert sum("no minimum" in note for note in spectrum(runs).notes) == 1
+
+
+def test_curves_of_training_say_where_lambda_max_is_negative(tmp_path):
+    folders = [make_run(tmp_path / name) for name in ("saddle", "bowl")]
+    values = {150: -3.0, 155: -0.01}  # the second may be 0, by its residual
+    RunDir(folders[0]).append(
+        *(Record("watch/lambda_max", value, where={"step": step}, residual=0.1) for step, value in values.items())
+    )
+    runs = load(*folders)
+    (note,) = watch(runs).notes
+    assert note.startswith(f"{runs[0].label}: λ_max, the eigenvalue of largest magnitude, is negative at 1 step, where")
 
 
 def test_the_page_has_the_sentence_beside_the_numbers(runs, tmp_path):

@@ -65,7 +65,8 @@ def average_flatness(
     dimensions, which are biases and scales of norms, get no filter noise. Position embeddings and
     class tokens [1, ...] are one filter.
 
-    Cost: 1 + num_draws forward passes over the batches. Memory: one copy of the weights.
+    Cost: 1 + num_draws forward passes over the batches, and one over the first, whose loss is
+    checked for being a sum. Memory: one copy of the weights.
 
     Args:
         model, loss, batches: as in `mean_loss`.

@@ -149,7 +149,10 @@ def _eigenvalues(
 
     errors = zip(pairs.values.tolist(), pairs.residuals.tolist(), strict=True)
     found = [record(name, value, residual, pairs.converged) for value, residual in errors]
-    if found[0].value >= 0 or pairs.largest is None or pairs.smallest is None:
+    if pairs.largest is None or pairs.smallest is None:
+        return found, []
+    # a single product shows one number, which is both ends
+    if found[0].value >= 0 or pairs.largest == pairs.smallest:
         return found, []
     ends = ((saddle.LARGEST[name], pairs.largest), (saddle.SMALLEST[name], pairs.smallest))
     return found, [

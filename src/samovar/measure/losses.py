@@ -25,14 +25,15 @@ def mean_loss(model: nn.Module, loss: LossFn, batches: Iterable[Any]) -> float:
 
     Args:
         model: any; in eval mode inside, restored afterwards.
-        loss: maps (model, batch) to the mean loss [] over the batch. Global random numbers that it
-            draws are the same in every pass over the batches.
+        loss: maps (model, batch) to the mean loss [] over the batch, or to an object, dict or tuple
+            that holds it. Global random numbers that it draws are the same in every pass over the
+            batches.
         batches: can be read several times, in the same order. A batch has a length, or is a tuple,
             list or mapping whose first tensor has the examples along dim 0.
 
     Raises:
         ValueError: no batches, a loss that is not a scalar or not finite, a batch of unknown size.
-        TypeError: batches is an iterator."""
+        TypeError: batches is an iterator; the loss is a function of (input, target)."""
     with evaluating(model):
         return finite(batch_losses(model, loss, batches)).mean
 

@@ -75,7 +75,8 @@ def sam_sharpness(
     value. Where rho is small, the rounding error of the losses remains, some 1e-7 of them in
     float32.
 
-    Cost: num_steps * (1 + restarts) gradients and 1 + restarts forward passes over the batches.
+    Cost: num_steps * (1 + restarts) gradients and 1 + restarts forward passes over the batches, and
+    a forward pass over the first, whose loss is checked for being a sum.
     Memory: five times the weights, in addition to that of the loss.
 
     Args:

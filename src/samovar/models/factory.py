@@ -103,7 +103,8 @@ def create(
     `module:function`, or a function that an installed package adds under a name (entry points of
     `samovar.models`), is called with those of num_classes, image_size, channels, dropout, drop_path
     and head_bias that its signature takes. It returns an nn.Module from normalized images to
-    logits, which is left as it is. A `Classifier` is not wrapped again.
+    logits, or to an object that has them as `.logits`. The module is left as it is; a `Classifier`
+    is not wrapped again.
 
     Args:
         config: name, initialization, dropout, normalization.
