@@ -258,6 +258,11 @@ def test_sam_tells_the_lambda_of_its_own(kind):
             backward(CRITERIA[kind], Net())
 
 
+def test_a_loss_in_place_of_its_function_is_told():
+    with pytest.raises(TypeError, match=r"is a tensor of shape \[\]; give a function, such as lambda model: crit"):
+        samovar.sam_backward(cross_entropy(model := Net(), images()), model, rho=0.1)
+
+
 @pytest.mark.parametrize("kind", ["a module of torch", "a module", "a function of torch", "a function"])
 def test_gauss_newton_tells_the_lambda_of_its_own(kind):
     op = samovar.GaussNewton(Net(), outputs, CRITERIA[kind], [images()])

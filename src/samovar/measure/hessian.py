@@ -149,12 +149,11 @@ def _eigenvalues(
 
     errors = zip(pairs.values.tolist(), pairs.residuals.tolist(), strict=True)
     found = [record(name, value, residual, pairs.converged) for value, residual in errors]
-    if pairs.largest is None or pairs.smallest is None:
-        return found, []
+    largest, smallest = pairs.largest, pairs.smallest
     # a single product shows one number, which is both ends
-    if found[0].value >= 0 or pairs.largest == pairs.smallest:
+    if found[0].value >= 0 or largest is None or smallest is None or largest == smallest:
         return found, []
-    ends = ((saddle.LARGEST[name], pairs.largest), (saddle.SMALLEST[name], pairs.smallest))
+    ends = ((saddle.LARGEST[name], largest), (saddle.SMALLEST[name], smallest))
     return found, [
         replace(record(title, end.value, end.residual, end.converged), cost={})
         for title, end in ends

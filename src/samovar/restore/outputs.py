@@ -60,8 +60,11 @@ def called(loss_fn: Callable[..., object], *args: Any, example: str) -> object:
 
     Raises:
         TypeError: the function takes something else, such as the outputs and the labels."""
-    of_model = isinstance(args[0], nn.Module)
-    if of_model and isinstance(loss_fn, _Loss):
+    if not callable(loss_fn):
+        raise TypeError(
+            f"the loss function is {_described(loss_fn)}; give a function, such as {example}"
+        )
+    if isinstance(args[0], nn.Module) and isinstance(loss_fn, _Loss):
         raise _wrong_arguments(loss_fn, example)
     try:
         return loss_fn(*args)
