@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from samovar import restore
+from samovar.restore.outputs import logits_of
 
 Norm = Literal["inf", "2"]
 Criterion = Callable[[Tensor, Tensor], Tensor]
@@ -83,7 +84,8 @@ def pgd(
     pass for each ascent.
 
     Args:
-        model: maps images in [0, 1] to logits [B, K]; runs in eval mode.
+        model: maps images in [0, 1] to logits [B, K], or to an object that has them as `.logits`;
+            runs in eval mode.
         images: [B, C, H, W] floating point in [0, 1].
         labels: [B] class indices.
         eps: radius, 0 to 1: the largest change of a pixel, or for norm="2" the Euclidean length of
@@ -199,7 +201,7 @@ def _lengths(changes: Tensor) -> Tensor:
 
 def _slope(model: nn.Module, point: Tensor, labels: Tensor, losses: Criterion) -> Tensor:
     point = point.detach().requires_grad_()
-    (slope,) = torch.autograd.grad(losses(model(point), labels).sum(), [point])
+    (slope,) = torch.autograd.grad(losses(logits_of(model(point)), labels).sum(), [point])
     if not torch.isfinite(slope).all():
         raise ValueError("the gradient of the images is not finite; look at the model's weights")
     return slope
@@ -213,7 +215,7 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 def _score(
     model: nn.Module, point: Tensor, labels: Tensor, losses: Criterion
 ) -> tuple[Tensor, ...]:
-    logits = model(point)
+    logits = logits_of(model(point))
     return (logits.argmax(1) != labels).float(), losses(logits, labels)
 
 

@@ -111,28 +111,18 @@ _UNREACHED = (
 )
 
 
-def hessian_graph(loss: Any, leaves: Sequence[Tensor]) -> HessianGraph:
-    """Return the Hessian's graph of a loss that a user's function returned.
+def hessian_graph(loss: Tensor, leaves: Sequence[Tensor]) -> HessianGraph:
+    """Return the Hessian's graph of a scalar loss.
 
     Raises:
-        ValueError: the loss is not a finite scalar, or no gradient reaches the leaves."""
+        ValueError: the loss is not finite, or no gradient reaches the leaves."""
     _checked(loss)
     if not loss.requires_grad:
         raise ValueError(_UNREACHED.format("loss does"))
     return HessianGraph(loss, leaves)
 
 
-def _checked(loss: Any) -> float:
-    if not isinstance(loss, Tensor) or loss.dim() != 0:
-        given = (
-            f"a tensor of shape {list(loss.shape)}"
-            if isinstance(loss, Tensor)
-            else f"{type(loss).__name__}"
-        )
-        raise ValueError(
-            f"the loss is {given}, not a scalar tensor; return its mean over the batch, as "
-            "loss.mean()"
-        )
+def _checked(loss: Tensor) -> float:
     value = float(loss.detach())
     if value - value != 0:
         raise ValueError(

@@ -86,7 +86,7 @@ def num_examples(batch: Any) -> int:
     Raises:
         ValueError: the batch has no length and no tensor, or no examples."""
     if isinstance(batch, (Tensor, tuple, list, Mapping)) or not hasattr(batch, "__len__"):
-        first = next(_tensors(batch), None)
+        first = next(tensors_of(batch), None)
         count = 0 if first is None or first.dim() == 0 else first.shape[0]
     else:
         count = len(batch)
@@ -100,13 +100,14 @@ def num_examples(batch: Any) -> int:
 
 def fingerprint(batch: Any) -> tuple[Any, ...]:
     """Return shape and sum of the first tensor, to notice a batch that differs between passes."""
-    first = next(_tensors(batch), None)
+    first = next(tensors_of(batch), None)
     if first is None:
         return ()
     return tuple(first.shape), float(to_float64_device(first).sum(dtype=torch.float64))
 
 
-def _tensors(batch: Any) -> Iterator[Tensor]:
+def tensors_of(batch: Any) -> Iterator[Tensor]:
+    """Yield the tensors in a batch, in order; containers and dataclasses are looked into."""
     if isinstance(batch, Tensor):
         yield batch
     elif isinstance(batch, Mapping):
@@ -119,14 +120,16 @@ def _tensors(batch: Any) -> Iterator[Tensor]:
 
 def _all(parts: Iterable[Any]) -> Iterator[Tensor]:
     for part in parts:
-        yield from _tensors(part)
+        yield from tensors_of(part)
 
 
 def convert(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
     """Return the batch on a device, its floating point tensors in `dtype`.
 
     Tensors in containers and dataclasses are converted too."""
-    return _map(batch, lambda x: _usable(x).to(device, dtype if x.is_floating_point() else None))
+    return map_tensors(
+        batch, lambda x: _usable(x).to(device, dtype if x.is_floating_point() else None)
+    )
 
 
 def _usable(x: Tensor) -> Tensor:
@@ -134,19 +137,22 @@ def _usable(x: Tensor) -> Tensor:
     return x.clone() if x.is_inference() else x
 
 
-def _map(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
+def map_tensors(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Return a batch of the same structure with a function of each tensor in its place."""
     if isinstance(batch, Tensor):
         return function(batch)
     if isinstance(batch, MutableMapping):
         mapped = copy.copy(batch)
-        mapped.update({key: _map(value, function) for key, value in batch.items()})
+        mapped.update({key: map_tensors(value, function) for key, value in batch.items()})
         return mapped
     if isinstance(batch, (tuple, list)):
-        parts = [_map(part, function) for part in batch]
+        parts = [map_tensors(part, function) for part in batch]
         return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
         changed = copy.copy(batch)  # not `replace`, which would run __init__ again
         for field in dataclasses.fields(batch):
-            object.__setattr__(changed, field.name, _map(getattr(batch, field.name), function))
+            object.__setattr__(
+                changed, field.name, map_tensors(getattr(batch, field.name), function)
+            )
         return changed
     return batch

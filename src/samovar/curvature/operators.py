@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from samovar.curvature.borrow import Mode
 from samovar.curvature.graphs import GaussNewtonGraph, Graph, hessian_graph
 from samovar.curvature.mean import MeanOverBatches, Retain
+from samovar.curvature.summed import warn_if_summed
+from samovar.restore import outputs as returned
 
 LossFn = Callable[[nn.Module, Any], Tensor]
 
@@ -44,8 +46,10 @@ class Hessian(MeanOverBatches):
 
     Args:
         model: a module on one device or several; its dtype may differ from the operator's.
-        loss: maps (model, batch) to the mean loss [] over the batch. Torch's random numbers that it
-            draws are the same in every product.
+        loss: maps (model, batch) to the mean loss [] over the batch, or to an object, dict or tuple
+            that holds it (see `restore.outputs.loss_of`). Torch's random numbers that it draws are
+            the same in every product. A loss that looks like a sum over the first batch gives a
+            warning, for one forward pass over it without gradients.
         batches: a list, or a DataLoader that does not shuffle or augment; every product that needs
             them reads them again. A batch weighs as many examples as its `len()`, or, if it is a
             tensor, tuple, list or dict or has no length, as the first dimension of the first tensor
@@ -66,6 +70,7 @@ class Hessian(MeanOverBatches):
     Raises:
         ValueError: a BatchNorm uses batch statistics; there is nothing to differentiate; batches is
             an iterator; the dtype is another; distributed without a process group.
+        TypeError: in a product, if the loss is a function of (input, target).
 
     Source: Pearlmutter (1994), by reverse mode twice."""
 
@@ -85,7 +90,12 @@ class Hessian(MeanOverBatches):
         self._loss = loss
 
     def _graph(self, batch: Any) -> Graph:
-        return hessian_graph(self._loss(self._model, batch), self._leaves)
+        return _noticing_sums(self, hessian_graph(self._loss_on(batch), self._leaves), batch)
+
+    def _loss_on(self, batch: Any) -> Tensor:
+        return returned.loss_from(
+            self._loss, self._model, batch, example=returned.OF_MODEL_AND_BATCH
+        )
 
 
 class GaussNewton(MeanOverBatches):
@@ -96,7 +106,8 @@ class GaussNewton(MeanOverBatches):
     it is also the Fisher information. A product costs about 1.4 gradients with a retained graph.
 
     Args:
-        outputs: maps (model, batch) to outputs, usually logits [B, K].
+        outputs: maps (model, batch) to outputs, usually logits [B, K], or an object that has them
+            as `.logits`.
         loss: maps (outputs, batch) to the mean loss [] over the batch; it must not use the model.
 
     The other arguments and the errors are those of `Hessian`.
@@ -120,8 +131,23 @@ class GaussNewton(MeanOverBatches):
         self._outputs, self._loss = outputs, loss
 
     def _graph(self, batch: Any) -> Graph:
-        outputs = self._outputs(self._model, batch)
-        return GaussNewtonGraph(outputs, lambda z: self._loss(z, batch), self._leaves)
+        outputs = returned.logits_of(self._outputs(self._model, batch))
+        graph = GaussNewtonGraph(outputs, lambda z: self._loss_of(z, batch), self._leaves)
+        return _noticing_sums(self, graph, batch)
+
+    def _loss_on(self, batch: Any) -> Tensor:
+        return self._loss_of(returned.logits_of(self._outputs(self._model, batch)), batch)
+
+    def _loss_of(self, outputs: Tensor, batch: Any) -> Tensor:
+        return returned.loss_from(self._loss, outputs, batch, example=returned.OF_OUTPUTS_AND_BATCH)
+
+
+def _noticing_sums(op: Hessian | GaussNewton, graph: Graph, batch: Any) -> Graph:
+    """Return a graph; warn if it is the operator's first and its loss looks like a sum."""
+    # not where processes would have to call a loss together
+    if not op.num_graphs and not op._distributed:
+        warn_if_summed(op._loss_on, batch, graph.loss)
+    return graph
 
 
 def dense(op: LinearOperator, *, columns: int = 32) -> Tensor:

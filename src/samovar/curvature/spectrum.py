@@ -30,6 +30,17 @@ ROUNDING = 30
 
 
 @dataclass(frozen=True)
+class RitzValue:
+    """An estimate of an eigenvalue, with its error."""
+
+    value: float
+    residual: float
+    """As in `Eigenpairs`."""
+    converged: bool
+    """Whether the residual is at most tol times the value, or only rounding."""
+
+
+@dataclass(frozen=True)
 class Eigenpairs:
     """k eigenpairs, the most wanted first."""
 
@@ -44,6 +55,11 @@ class Eigenpairs:
     """Whether every residual is at most tol times its value, or only rounding."""
     num_products: int
     """Number of products with single vectors that they took."""
+    smallest: RitzValue | None = None
+    """Smallest Ritz value of the run, at or above the smallest eigenvalue; None of power iteration.
+    The run does not wait for it to settle."""
+    largest: RitzValue | None = None
+    """Largest Ritz value, at or below the largest eigenvalue."""
 
 
 @runtime_checkable
@@ -107,12 +123,18 @@ def top_eigenvalues(
     )
     values, combination, residuals = run.ritz()
     order = _order(values, which)[:k]
+    rounding, small = _rounding(values, op.dtype), _small(values, residuals, tol, op.dtype)
+    smallest, largest = (
+        RitzValue(float(values[i]), float(residuals[i]) + rounding, bool(small[i])) for i in (0, -1)
+    )
     return Eigenpairs(
         values[order],
         run.basis.combine(combination[:, order]) if vectors else None,
-        residuals[order] + _rounding(values, op.dtype),
+        residuals[order] + rounding,
         _settled(run, k, which, tol, op.dtype),
         run.num_products,
+        smallest,
+        largest,
     )
 
 
@@ -131,10 +153,12 @@ def _settled(run: Tridiagonal, k: int, which: Which, tol: float, dtype: torch.dt
     if len(run.alphas) < k:
         return False
     values, _, residuals = run.ritz()
-    order = _order(values, which)[:k]
-    return bool(
-        (residuals[order] <= (tol * values[order].abs()).clamp(min=_rounding(values, dtype))).all()
-    )
+    return bool(_small(values, residuals, tol, dtype)[_order(values, which)[:k]].all())
+
+
+def _small(values: Tensor, residuals: Tensor, tol: float, dtype: torch.dtype) -> Tensor:
+    """Return which residuals are at most tol times their value, or only rounding."""
+    return residuals <= (tol * values.abs()).clamp(min=_rounding(values, dtype))
 
 
 def _order(values: Tensor, which: Which) -> Tensor:

@@ -15,6 +15,7 @@ from samovar.config import Config
 from samovar.export.original import Original
 from samovar.measure.accuracy import wilson
 from samovar.runs.records import Record, RunDir
+from samovar.runs.saddle import saddle
 
 
 def card(original: Original, kind: str, difference: float) -> str:
@@ -131,7 +132,8 @@ def _lambda_max(records: Sequence[Record]) -> str:
     state = "" if last.converged else ", not converged"
     loss, images = last.settings.get("loss", ""), last.settings.get("images", "?")
     on = f"{loss} loss on {images} {last.where.get('split', '')} images"
-    return f"{last.value:.4g}{error}{state}; {on}"
+    below = saddle(last, records)
+    return f"{last.value:.4g}{error}{state}; {on}" + (below and f"; {below}")
 
 
 def _trained(run: RunDir) -> list[str]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from samovar.config import MeasureConfig
 from samovar.data.loader import Batch
 from samovar.measure.subject import Subject, arrays_name
-from samovar.restore import evaluating
+from samovar.restore import evaluating, outputs
 from samovar.runs.records import Record
 
 NUM_BINS = 15
@@ -142,7 +142,7 @@ def logits_of(model: nn.Module, batches: Iterable[Batch]) -> tuple[Tensor, Tenso
     rows, labels = [], []
     with evaluating(model), torch.no_grad():
         for batch in batches:
-            rows.append(model(batch.images).float())
+            rows.append(outputs.logits_of(model(batch.images)).float())
             labels.append(batch.labels)
     if not rows:
         raise ValueError("there are no images; give at least one batch")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from samovar.measure.capture import Seen, block_of, capture, channel_axis, network
 from samovar.restore import bare
+from samovar.restore.outputs import logits_of
 
 Per: TypeAlias = Literal["token", "image"]
 """What a norm is taken over: the channels of a token, or all of an image's output."""
@@ -125,7 +126,7 @@ def run_tally(model: nn.Module, batches: Iterable[Any], per: Per) -> ActivationT
         capture(body, tally.blocks, keep=_NORMS[per]) as outputs,
     ):
         for images in map(_images, batches):
-            if not model(images).isfinite().all():
+            if not logits_of(model(images)).isfinite().all():
                 raise ValueError(
                     "the model's logits are not finite; check its weights and the images"
                 )

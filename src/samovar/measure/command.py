@@ -20,6 +20,7 @@ from samovar.measure import catalog
 from samovar.measure.subject import Subject, open_subject
 from samovar.models import timm_folder
 from samovar.runs.records import Record, RunDir, timestamp
+from samovar.runs.saddle import saddles
 from samovar.runtime import Runtime, started
 from samovar.runtime.precision import check_precision, computing
 
@@ -59,6 +60,8 @@ def run(name: str, measurements: Sequence[str], config: MeasureConfig) -> RunDir
             raise SystemExit(130) from None
     if runtime.is_main:
         Console(width=None if sys.stdout.isatty() else 120).print(table_of(found, subject))
+        for text in saddles(found):
+            print(f"{text}.")
         print(f"records: {folder.records_path}")
     return folder
 

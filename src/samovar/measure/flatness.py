@@ -66,7 +66,8 @@ def average_flatness(
     dimensions, which are biases and scales of norms, get no filter noise. Position embeddings and
     class tokens [1, ...] are one filter.
 
-    Cost: 1 + num_draws forward passes over the batches. Memory: one copy of the weights.
+    Cost: 1 + num_draws forward passes over the batches, and one over the first, whose loss is
+    checked for being a sum. Memory: one copy of the weights.
 
     Args:
         model, loss, batches: as in `mean_loss`.
@@ -91,7 +92,7 @@ def average_flatness(
             raise ValueError(
                 "no weights of two or more dimensions, so no filters; use scaling='isotropic'"
             )
-        clean = finite(batch_losses(model, loss, batches)).mean
+        clean = finite(batch_losses(model, loss, batches, check=True)).mean
         draws = []
         for _ in range(num_draws):
             # e and -e come from the same random numbers

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from samovar.curvature.borrow import seed
 from samovar.curvature.inputs import num_examples
 from samovar.restore import evaluating
+from samovar.restore import outputs as returned
 from samovar.runtime import keep_freed_memory
 
 Direction: TypeAlias = Mapping[str, Tensor]
@@ -173,19 +174,28 @@ def _point(grid: LandscapeGrid) -> tuple[Tensor, Tensor]:
     for number, batch in enumerate(grid.batches):
         # the same random numbers at every point, else their noise would look like a rough surface
         seed(number, grid.device)
-        found = grid.loss(grid.model, batch)
-        value, right = found if isinstance(found, tuple) else (found, None)
-        scalar = isinstance(value, Tensor) and not value.ndim
-        if not scalar or (right is not None and right.dtype != torch.bool):
-            raise ValueError(
-                "the loss function must return the mean loss over the batch, a tensor of shape [], "
-                "or a pair of it and of which examples are right, bool [B]"
-            )
+        value, right = _loss_and_right(grid, batch)
         values.append(value)
         rights.append(
             value.new_full((), torch.nan).float() if right is None else right.sum().float()
         )
     return torch.stack(values), torch.stack(rights)
+
+
+def _loss_and_right(grid: LandscapeGrid, batch: Any) -> tuple[Tensor, Tensor | None]:
+    """Return the loss [] of a batch, and which examples are right, bool [B], if that is known."""
+    found: Any = returned.called(grid.loss, grid.model, batch, example=returned.OF_MODEL_AND_BATCH)
+    value, right = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
+    fault = f"the second of the pair is {type(right).__name__}"
+    if right is None or (isinstance(right, Tensor) and right.dtype == torch.bool):
+        try:
+            return returned.loss_of(value), right
+        except ValueError as error:
+            fault = str(error)
+    raise ValueError(
+        "the loss function must return the mean loss over the batch, a tensor of shape [], or a "
+        f"pair of it and of which examples are right, bool [B]: {fault}"
+    )
 
 
 def _to_host(rows: Sequence[Tensor]) -> list[list[float]]:

@@ -18,18 +18,23 @@ from samovar import curvature
 from samovar.config import MeasureConfig
 from samovar.curvature import Hessian
 from samovar.measure.subject import Batches, Subject, arrays_name
+from samovar.runs import saddle
 from samovar.runs.records import Record
 
 PAPER = "arXiv:2106.01548"
 
 
 def hessian(subject: Subject, config: MeasureConfig, _: Path) -> Iterator[Record]:
-    """Measure the `--k` eigenvalues of the loss's Hessian that are largest in magnitude."""
+    """Measure the `--k` eigenvalues of the loss's Hessian that are largest in magnitude.
+
+    Where the first is negative, both ends of the spectrum follow."""
     # the first is the paper's number and has a name of its own; the others carry their rank
     op = hessian_of(subject, config)
-    for rank, record in enumerate(_eigenvalues(op, config.k, config)):
+    found, ends = _eigenvalues(op, config.k, config, "hessian/lambda_max")
+    for rank, record in enumerate(found):
         name = "hessian/lambda_max" if rank == 0 else "hessian/eigenvalue"
         yield replace(record, name=name, where={} if rank == 0 else {"rank": rank + 1})
+    yield from ends
 
 
 def blocks(subject: Subject, config: MeasureConfig, _: Path) -> Iterator[Record]:
@@ -40,13 +45,10 @@ def blocks(subject: Subject, config: MeasureConfig, _: Path) -> Iterator[Record]
         else curvature.blocks(subject.model)
     )
     for block, names in chosen.items():
-        (record,) = _eigenvalues(hessian_of(subject, config, params=names), 1, config)
-        yield replace(
-            record,
-            name="hessian/block_lambda_max",
-            where={"block": block},
-            source=f"{PAPER}, Table 3",
-        )
+        op = hessian_of(subject, config, params=names)
+        found, ends = _eigenvalues(op, 1, config, "hessian/block_lambda_max")
+        for record in (*found, *ends):
+            yield replace(record, where={"block": block}, source=f"{PAPER}, Table 3")
 
 
 def trace(subject: Subject, config: MeasureConfig, _: Path) -> Iterator[Record]:
@@ -115,8 +117,16 @@ def hessian_of(
     )
 
 
-def _eigenvalues(op: Hessian, k: int, config: MeasureConfig) -> Iterator[Record]:
-    """Yield a record for each of the k eigenvalues of an operator, the largest first."""
+def _eigenvalues(
+    op: Hessian, k: int, config: MeasureConfig, name: str
+) -> tuple[list[Record], list[Record]]:
+    """Return records of the k eigenvalues that are largest in magnitude, and of the two ends.
+
+    The ends are the largest and the smallest eigenvalue that the same products show; they are there
+    only where the eigenvalue of largest magnitude is negative.
+
+    Args:
+        name: of the first record, a key of `saddle.LARGEST`."""
     pairs = curvature.top_eigenvalues(
         op,
         k,
@@ -125,13 +135,26 @@ def _eigenvalues(op: Hessian, k: int, config: MeasureConfig) -> Iterator[Record]
         generator=Generator().manual_seed(config.seed),
         vectors=False,
     )
-    for value, residual in zip(pairs.values.tolist(), pairs.residuals.tolist(), strict=True):
-        yield Record(
-            "hessian/lambda_max",
+
+    def record(name: str, value: float, residual: float, converged: bool) -> Record:
+        return Record(
+            name,
             value,
             residual=residual,
             settings={"method": "Lanczos", "tol": config.tol, "max_steps": config.max_steps},
             cost={"matvecs": pairs.num_products},
             source=f"{PAPER}, appendix C",
-            converged=pairs.converged,
+            converged=converged,
         )
+
+    errors = zip(pairs.values.tolist(), pairs.residuals.tolist(), strict=True)
+    found = [record(name, value, residual, pairs.converged) for value, residual in errors]
+    largest, smallest = pairs.largest, pairs.smallest
+    # a single product shows one number, which is both ends
+    if found[0].value >= 0 or largest is None or smallest is None or largest == smallest:
+        return found, []
+    ends = ((saddle.LARGEST[name], largest), (saddle.SMALLEST[name], smallest))
+    return found, [
+        replace(record(title, end.value, end.residual, end.converged), cost={})
+        for title, end in ends
+    ]

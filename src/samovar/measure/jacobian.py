@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from samovar.devices import to_float64_device
+from samovar.restore.outputs import logits_of
 
 Output = Literal["sum", "full"] | int
 
@@ -50,7 +51,7 @@ def set_up(
 
     Raises:
         ValueError: a tensor is not finite, no parameter fits, or an unknown output.
-        TypeError: the model does not return a tensor."""
+        TypeError: the model does not return logits, see `logits_of`."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
@@ -77,11 +78,7 @@ def set_up(
     place = next(iter(wanted.values())).device
     images = images.to(place).to(dtype, copy=True)
     with torch.no_grad():
-        logits = functional_call(model, state, (images[:1],))
-    if not isinstance(logits, Tensor):
-        raise TypeError(
-            f"the model returns {type(logits).__name__}; wrap it to return logits [n, K]"
-        )
+        logits = logits_of(functional_call(model, state, (images[:1],)))
     return Setup(model, state, wanted, images, _cotangents(output, logits))
 
 
@@ -151,8 +148,8 @@ def _row_gradients(
     """Compute gradients [rows, *shape], each of one combination of the logits of one image."""
 
     def combined(variables: dict[str, Tensor], image: Tensor, cotangent: Tensor) -> Tensor:
-        logits = functional_call(setup.model, setup.state | variables, (image[None],))
-        return cast(Tensor, (logits.flatten() * cotangent).sum())
+        logits = logits_of(functional_call(setup.model, setup.state | variables, (image[None],)))
+        return (logits.flatten() * cotangent).sum()
 
     try:
         rows = vmap(grad(combined), in_dims=(None, 0, 0))(variables, images, cotangents)

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from samovar.curvature.inputs import num_examples
+from samovar.curvature.summed import warn_if_summed
 from samovar.restore import evaluating, rng
+from samovar.restore.outputs import OF_MODEL_AND_BATCH, loss_from
 
 LossFn: TypeAlias = Callable[[nn.Module, Any], Tensor]
 """Maps (model, batch) to the mean loss [] over the batch."""
@@ -23,18 +25,21 @@ def mean_loss(model: nn.Module, loss: LossFn, batches: Iterable[Any]) -> float:
 
     Args:
         model: any; in eval mode inside, restored afterwards.
-        loss: maps (model, batch) to the mean loss [] over the batch. Global random numbers that it
-            draws are the same in every pass over the batches.
+        loss: maps (model, batch) to the mean loss [] over the batch, or to an object, dict or tuple
+            that holds it. Global random numbers that it draws are the same in every pass over the
+            batches.
         batches: can be read several times, in the same order. A batch has a length, or is a tuple,
             list or mapping whose first tensor has the examples along dim 0.
 
     Raises:
         ValueError: no batches, a loss that is not a scalar or not finite, a batch of unknown size.
-        TypeError: batches is an iterator."""
+        TypeError: batches is an iterator; the loss is a function of (input, target)."""
     with evaluating(model):
         return finite(batch_losses(model, loss, batches)).mean
 
 
+CHECKED = 8
+"""Fewest examples of a batch whose loss is checked for being a sum."""
 EMPTY = "batches is empty; give at least one batch"
 
 
@@ -54,20 +59,35 @@ class Losses:
         return sum(weighted) / sum(self.sizes)
 
 
-def batch_losses(model: nn.Module, loss: LossFn, batches: Iterable[Any]) -> Losses:
-    """Compute the loss of each batch, without gradients."""
-    return losses_and_gradient(model, loss, batches, ())[0]
+def batch_losses(
+    model: nn.Module, loss: LossFn, batches: Iterable[Any], *, check: bool = False
+) -> Losses:
+    """Compute the loss of each batch, without gradients; `check` as in `losses_and_gradient`."""
+    return losses_and_gradient(model, loss, batches, (), check=check)[0]
 
 
 def losses_and_gradient(
-    model: nn.Module, loss: LossFn, batches: Iterable[Any], params: Sequence[Tensor]
+    model: nn.Module,
+    loss: LossFn,
+    batches: Iterable[Any],
+    params: Sequence[Tensor],
+    *,
+    check: bool = False,
 ) -> tuple[Losses, list[Tensor]]:
     """Compute the loss of each batch, and the gradient of their weighted mean by `params`.
 
     The gradient is summed in float32 or the type of the parameter, whichever is more precise.
 
+    Args:
+        check: warn if the loss of the first batch looks like a sum over its examples, for a forward
+            pass over it.
+
     Raises:
         ValueError: no batches, a loss that is no scalar tensor or does not depend on `params`."""
+
+    def value_of(batch: Any) -> Tensor:
+        return loss_from(loss, model, batch, example=OF_MODEL_AND_BATCH)
+
     values, sizes = [], []
     sums = [torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in params]
     # the same random numbers in every pass, else the noise of the loss would count as sharpness;
@@ -75,7 +95,7 @@ def losses_and_gradient(
     # trained on with those
     with rng(), torch.set_grad_enabled(bool(params)):
         for batch in checked(batches):
-            value = _scalar(loss(model, batch))
+            value = value_of(batch)
             size = num_examples(batch)
             values.append(float(value.detach()))
             sizes.append(size)
@@ -84,6 +104,8 @@ def losses_and_gradient(
                     "the loss does not depend on the weights; does the model run under no_grad?"
                 )
             grads = torch.autograd.grad(value, params, allow_unused=True) if params else ()
+            if check and len(sizes) == 1 and size >= CHECKED:
+                warn_if_summed(value_of, batch, values[0])
             for total, grad in zip(sums, grads, strict=True):
                 if grad is not None:
                     total.add_(grad, alpha=size)
@@ -92,19 +114,6 @@ def losses_and_gradient(
     for total in sums:
         total /= sum(sizes)
     return Losses(values, sizes), sums
-
-
-def _scalar(value: object) -> Tensor:
-    if isinstance(value, Tensor) and not value.ndim:
-        return value
-    got = (
-        f"a tensor of shape {list(value.shape)}"
-        if isinstance(value, Tensor)
-        else f"an object of type {type(value).__name__}"
-    )
-    raise ValueError(
-        f"the loss of a batch is {got}; return its mean over the batch, a tensor of shape []"
-    )
 
 
 def checked(batches: Iterable[Any]) -> Iterable[Any]:

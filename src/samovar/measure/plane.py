@@ -111,9 +111,9 @@ def loss_plane(
     of the tensors that move, in addition to model and directions.
 
     Args:
-        loss: maps (model, batch) to the mean loss [] over the batch, or to a pair of it and of
-            which examples are right, bool [B]. Random numbers of torch that it draws are the same
-            at every point.
+        loss: maps (model, batch) to the mean loss [] over the batch, to an object or dict that
+            holds it, or to a pair of it and of which examples are right, bool [B]. Random numbers
+            of torch that it draws are the same at every point.
         batches: kept in memory, and weighted by their numbers of examples.
         directions: one for a line, two for a plane; steps by names of parameters.
         x: coordinates along the first direction.

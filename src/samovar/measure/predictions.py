@@ -20,6 +20,7 @@ from samovar.data.loader import Batch
 from samovar.measure.accuracy import share
 from samovar.measure.subject import Subject, arrays_name
 from samovar.restore import evaluating
+from samovar.restore.outputs import logits_of
 from samovar.runs.records import Record
 
 
@@ -53,7 +54,7 @@ def predict(model: nn.Module, batch: Batch, loss: Loss = "softmax") -> Predicted
     Raises:
         ValueError: a label is no index of the logits."""
     with evaluating(model), torch.no_grad():
-        logits = model(batch.images)
+        logits = logits_of(model(batch.images))
     highest = int(batch.labels.max())
     if logits.ndim != 2 or highest >= logits.shape[1]:
         raise ValueError(
@@ -81,7 +82,7 @@ def predict_classes(model: nn.Module, images: Tensor) -> Tensor:
 
     Raises:
         ValueError: logits are not finite."""
-    logits: Tensor = model(images)
+    logits = logits_of(model(images))
     if not bool(logits.isfinite().all()):
         raise ValueError("logits are not finite; check the model's weights")
     return logits.argmax(1).cpu()

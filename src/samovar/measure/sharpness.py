@@ -75,7 +75,8 @@ def sam_sharpness(
     value. Where rho is small, the rounding error of the losses remains, some 1e-7 of them in
     float32.
 
-    Cost: num_steps * (1 + restarts) gradients and 1 + restarts forward passes over the batches.
+    Cost: num_steps * (1 + restarts) gradients and 1 + restarts forward passes over the batches, and
+    a forward pass over the first, whose loss is checked for being a sum.
     Memory: five times the weights, in addition to that of the loss.
 
     Args:
@@ -122,8 +123,8 @@ def sam_sharpness(
         ball = _Ball(
             weights, rho, rho if step_size is None else step_size, eta if adaptive else None
         )
-        for group in groups:
-            search = _Search(model, loss, group, ball)
+        for number, group in enumerate(groups):
+            search = _Search(model, loss, group, ball, check=not number)
             best = search.highest(num_steps, restarts, generator)
             clean, highest = clean + search.clean, highest + best
             num_gradients += search.num_gradients
@@ -180,8 +181,11 @@ class _Ball(NamedTuple):
 class _Search:
     """Ascents of the mean loss over some batches, within a ball."""
 
-    def __init__(self, model: nn.Module, loss: LossFn, batches: Iterable[Any], ball: _Ball) -> None:
+    def __init__(
+        self, model: nn.Module, loss: LossFn, batches: Iterable[Any], ball: _Ball, *, check: bool
+    ) -> None:
         self.model, self.loss, self.batches, self.ball = model, loss, batches, ball
+        self.check = check
         self.num_gradients = 0
 
     def highest(self, num_steps: int, restarts: int, generator: Generator | None) -> Losses:
@@ -222,7 +226,11 @@ class _Search:
         weights = self.ball.weights
         weights.shift(self.ball.times_t(u) if u is not None else None)
         losses, grads = losses_and_gradient(
-            self.model, self.loss, self.batches, weights.params if gradient else ()
+            self.model,
+            self.loss,
+            self.batches,
+            weights.params if gradient else (),
+            check=self.check and u is None,
         )
         self.num_gradients += len(losses.sizes) * gradient
         return losses, grads

@@ -26,6 +26,7 @@ from samovar import plugins
 from samovar.config import ModelConfig
 from samovar.models.networks import Sizes, build, check_patch, heads, zero_head
 from samovar.models.table import MODELS, Family, Variant, has_constructor, names, unknown
+from samovar.restore.outputs import logits_of
 
 __all__ = ["MODELS", "Classifier", "create", "describe", "family"]
 
@@ -50,7 +51,7 @@ class Classifier(nn.Module):
 
         Raises:
             TypeError: integer images, which are on another scale."""
-        return cast(Tensor, self.body(self._normalized(images)))
+        return logits_of(self.body(self._normalized(images)))
 
     def features(self, images: Tensor) -> Tensor:
         """Return the input [B, D] of the classifier layer: the class token or the pooled features.
@@ -127,7 +128,7 @@ def network(
     `module:function`, or a function that an installed package adds under a name (entry points of
     `samovar.models`), is called with those of num_classes, image_size, channels, dropout, drop_path
     and head_bias that its signature takes. It returns an nn.Module from normalized images to
-    logits, or a `Classifier` from images to logits, which is left as it is.
+    logits, or to an object that has them as `.logits`; or a `Classifier`, which is left as it is.
 
     Args:
         config: name, initialization, dropout.

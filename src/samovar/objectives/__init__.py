@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from samovar.config import Config
 from samovar.data.loader import Batch
 from samovar.objectives.contrastive import shared_supcon_loss, supcon_loss
+from samovar.restore.outputs import logits_of
 
 
 class Loss(NamedTuple):
@@ -84,7 +85,7 @@ def make_objective(config: Config, num_classes: int, world_size: int = 1) -> Obj
     criterion: Criterion = partial(LOSSES[config.loss], label_smoothing=config.label_smoothing)
 
     def objective(model: nn.Module, batch: Batch) -> Loss:
-        logits = model(batch.images)
+        logits = logits_of(model(batch.images))
         if logits.ndim != 2 or logits.shape[1] != num_classes:
             raise ValueError(
                 f"the model gives logits of shape {list(logits.shape)} and the data has "

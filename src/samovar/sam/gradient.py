@@ -61,9 +61,10 @@ def sam_backward(
     To climb in some of the steps only, pass rho = 0 in the others.
 
     Args:
-        loss_fn: maps the model to a scalar loss; or several functions, one per micro-batch of the
-            *same* group, whose losses are summed. Each is called twice, the first time with the
-            module inside DDP.
+        loss_fn: maps the model to a scalar loss, or to an object, dict or tuple that holds it (see
+            `restore.outputs.loss_of`); or several functions, one per micro-batch of the *same*
+            group, whose losses are summed. Each is called twice, the first time with the module
+            inside DDP.
         model: plain, compiled, or either in DDP. Reentrant activation checkpointing does not work.
         rho: radius of the perturbation, >= 0, in the norm of all weights together.
         adaptive: use ASAM: e = rho T^2 g / |T g| with T = |w| + eta for weights and 1 for the rest.
@@ -92,8 +93,9 @@ def sam_backward(
 
     Raises:
         ValueError: rho, eta or a number of steps is out of range; the model is sharded or compiled
-            around DDP; `loss_fn` is an empty sequence; the variant's settings contradict each
-            other, or something the variant needs is missing.
+            around DDP; `loss_fn` is an empty sequence or returns no scalar loss; the variant's
+            settings contradict each other, or something the variant needs is missing.
+        TypeError: `loss_fn` is a function of something else, such as (input, target).
 
     Source: Foret et al., arXiv:2010.01412; ASAM: Kwon et al., arXiv:2102.11600; for each variant
         see its setting in `SamVariant`.

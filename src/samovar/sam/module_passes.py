@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
+from samovar.restore.outputs import OF_MODEL, loss_from
 from samovar.sam.directions import Climber, asam_offset, norm_parameters
 from samovar.sam.engine import Ascent, Gradients, Params
 from samovar.sam.scene import Scene, mean_over_ranks
@@ -60,7 +61,7 @@ def plain_backward(
             if isinstance(model, DistributedDataParallel) and i < len(loss_fns)
             else nullcontext()
         ):
-            loss = each(model)
+            loss = loss_from(each, model, example=OF_MODEL)
             _scaled(loss, scaler).backward()  # type: ignore[no-untyped-call]
         losses.append(loss.detach().clone())  # a compiled model may reuse the memory of its output
     return torch.stack(losses).sum()
@@ -191,7 +192,7 @@ class ModulePasses:
         losses: list[Tensor] = []
         sums: list[Tensor | None] = [None] * len(leaves)
         for each in loss_fns:
-            loss = each(bare)
+            loss = loss_from(each, bare, example=OF_MODEL)
             losses.append(loss.detach().clone())
             found = torch.autograd.grad(_scaled(loss, self.scaler), leaves, allow_unused=True)
             for i, grad in enumerate(found):

@@ -15,6 +15,7 @@ from samovar.config import MeasureConfig
 from samovar.measure.command import measure_once, open_subjects
 from samovar.report import write
 from samovar.runs.records import Record, RunDir
+from samovar.runs.saddle import saddles
 from samovar.runtime import Runtime
 from samovar.train.command import train
 
@@ -37,6 +38,9 @@ def demo(output: Path, seed: int) -> list[RunDir]:
     for title, name, show in _ROWS:
         table.add_row(title, *(show(records[name]) for records in found))
     Console().print(table)
+    for run, records in zip(runs, found, strict=True):
+        for text in saddles(list(records.values())):
+            print(f"{run.path.name}: {text}.")
     print(
         "geometry: last checkpoint, training images without augmentation; "
         "corruptions: 19 at 5 severities"

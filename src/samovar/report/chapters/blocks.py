@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from samovar.report.chapters.saddles import saddle_details, saddle_notes
 from samovar.report.drawing.plots import error_of, finite, layout, legend, style
 from samovar.report.parts import Cell, Chapter, Column, Data, Figure, Part, Row, Table, lacking
 from samovar.report.protocol import mismatch
@@ -35,7 +36,9 @@ def blocks(runs: Sequence[RunData]) -> Chapter:
     # All blocks of a run are measured by one command, so one record states the protocol.
     first = {run.label: (next(iter(by_block.values())), run) for run, by_block in found}
     parts: list[Part] = [_figure(found), _table(found)]
-    return Chapter("blocks", "Curvature by block", _LEAD, parts, missing, mismatch("Blocks", first))
+    notes = mismatch("Blocks", first)
+    notes += saddle_notes((run, record) for run, of in found for record in of.values())
+    return Chapter("blocks", "Curvature by block", _LEAD, parts, missing, notes)
 
 
 def records_by_block(run: RunData) -> dict[str, Record]:
@@ -101,12 +104,13 @@ def _bars(run: RunData, by_block: Mapping[str, Record], names: Sequence[str]) ->
 
 def _table(found: Sequence[Blocks]) -> Table:
     names = block_names(found)
-    rows = [Row(run.label, [_cell(of.get(name)) for name in names], run) for run, of in found]
+    rows = [Row(run.label, [_cell(run, of.get(name)) for name in names], run) for run, of in found]
     columns = [Column(name) for name in names]
     return Table("blocks-table", "λ_max by block, ± residual", "run", columns, rows)
 
 
-def _cell(record: Record | None) -> Cell:
+def _cell(run: RunData, record: Record | None) -> Cell:
     if record is None:
         return Cell("–")
-    return Cell(*with_error(record.value, error_of(record)), hollow=not record.converged)
+    value, error = with_error(record.value, error_of(record))
+    return Cell(value, error, saddle_details(run, record), hollow=not record.converged)

@@ -8,8 +8,9 @@ from functools import cached_property
 
 from samovar.report.chapters.metrics import METRICS, Metric
 from samovar.report.chapters.record_table import record_table
+from samovar.report.chapters.saddles import saddle_details, saddle_notes
 from samovar.report.chapters.seed_table import seed_table
-from samovar.report.parts import Cell, Chapter, Column, Data, Missing, Row, Table, lacking
+from samovar.report.parts import Cell, Chapter, Column, Data, Missing, Part, Row, Table, lacking
 from samovar.report.protocol import Measured, disagreements, protocol, sentence
 from samovar.report.read import RunData, number
 from samovar.report.run_names import MANY, command
@@ -60,7 +61,11 @@ def headline(runs: Sequence[RunData]) -> Chapter:
     # Readers of many runs look at the means first.
     tables = [*means, numbers] if len(runs) > MANY else [numbers, *means]
     missing = [note for name in ("hessian", "flatness") for note in _missing(runs, metrics, name)]
-    return Chapter("headline", "Main numbers", "", [*tables, *record_table(runs)], missing)
+    notes = saddle_notes(
+        (run, record) for column in columns for record, run in column.records.values()
+    )
+    parts: list[Part] = [*tables, *record_table(runs)]
+    return Chapter("headline", "Main numbers", "", parts, missing, notes)
 
 
 def _records(metric: Metric, runs: Sequence[RunData]) -> Measured:
@@ -104,7 +109,7 @@ def _cell(column: MetricColumn, run: RunData) -> Cell:
         return Cell("–", missing=command(run, metric.measurement) if metric.measurement else "")
     record, _ = column.records[run.label]
     value, error = metric.show(record)
-    details = []
+    details = saddle_details(run, record)
     if record.n is not None:
         details.append(f"n {record.n:,}".replace(",", "\u202f"))
     if metric.title.startswith("Accuracy"):

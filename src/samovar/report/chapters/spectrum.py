@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from samovar.report.chapters.saddles import saddle_notes
 from samovar.report.drawing.plots import finite, layout, legend, record_trace, style
 from samovar.report.parts import Chapter, Data, Figure, lacking
 from samovar.report.protocol import mismatch
@@ -36,6 +37,7 @@ def spectrum(runs: Sequence[RunData]) -> Chapter:
     tops = [(run, records) for run in runs if (records := eigenvalues(run))]
     if any(len(records) > 1 for _, records in tops):
         figures.append(eigenvalue_figure(tops))
+        notes += saddle_notes((run, records[0]) for run, records in tops)
     having = {item.run.label for item in found}
     # Each density has a Gaussian width of its own, which follows from its range.
     notes += mismatch(

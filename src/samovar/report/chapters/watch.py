@@ -9,7 +9,7 @@ from typing import Any
 from samovar.report.chapters.curves import curve_figure, curves, line_trace
 from samovar.report.parts import Chapter, Missing, balanced, labels_of
 from samovar.report.read import RunData
-from samovar.report.text import clean
+from samovar.report.text import clean, count
 
 _WATCHED = {
     "watch/lambda_max": "λ_max of the training loss",
@@ -39,7 +39,24 @@ def watch(runs: Sequence[RunData]) -> Chapter:
         for name in present
     ]
     lead = _LEAD if figures else "" if any(run.trained for run in runs) else _UNTRAINED
-    return Chapter("watch", "Geometry while training", lead, balanced(figures), _missing(runs))
+    return Chapter(
+        "watch", "Geometry while training", lead, balanced(figures), _missing(runs), _saddles(runs)
+    )
+
+
+def _saddles(runs: Sequence[RunData]) -> list[str]:
+    """Return a sentence for each run whose largest eigenvalue by magnitude is below 0 somewhere."""
+    below = {
+        run.label: sum(r.value + (r.residual or 0) < 0 for r in run.series("watch/lambda_max"))
+        for run in runs
+    }
+    return [
+        f"{label}: λ_max, the eigenvalue of largest magnitude, is negative at "
+        f"{count(steps, 'step')}, where the weights are no minimum of the loss; it is not to be "
+        "compared with a positive one."
+        for label, steps in below.items()
+        if steps
+    ]
 
 
 def _thresholds(runs: Sequence[RunData]) -> list[dict[str, Any]]:
