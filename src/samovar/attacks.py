@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from samovar import restore
-from samovar.restore.outputs import logits_of
+from samovar.anymodel import restore
+from samovar.anymodel.outputs import logits_of
 
 Norm = Literal["inf", "2"]
 Criterion = Callable[[Tensor, Tensor], Tensor]

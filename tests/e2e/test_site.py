@@ -146,6 +146,7 @@ def test_the_search_finds_a_term_and_leads_to_it(opened, address) -> None:
     found = opened.locator("a:visible", has_text="lambda_max")
     assert found.count() == 0
     opened.keyboard.press("Control+k")
+    opened.wait_for_function("document.activeElement.matches('input') || !!document.activeElement.shadowRoot")
     opened.keyboard.type("lambda_max", delay=20)
     found.first.wait_for()
     assert found.count() >= 5

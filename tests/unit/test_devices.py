@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 import samovar
-from samovar import devices
+from samovar.anymodel import devices
+from samovar.anymodel.devices import to_device
 from samovar.config import DataConfig, MeasureConfig
 from samovar.curvature import power_iteration
 from samovar.data.loader import batches, eval_batches
 from samovar.data.sources import open_source
-from samovar.devices import to_device
 from samovar.measure import catalog, command
 from samovar.measure.subject import open_subject
 from samovar.runtime import Runtime

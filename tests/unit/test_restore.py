@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from samovar import restore
+from samovar.anymodel import restore
 from samovar.attacks import fgsm
 from samovar.train.evaluation import evaluate
 

@@ -14,8 +14,8 @@ import re
 
 from torch import nn
 
+from samovar.anymodel.restore import bare
 from samovar.curvature.inputs import match
-from samovar.restore import bare
 
 __all__ = ["blocks", "match"]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from samovar import restore
+from samovar.anymodel import restore
 
 Mode = Literal["eval", "train"]
 Result = TypeVar("Result")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from samovar.devices import to_float64_device
+from samovar.anymodel.devices import to_float64_device
 from samovar.words import suggest
 
 

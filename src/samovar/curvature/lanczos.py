@@ -14,7 +14,7 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from samovar.devices import to_float64_device
+from samovar.anymodel.devices import to_float64_device
 
 P = ParamSpec("P")
 R = TypeVar("R")

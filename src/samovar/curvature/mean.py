@@ -10,11 +10,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from samovar.anymodel.devices import check_float64
+from samovar.anymodel.restore import bare
 from samovar.curvature.borrow import Mode, borrow, refuse_batch_coupling, seed
 from samovar.curvature.graphs import Graph, free_bytes, held_bytes
 from samovar.curvature.inputs import choose, convert, fingerprint, num_examples
-from samovar.devices import check_float64
-from samovar.restore import bare
 
 Retain = bool | int | Literal["auto"]
 

@@ -12,11 +12,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from samovar.anymodel import outputs as returned
 from samovar.curvature.borrow import Mode
 from samovar.curvature.graphs import GaussNewtonGraph, Graph, hessian_graph
 from samovar.curvature.mean import MeanOverBatches, Retain
 from samovar.curvature.summed import warn_if_summed
-from samovar.restore import outputs as returned
 
 LossFn = Callable[[nn.Module, Any], Tensor]
 

@@ -13,9 +13,9 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
+from samovar.anymodel.devices import to_float64_device
 from samovar.curvature.lanczos import exact, lanczos
 from samovar.curvature.operators import LinearOperator
-from samovar.devices import to_float64_device
 
 COLUMNS = 8
 """Vectors per product: a batch's graph is built once for all of them, and all are in memory."""

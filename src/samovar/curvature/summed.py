@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from samovar.anymodel.restore import rng
 from samovar.curvature.inputs import map_tensors, tensors_of
-from samovar.restore import rng
 
 SAME = 1e-3
 """Largest relative difference of two losses that count as equal."""

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from samovar.anymodel.devices import to_device
 from samovar.config import DataConfig
 from samovar.data.badfiles import BadFiles
 from samovar.data.draws import Ints, Plan
@@ -27,7 +28,6 @@ from samovar.data.pipeline import augment, crop_all, frame, to_floats
 from samovar.data.seeded import mix
 from samovar.data.splits import Arrays, Encoded, Source, Split
 from samovar.data.streaming import IMAGES_PER_TASK, Made, Maker, Task, make_all, num_workers
-from samovar.devices import to_device
 
 RESIDENT_SHARE = 0.25
 """Largest share of a GPU's memory that resident images may take under `--data.loader auto`."""

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from samovar.anymodel.devices import to_device
 from samovar.data.draws import Floats, Ints, Purpose, uniforms
-from samovar.devices import to_device
 
 MIN_AREA, MAX_AREA = 0.05, 1.0
 MIN_ASPECT, MAX_ASPECT = 0.75, 1.33

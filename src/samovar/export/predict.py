@@ -16,10 +16,10 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from samovar.anymodel.devices import to_device
 from samovar.data.decode import UnreadableImage
 from samovar.data.folders import EXTENSIONS, images_in
 from samovar.data.pipeline import to_floats
-from samovar.devices import to_device
 from samovar.export.onnx_file import MODEL, interface_in, open_session, run
 from samovar.export.original import open_original
 from samovar.export.prediction_output import (

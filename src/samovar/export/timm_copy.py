@@ -22,7 +22,7 @@ from timm.models.resnet import ResNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from samovar import restore
+from samovar.anymodel import restore
 from samovar.export.original import Original, compare
 from samovar.export.preprocessing import KEY, Interface, resize_side, to_dict
 from samovar.models.timm_folder import CONFIG, WEIGHTS

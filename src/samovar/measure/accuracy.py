@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from samovar.anymodel import outputs
+from samovar.anymodel.restore import evaluating
 from samovar.config import MeasureConfig
 from samovar.data.loader import Batch
 from samovar.measure.subject import Subject, arrays_name
-from samovar.restore import evaluating, outputs
 from samovar.runs.records import Record
 
 NUM_BINS = 15

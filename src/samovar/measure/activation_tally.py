@@ -11,9 +11,9 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from samovar.anymodel.outputs import logits_of
+from samovar.anymodel.restore import bare
 from samovar.measure.capture import Seen, block_of, capture, channel_axis, network
-from samovar.restore import bare
-from samovar.restore.outputs import logits_of
 
 Per: TypeAlias = Literal["token", "image"]
 """What a norm is taken over: the channels of a token, or all of an image's output."""

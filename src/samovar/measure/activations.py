@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from samovar.anymodel.devices import to_float64_device
 from samovar.config import MeasureConfig
-from samovar.devices import to_float64_device
 from samovar.measure.activation_tally import ActiveFraction, BlockNorm, Per, layers_of, run_tally
 from samovar.measure.capture import network
 from samovar.measure.subject import Subject

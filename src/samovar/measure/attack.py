@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from samovar.anymodel.restore import evaluating
 from samovar.attacks import pgd
 from samovar.config import MeasureConfig
 from samovar.data.loader import Batch
 from samovar.measure.accuracy import share
 from samovar.measure.predictions import predict, predict_classes, save, to_rgb
 from samovar.measure.subject import Subject
-from samovar.restore import evaluating
 from samovar.runs.records import Record
 
 RADII = (0.25, 0.5, 1.0, 2.0, 4.0)

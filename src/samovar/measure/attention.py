@@ -20,8 +20,8 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from samovar.anymodel.restore import bare
 from samovar.measure.capture import capture, network
-from samovar.restore import bare
 
 PixelPair: TypeAlias = tuple[float, float]
 """Height and width in pixels."""

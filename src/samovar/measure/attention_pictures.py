@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from samovar.anymodel.devices import to_float64_device
 from samovar.config import MeasureConfig
-from samovar.devices import to_float64_device
 from samovar.measure.attention import (
     NothingToDraw,
     attention_distance,

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from samovar.anymodel.restore import bare, evaluating
 from samovar.models.factory import Classifier
-from samovar.restore import bare, evaluating
 from samovar.words import suggest
 
 

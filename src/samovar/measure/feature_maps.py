@@ -10,9 +10,9 @@ import re
 import torch
 from torch import Tensor, nn
 
+from samovar.anymodel.restore import bare
 from samovar.measure.attention import NothingToDraw
 from samovar.measure.capture import capture, channel_axis, network
-from samovar.restore import bare
 
 
 def token_mixing(model: nn.Module) -> Tensor:

@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from samovar.anymodel.devices import to_float64_device
+from samovar.anymodel.restore import evaluating
 from samovar.config import MeasureConfig
 from samovar.data.loader import Batch
 from samovar.data.splits import hold_out
-from samovar.devices import to_float64_device
 from samovar.measure.accuracy import share
 from samovar.measure.subject import Subject
 from samovar.models.factory import Classifier
-from samovar.restore import evaluating
 from samovar.runs.records import Record
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)

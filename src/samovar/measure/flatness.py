@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Generator, Tensor, nn
 
+from samovar.anymodel.devices import to_device
+from samovar.anymodel.restore import shiftable
 from samovar.config import MeasureConfig
-from samovar.devices import to_device
 from samovar.measure.losses import LossFn, batch_losses, finite, weighted_stderr
-from samovar.restore import shiftable
 from samovar.runs.records import Record
 
 if TYPE_CHECKING:  # a run's data and models are not needed to call the functions here

@@ -18,10 +18,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from samovar.anymodel import outputs as returned
+from samovar.anymodel.restore import evaluating
 from samovar.curvature.borrow import seed
 from samovar.curvature.inputs import num_examples
-from samovar.restore import evaluating
-from samovar.restore import outputs as returned
 from samovar.runtime import keep_freed_memory
 
 Direction: TypeAlias = Mapping[str, Tensor]

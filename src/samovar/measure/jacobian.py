@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from samovar.devices import to_float64_device
-from samovar.restore.outputs import logits_of
+from samovar.anymodel.devices import to_float64_device
+from samovar.anymodel.outputs import logits_of
 
 Output = Literal["sum", "full"] | int
 

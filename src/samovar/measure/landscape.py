@@ -13,17 +13,17 @@ import torch
 import torch.distributed as dist
 from torch import Generator, Tensor, nn
 
+from samovar.anymodel.devices import to_device
+from samovar.anymodel.restore import evaluating
 from samovar.config import Config, MeasureConfig
 from samovar.curvature import Hessian, top_eigenvalues
 from samovar.curvature.graphs import free_bytes
 from samovar.data.loader import Batch
-from samovar.devices import to_device
 from samovar.measure.grid import Execution
 from samovar.measure.hessian import hessian_of
 from samovar.measure.plane import Plane, axis, filter_direction, loss_between, loss_plane
 from samovar.measure.subject import Batches, Subject, open_subject, protocol_digest
 from samovar.objectives import make_objective
-from samovar.restore import evaluating
 from samovar.runs.records import Record
 
 SOURCE = "arXiv:1712.09913; Figure 1 of arXiv:2106.01548"

@@ -9,10 +9,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from samovar.anymodel.outputs import OF_MODEL_AND_BATCH, loss_from
+from samovar.anymodel.restore import evaluating, rng
 from samovar.curvature.inputs import num_examples
 from samovar.curvature.summed import warn_if_summed
-from samovar.restore import evaluating, rng
-from samovar.restore.outputs import OF_MODEL_AND_BATCH, loss_from
 
 LossFn: TypeAlias = Callable[[nn.Module, Any], Tensor]
 """Maps (model, batch) to the mean loss [] over the batch."""

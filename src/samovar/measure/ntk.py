@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Literal, cast
 import torch
 from torch import Generator, Tensor, nn
 
+from samovar.anymodel.devices import to_float64_device
 from samovar.config import MeasureConfig
-from samovar.devices import to_float64_device
 from samovar.measure.jacobian import Output
 from samovar.measure.ntk_kernel import MIB, ntk
 from samovar.measure.ntk_protocol import gelu_as_relu, head_layers, random_head

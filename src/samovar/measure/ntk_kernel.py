@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from samovar.anymodel.restore import evaluating
 from samovar.measure.jacobian import Output, column_chunks, jacobian_columns, set_up
-from samovar.restore import evaluating
 
 MIB = 2**20
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
+from samovar.anymodel.devices import to_device
 from samovar.curvature.graphs import free_bytes
-from samovar.devices import to_device
 from samovar.measure.grid import (
     Direction,
     Execution,

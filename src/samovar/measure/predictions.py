@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from samovar.anymodel.outputs import logits_of
+from samovar.anymodel.restore import evaluating
 from samovar.config import Loss, MeasureConfig
 from samovar.data.loader import Batch
 from samovar.measure.accuracy import share
 from samovar.measure.subject import Subject, arrays_name
-from samovar.restore import evaluating
-from samovar.restore.outputs import logits_of
 from samovar.runs.records import Record
 
 

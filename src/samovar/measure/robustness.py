@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from samovar.anymodel.devices import to_device
+from samovar.anymodel.restore import evaluating
 from samovar.config import MeasureConfig
 from samovar.data.corruptions import CORRUPTIONS, corrupt, image_seed
 from samovar.data.loader import Batch
 from samovar.data.streaming import num_workers, worker_context
-from samovar.devices import to_device
 from samovar.measure.accuracy import share
 from samovar.measure.predictions import predict, predict_classes, save, to_rgb
 from samovar.measure.subject import Batches, Subject
-from samovar.restore import evaluating
 from samovar.runs.records import Record
 
 CHUNK = 2048

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
+from samovar.anymodel.restore import ShiftableWeights, shiftable
 from samovar.config import MeasureConfig
 from samovar.measure.flatness import SCALINGS, check_count, check_radius, gaussian_noise
 from samovar.measure.losses import (
@@ -26,7 +27,6 @@ from samovar.measure.losses import (
     losses_and_gradient,
     weighted_stderr,
 )
-from samovar.restore import ShiftableWeights, shiftable
 from samovar.runs.records import Record
 
 if TYPE_CHECKING:  # a run's data and models are not needed to call the functions here

@@ -23,10 +23,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from samovar import plugins
+from samovar.anymodel.outputs import logits_of
 from samovar.config import ModelConfig
 from samovar.models.networks import Sizes, build, check_patch, heads, zero_head
 from samovar.models.table import MODELS, Family, Variant, has_constructor, names, unknown
-from samovar.restore.outputs import logits_of
 
 __all__ = ["MODELS", "Classifier", "create", "describe", "family"]
 

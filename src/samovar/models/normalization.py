@@ -11,9 +11,9 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
+from samovar.anymodel.restore import bare
 from samovar.config import ModelConfig
 from samovar.models.factory import Classifier
-from samovar.restore import bare
 
 Pixels: TypeAlias = "tuple[float, ...] | Literal['imagenet', 'timm', 'none']"
 """A value of `--mean` or `--std`; an empty tuple is none given."""

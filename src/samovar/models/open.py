@@ -17,7 +17,7 @@ from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor, nn
 
 from samovar import config as configs
-from samovar import restore
+from samovar.anymodel import restore
 from samovar.config import DataConfig, ModelConfig
 from samovar.data.sources import open_source
 from samovar.models import flax, timm_folder

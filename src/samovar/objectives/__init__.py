@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from samovar.anymodel.outputs import logits_of
 from samovar.config import Config
 from samovar.data.loader import Batch
 from samovar.objectives.contrastive import shared_supcon_loss, supcon_loss
-from samovar.restore.outputs import logits_of
 
 
 class Loss(NamedTuple):

@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from samovar import restore
+from samovar.anymodel import restore
 from samovar.models.factory import Classifier
 
 _ALL = slice(None)

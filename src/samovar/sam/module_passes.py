@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
-from samovar.restore.outputs import OF_MODEL, loss_from
+from samovar.anymodel.outputs import OF_MODEL, loss_from
 from samovar.sam.directions import Climber, asam_offset, norm_parameters
 from samovar.sam.engine import Ascent, Gradients, Params
 from samovar.sam.scene import Scene, mean_over_ranks

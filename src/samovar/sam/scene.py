@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from samovar import restore
+from samovar.anymodel import restore
 from samovar.sam.combine import laid_out_as
 
 

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from samovar import config as configs
+from samovar.anymodel.devices import to_device
+from samovar.anymodel.restore import bare, modes
 from samovar.config import Config
 from samovar.data.loader import Batch
-from samovar.devices import to_device
 from samovar.models.load import resolve
 from samovar.objectives import make_objective
 from samovar.recipes import IMAGENET_TRAIN
-from samovar.restore import bare, modes
 from samovar.runtime import Runtime, seed_everything, started
 from samovar.train import optim
 from samovar.train.loop import TrainState, backward, build, steps

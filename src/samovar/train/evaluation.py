@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from samovar import restore
+from samovar.anymodel import restore
 from samovar.data.loader import Batch
 from samovar.objectives import Objective
 from samovar.runtime import Runtime

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from samovar.anymodel.restore import bare
 from samovar.config import Config, num_steps, stages, validate_layout
 from samovar.data import badfiles
 from samovar.data.loader import batches
@@ -21,7 +22,6 @@ from samovar.measure.watch import Watch
 from samovar.models.normalization import note_of_training
 from samovar.models.table import has_constructor
 from samovar.objectives import make_objective
-from samovar.restore import bare
 from samovar.runs.checkpoint import Checkpoint
 from samovar.runs.records import RunDir
 from samovar.runtime import Runtime

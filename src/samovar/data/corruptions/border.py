@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from samovar.anymodel.devices import to_device
 from samovar.data.corruptions.filters import Bytes
-from samovar.devices import to_device
 
 ImageLike = TypeVar("ImageLike", npt.NDArray[np.uint8], Image.Image, torch.Tensor)
 

@@ -14,9 +14,9 @@ from statistics import fmean
 import torch
 
 from samovar import config as configs
+from samovar.anymodel.devices import to_device
 from samovar.config import Config
 from samovar.data.loader import Batch
-from samovar.devices import to_device
 from samovar.models.load import resolve
 from samovar.objectives import make_objective
 from samovar.runtime import Runtime, started
