@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from samovar.curvature.inputs import num_examples
-from samovar.restore import evaluating, rng
+from samovar.restore import evaluating, no_reentrant_checkpoints, rng
 
 LossFn: TypeAlias = Callable[[nn.Module, Any], Tensor]
 """Maps (model, batch) to the mean loss [] over the batch."""
@@ -73,7 +74,8 @@ def losses_and_gradient(
     # the same random numbers in every pass, else the noise of the loss would count as sharpness;
     # no_grad and not inference mode: a model that caches tensors (rotary tables) could not be
     # trained on with those
-    with rng(), torch.set_grad_enabled(bool(params)):
+    refusal = no_reentrant_checkpoints() if params else nullcontext()
+    with rng(), torch.set_grad_enabled(bool(params)), refusal:
         for batch in checked(batches):
             value = _scalar(loss(model, batch))
             size = num_examples(batch)

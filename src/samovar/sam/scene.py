@@ -38,6 +38,7 @@ class Scene:
         Args:
             hook: use the global hook, for passes whose modules are not known."""
         with ExitStack() as self.undo:
+            self.undo.enter_context(restore.no_reentrant_checkpoints())
             if self.model is not None:
                 self.add(self.model)
             # torch.compile warns of global hooks. A compiled model that was named needs none,
