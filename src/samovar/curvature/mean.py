@@ -109,7 +109,7 @@ class MeanOverBatches:
             for i, piece in enumerate(pieces, start=1):
                 yield graph.product(piece, keep=keep or i < len(pieces))
 
-        mean = self._mean(products, len(columns), check=self._check and not self.checked)
+        mean = self._mean(products, len(columns), check=self._check)
         return mean[:, : self.size].T.reshape(v.shape)
 
     def loss_and_gradient(self) -> tuple[float, Tensor]:
@@ -143,7 +143,7 @@ class MeanOverBatches:
             examples = 0
             for weight, graph, keep in self._graphs():
                 examples += weight
-                if check and not self.checked:
+                if check and self._check:
                     self._check_products()
                 for mean, row in zip(means, rows(graph, keep), strict=True):
                     self._average(mean, row, graph.loss, weight / examples)
@@ -213,7 +213,7 @@ class MeanOverBatches:
             raise ValueError(_CHANGED)
 
     def _built(self, i: int, batch: Any) -> tuple[int, Graph, bool]:
-        if i == 0 and self._check and not self.checked:
+        if i == 0 and self._check:
             self._sample = batch
         weight, batch = num_examples(batch), convert(batch, self.device, self.dtype)
         seed(i, self.device)
@@ -226,11 +226,11 @@ class MeanOverBatches:
 
     def _check_products(self) -> None:
         names = [name for name in self._params if name in self._trainable]
-        check_products(
+        self.checked = check_products(
             *(self._model, names, self._sample, self.dtype, self._mode),
             *(self._graph, self._slope),
         )
-        self.checked, self._sample = True, None
+        self._check, self._sample = False, None
 
     def _graph(self, batch: Any, leaves: Sequence[Tensor]) -> Graph:
         raise NotImplementedError
