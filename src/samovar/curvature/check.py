@@ -7,11 +7,11 @@ agree, where g is the gradient (for Gauss-Newton, J^T times the slope over the o
 
     H u = (g(w + h u) - g(w - h u)) / 2h   and   u.Hv = v.Hu
 
-The check runs on two examples and in float64 where the loss allows, with h so small that hardly a
+The check runs on one example and in float64 where the loss allows, with h so small that hardly a
 ReLU changes sign. Two things may hide the derivative: the ReLUs that do, which the second
 difference g(w + h u) + g(w - h u) - 2 g(w) shows, and rounding, which is relative to the terms of
-g. Where the examples are fitted these cancel; at the random weights w + u they do not. What is not
-beyond both is no fault, and neither is what differs from one h to the next."""
+g. Where the example is fitted these cancel; at random weights they do not. What is not beyond both
+is no fault, and neither is what differs from one h to the next."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from samovar.curvature.borrow import Mode, borrow, seed
 from samovar.curvature.graphs import Graph, NotTwiceDifferentiable, Parts
 from samovar.curvature.inputs import cast, convert, first_examples
 
-EXAMPLES = 2
+EXAMPLES = 1
 """Examples of the first batch that the check runs on."""
 STEPS, SINGLE_STEPS = (1e-8, 1e-7, 1e-6), (1e-4, 1e-3, 1e-2)
 """Steps h, relative to the size of each weight tensor, for float64 and float32; the next is taken
@@ -74,7 +74,7 @@ def check_products(
             wrong = _fault(model, names, few, precision, mode, graph_of, slope_of)
         except NotTwiceDifferentiable:
             raise
-        except Exception:  # a loss may refuse float64, or two examples, by any error
+        except Exception:  # a loss may refuse float64, or a single example, by any error
             continue
         if wrong:
             raise ValueError(
@@ -120,19 +120,30 @@ def _fault(
         return _filled(run([w.detach().requires_grad_() for w in weights], slope_of))
 
     def found(batch: Any, leaves: Sequence[Tensor]) -> str | None:
-        graph = graph_of(batch, leaves)
+        with _Precision() as precision:
+            graph = graph_of(batch, leaves)
         if not any(bool(x.any()) for x in _filled(graph.slope())):
             return None
-        return _compare(graph, slope, [leaf.detach() for leaf in leaves])
+        single = dtype == torch.float32 or precision.single
+        return _compare(graph, slope, [leaf.detach() for leaf in leaves], single)
 
     wrong: str | None = run(leaves, found)
     return wrong
 
 
 def _compare(
-    graph: Graph, slope: Callable[[Sequence[Tensor]], list[Tensor]], weights: list[Tensor]
+    graph: Graph,
+    slope: Callable[[Sequence[Tensor]], list[Tensor]],
+    weights: list[Tensor],
+    single: bool,
 ) -> str | None:
     """Compare a product with central differences of slopes, and with a second one.
+
+    Args:
+        graph: the products.
+        slope: maps weights to the slope there.
+        weights: where the graph was built.
+        single: whether the loss computes in float32.
 
     Returns:
         What differs, "" if nothing does, None if the noise hides it."""
@@ -142,7 +153,9 @@ def _compare(
     scales = [max(1e-2, float(w.square().mean().sqrt())) for w in weights]
     # Entries without a gradient stay: the row of a padding token moves the loss, but not itself.
     moving = [s * (g != 0) if g.any() else s for g, s in zip(gradient, scales, strict=True)]
-    u, v = ([s * _random(w, generator) for w, s in zip(weights, moving, strict=True)] for _ in "uv")
+    noise = [_random(w, generator) for w in weights]
+    u = [s * x for x, s in zip(noise, moving, strict=True)]
+    v = [s * x.flatten().flip(0).view_as(x) for x, s in zip(noise, moving, strict=True)]
     hu, hv = (_dense(graph.product(x, keep=True), weights) for x in (u, v))
     here = _filled(graph.slope())
 
@@ -152,25 +165,23 @@ def _compare(
     def sizes(slopes: list[Tensor]) -> list[float]:
         return _sizes(_dense(graph.pull(slopes), weights), scales)
 
-    with _Precision() as precision:
-        terms = sizes(at(1.0))
-    single = weights[0].dtype == torch.float32 or precision.single
+    terms: list[float] = []
     before: list[Tensor] | None = None
     for step in SINGLE_STEPS if single else STEPS:
         right, left = at(step), at(-step)
         first = [(r - s) / (2 * step) for r, s in zip(right, left, strict=True)]
         second = [(r + s - 2 * x) / (2 * step) for r, s, x in zip(right, left, here, strict=True)]
-        expected = _dense(graph.pull(first), weights)
-        rounding = torch.finfo(torch.float32 if single else torch.float64).eps / step
-        noise = [
-            NOISE_FACTOR * (kinks + rounding * size)
-            for kinks, size in zip(sizes(second), terms, strict=True)
-        ]
-        error, share = _error(hu, expected, noise, scales, fine=not single)
+        expected, kinks = _dense(graph.pull(first), weights), sizes(second)
+        error, share = _error(hu, expected, kinks, scales, single=single)
         if error == 0:
             return _asymmetry(u, v, hu, hv, ASYMMETRY + share)
-        if error < math.inf:
-            if before and _error(before, expected, noise, scales, fine=not single)[0] == 0:
+        # Random weights of the same size, where the terms of the gradient do not cancel.
+        terms = terms or sizes(slope([(w + x) / 2**0.5 for w, x in zip(weights, u, strict=True)]))
+        rounding = torch.finfo(torch.float32 if single else torch.float64).eps / step
+        hiding = [kink + rounding * size for kink, size in zip(kinks, terms, strict=True)]
+        error = _error(hu, expected, hiding, scales, single=single)[0]
+        if 0 < error < math.inf:
+            if before and _error(before, expected, hiding, scales, single=single)[0] == 0:
                 return f"they are {error:.0%} off a difference of gradients"
             before = expected
     return None
@@ -182,7 +193,7 @@ def _error(
     noise: list[float],
     scales: list[float],
     *,
-    fine: bool,
+    single: bool,
 ) -> tuple[float, float]:
     """Return the relative error, and the share of the noise.
 
@@ -192,11 +203,12 @@ def _error(
     whole = max(math.hypot(*has), math.hypot(*wants))
     if whole == 0:
         return 0.0, 0.0
+    noise = [NOISE_FACTOR * each for each in noise]
     share = math.hypot(*noise) / whole
     # Nothing moves at all where the step is below the precision in which the loss computes.
     if not share <= 1 or not any(wants):
         return math.inf, share
-    if not fine:
+    if single:
         error = math.hypot(*wrong) / whole
         return (error if error > COARSE else 0.0), share
     errors = (
