@@ -117,7 +117,8 @@ def test_a_wrong_second_derivative_is_refused_with_what_to_do(name, dtype):
     op = Hessian(WRONG[name](), loss, [batch()], dtype=dtype)
     with pytest.raises(ValueError, match=r"not those of the loss.*reference implementation.*check=False") as caught:
         op @ torch.randn(op.size)
-    assert "\n" not in str(caught.value) and not op.checked
+    assert "\n" not in str(caught.value)
+    assert not op.checked
 
 
 @pytest.mark.parametrize("use", [top_eigenvalues, trace, spectral_density])
@@ -192,7 +193,7 @@ def test_a_saturated_network_passes():
         assert op.checked or factor == 30  # there the noise hides everything
 
 
-def test_the_check_costs_two_products_of_one_example_once(monkeypatch):
+def test_the_check_costs_two_products_of_two_examples_once(monkeypatch):
     sizes, calls = [], []
     product = HessianGraph.product
     monkeypatch.setattr(HessianGraph, "product", lambda self, v, keep: calls.append(1) or product(self, v, keep=keep))
@@ -203,11 +204,13 @@ def test_the_check_costs_two_products_of_one_example_once(monkeypatch):
 
     op = Hessian(chain(), counted, [batch(40), batch(40)])
     op @ torch.randn(op.size)
-    assert op.num_products == 1 and len(calls) == 2 + 2  # one of each batch, two of the check
-    assert sizes == [40, 1, 1, 1, 40]  # the check: its graph, and the gradient on either side
+    assert op.num_products == 1
+    assert len(calls) == 2 + 2  # one of each batch, two of the check
+    assert sizes == [40, 2, 2, 2, 40]  # the check: its graph, and the gradient on either side
     op @ torch.randn(op.size)
     op.loss_and_gradient()
-    assert len(calls) == 6 and len(sizes) == 5
+    assert len(calls) == 6
+    assert len(sizes) == 5
 
 
 def test_products_are_the_same_bits_with_and_without_the_check():
@@ -232,9 +235,24 @@ def test_a_loss_that_needs_the_whole_batch_is_checked_on_it():
     op = Hessian(chain(), whole, [batch()])
     op @ torch.randn(op.size)
     assert op.checked
+    op = Hessian(chain(Scale()), whole, [batch()])
     with pytest.raises(ValueError, match="not those of the loss"):
-        op = Hessian(chain(Scale()), whole, [batch()])
         op @ torch.randn(op.size)
+
+
+def test_relus_whose_input_is_exactly_zero_hide_nothing():
+    for middle, wrong in ((nn.Identity(), False), (Scale(), True)):
+        model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4), middle)
+        with torch.no_grad():
+            model[0].weight[:5] = 0
+            model[0].bias[:5] = 0
+        op = Hessian(model, loss, [batch()])
+        if wrong:
+            with pytest.raises(ValueError, match="not those of the loss"):
+                op @ torch.randn(op.size)
+        else:
+            op @ torch.randn(op.size)
+            assert op.checked
 
 
 # --- functions with a form of their own
@@ -269,7 +287,9 @@ def bags(mode, **options):
 
 
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
-@pytest.mark.parametrize("options", [{}, {"padding_idx": 2}, {"padding_idx": -2}, {"include_last_offset": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"padding_idx": 2}, {"padding_idx": -2}, {"include_last_offset": True}], ids=str
+)
 def test_the_form_of_embedding_bag_has_its_values_and_gradients(mode, options):
     bag, ids, offsets, weights = bags(mode, **options)
     if "include_last_offset" in options:
@@ -277,16 +297,17 @@ def test_the_form_of_embedding_bag_has_its_values_and_gradients(mode, options):
     cases = [(ids, offsets, weights)]
     if "include_last_offset" not in options:
         grid = ids[:6].view(2, 3)
-        cases += [(grid, None, None if weights is None else weights[:6].view(2, 3)), (ids.int(), offsets.int(), weights)]
+        cases += [
+            (grid, None, None if weights is None else weights[:6].view(2, 3)),
+            (ids.int(), offsets.int(), weights),
+        ]
     for each in cases:
         expected = bag(*each)
         with twice.TwiceDifferentiable():
             found = bag(*each)
         torch.testing.assert_close(found, expected)
         cotangent = torch.randn_like(found)
-        torch.testing.assert_close(
-            *(torch.autograd.grad(out, bag.weight, cotangent)[0] for out in (found, expected))
-        )
+        torch.testing.assert_close(*(torch.autograd.grad(out, bag.weight, cotangent)[0] for out in (found, expected)))
 
 
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
@@ -308,7 +329,8 @@ def test_sparse_embeddings_have_the_hessian_of_dense_ones():
         model = nn.Sequential(nn.Embedding(10, 4, sparse=sparse, padding_idx=0), nn.Flatten(), nn.Linear(12, 3))
         op = Hessian(model, loss, data)
         found += [dense(op), op.loss_and_gradient()[1]]
-    assert torch.equal(found[0], found[2]) and torch.equal(found[1], found[3])
+    assert torch.equal(found[0], found[2])
+    assert torch.equal(found[1], found[3])
 
 
 @pytest.mark.parametrize("inplace", [False, True])

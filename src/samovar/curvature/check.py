@@ -7,16 +7,17 @@ agree, where g is the gradient (for Gauss-Newton, J^T times the slope over the o
 
     H u = (g(w + h u) - g(w - h u)) / 2h   and   u.Hv = v.Hu
 
-The check runs on one example and in float64 where the loss allows, with h so small that hardly a
+The check runs on two examples and in float64 where the loss allows, with h so small that hardly a
 ReLU changes sign. Two things may hide the derivative: the ReLUs that do, which the second
 difference g(w + h u) + g(w - h u) - 2 g(w) shows, and rounding, which is relative to the terms of
-g. Where the example is fitted these cancel; at random weights they do not. What is not beyond both
-is no fault, and neither is what differs from one h to the next."""
+g. Where the examples are fitted these cancel; at random weights they do not. What is not beyond
+both is no fault, and neither is what differs from one h to the next."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -27,11 +28,14 @@ from samovar.curvature.borrow import Mode, borrow, seed
 from samovar.curvature.graphs import Graph, NotTwiceDifferentiable, Parts
 from samovar.curvature.inputs import cast, convert, first_examples
 
-EXAMPLES = 1
-"""Examples of the first batch that the check runs on."""
+EXAMPLES = 2
+"""Examples of the first batch that the check runs on. With a single one, torch 2.15 takes a wrong
+gradient of BatchNorm where the slope is laid out channels last."""
 STEPS, SINGLE_STEPS = (1e-8, 1e-7, 1e-6), (1e-4, 1e-3, 1e-2)
 """Steps h, relative to the size of each weight tensor, for float64 and float32; the next is taken
 if one shows nothing. Larger ones change the signs of many ReLUs."""
+JITTER = 1e-2
+"""How far from the weights the check takes place, relative to their size."""
 FINE, COARSE = 0.02, 0.5
 """Largest relative error: of each weight tensor in float64, else of all of them together."""
 ASYMMETRY = 0.3
@@ -74,7 +78,7 @@ def check_products(
             wrong = _fault(model, names, few, precision, mode, graph_of, slope_of)
         except NotTwiceDifferentiable:
             raise
-        except Exception:  # a loss may refuse float64, or a single example, by any error
+        except Exception:  # a loss may refuse float64, or two examples, by any error
             continue
         if wrong:
             raise ValueError(
@@ -99,9 +103,16 @@ def _fault(
     slope_of: Callable[[Any, Sequence[Tensor]], Parts],
 ) -> str | None:
     """Return what is wrong in a few words, "" if nothing is, None if it cannot be seen."""
+    generator = torch.Generator().manual_seed(0)
     tensors = {name: cast(x, dtype) for name, x in model.named_parameters()}
     buffers = dict(model.named_buffers())
-    leaves = [tensors[name].requires_grad_() for name in names]
+    # A little off the weights, where the input of no ReLU is exactly 0, as at a bias of 0.
+    leaves = [
+        (
+            tensors[name] + JITTER * _size(tensors[name]) * _random(tensors[name], generator)
+        ).requires_grad_()
+        for name in names
+    ]
     batch = convert(batch, leaves[0].device, dtype)
 
     def run(weights: Sequence[Tensor], task: Callable[[Any, Sequence[Tensor]], Any]) -> Any:
@@ -149,10 +160,11 @@ def _compare(
         What differs, "" if nothing does, None if the noise hides it."""
     generator = torch.Generator().manual_seed(0)
     gradient = _dense(graph.gradient(), weights)
-    # In units of the size of each weight tensor, or of a hundredth where it is small.
-    scales = [max(1e-2, float(w.square().mean().sqrt())) for w in weights]
+    scales = [_size(w) for w in weights]
     # Entries without a gradient stay: the row of a padding token moves the loss, but not itself.
-    moving = [s * (g != 0) if g.any() else s for g, s in zip(gradient, scales, strict=True)]
+    moving = [
+        s if g.all() or not g.any() else s * (g != 0) for g, s in zip(gradient, scales, strict=True)
+    ]
     noise = [_random(w, generator) for w in weights]
     u = [s * x for x, s in zip(noise, moving, strict=True)]
     v = [s * x.flatten().flip(0).view_as(x) for x, s in zip(noise, moving, strict=True)]
@@ -165,7 +177,13 @@ def _compare(
     def sizes(slopes: list[Tensor]) -> list[float]:
         return _sizes(_dense(graph.pull(slopes), weights), scales)
 
-    terms: list[float] = []
+    @cache
+    def rounding() -> list[float]:
+        """Return the rounding of a slope, by its terms: they do not cancel at random weights."""
+        eps = torch.finfo(torch.float32 if single else torch.float64).eps
+        away = slope([(w + x) / 2**0.5 for w, x in zip(weights, u, strict=True)])
+        return [eps * size for size in sizes(away)]
+
     before: list[Tensor] | None = None
     for step in SINGLE_STEPS if single else STEPS:
         right, left = at(step), at(-step)
@@ -174,11 +192,11 @@ def _compare(
         expected, kinks = _dense(graph.pull(first), weights), sizes(second)
         error, share = _error(hu, expected, kinks, scales, single=single)
         if error == 0:
-            return _asymmetry(u, v, hu, hv, ASYMMETRY + share)
-        # Random weights of the same size, where the terms of the gradient do not cancel.
-        terms = terms or sizes(slope([(w + x) / 2**0.5 for w, x in zip(weights, u, strict=True)]))
-        rounding = torch.finfo(torch.float32 if single else torch.float64).eps / step
-        hiding = [kink + rounding * size for kink, size in zip(kinks, terms, strict=True)]
+            apart, size = _asymmetry(u, v, hu, hv)
+            if apart <= (ASYMMETRY + share) * size or apart <= math.hypot(*rounding()):
+                return ""
+            return f"u.Hv and v.Hu differ by {apart / size:.1%}"
+        hiding = [kink + each / step for kink, each in zip(kinks, rounding(), strict=True)]
         error = _error(hu, expected, hiding, scales, single=single)[0]
         if 0 < error < math.inf:
             if before and _error(before, expected, hiding, scales, single=single)[0] == 0:
@@ -242,15 +260,26 @@ def _sizes(parts: Sequence[Tensor], scales: list[float]) -> list[float]:
 
 
 def _asymmetry(
-    u: list[Tensor], v: list[Tensor], hu: list[Tensor], hv: list[Tensor], allowed: float
-) -> str:
-    one, other = (
-        torch.cat([(x * y).flatten() for x, y in zip(xs, ys, strict=True)]).cpu().double()
-        for xs, ys in ((u, hv), (v, hu))
+    u: list[Tensor], v: list[Tensor], hu: list[Tensor], hv: list[Tensor]
+) -> tuple[float, float]:
+    """Return |u.Hv - v.Hu|, and the size of such a number at random."""
+
+    def total(x: list[Tensor], y: list[Tensor]) -> float:
+        return sum(float(a.flatten() @ b.flatten()) for a, b in zip(x, y, strict=True))
+
+    size = math.hypot(
+        *(
+            float(torch.linalg.vector_norm(a) * torch.linalg.vector_norm(b))
+            / math.sqrt(max(1, a.numel()))
+            for a, b in zip(u + v, hv + hu, strict=True)
+        )
     )
-    size = float(one.norm() + other.norm())
-    apart = abs(float(one.sum() - other.sum()))
-    return f"u.Hv and v.Hu differ by {apart / size:.1%}" if apart > allowed * size else ""
+    return abs(total(u, hv) - total(v, hu)), size
+
+
+def _size(w: Tensor) -> float:
+    """Return the root mean square of a weight tensor, or a hundredth where that is smaller."""
+    return max(1e-2, float(torch.linalg.vector_norm(w)) / math.sqrt(max(1, w.numel())))
 
 
 def _random(like: Tensor, generator: torch.Generator) -> Tensor:

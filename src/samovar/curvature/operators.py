@@ -62,7 +62,7 @@ class Hessian(MeanOverBatches):
             over all examples, by one all-reduce of P + 2 numbers. All processes must call together,
             with the same v.
         mode: "train" leaves dropout and stochastic depth on, with masks fixed per batch.
-        check: compare the first product with a difference of gradients, on one example and in
+        check: compare the first product with a difference of gradients, on two examples and in
             float64 where the loss allows (see `check`); `checked` then says so. It costs less than
             two products.
 
