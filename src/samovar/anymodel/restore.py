@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointFunction
 
 
 @contextmanager
@@ -108,6 +110,52 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         buffers(model.modules()),
     ):
         yield
+
+
+class _Refusing(threading.local):
+    depth = 0
+
+
+_refusing = _Refusing()
+_patch_lock = threading.Lock()
+_patch_users = [0]
+
+
+@contextmanager
+def no_reentrant_checkpoints() -> Iterator[None]:
+    """Refuse reentrant activation checkpointing inside, in this thread.
+
+    `torch.autograd.grad` does not see the parameters inside such a checkpoint: it raises torch's
+    own error, or silently leaves them out. Nothing in the graph shows a checkpoint whose inputs
+    require no gradient, so the call itself is watched, which also costs nothing.
+
+    Raises:
+        ValueError: a reentrant checkpoint is called inside."""
+    # `CheckpointFunction` inherits `apply`: an attribute of its own hides that of its base class,
+    # and the last user to leave takes it off again.
+    with _patch_lock:
+        _patch_users[0] += 1
+        CheckpointFunction.apply = _refuse_or_apply
+    _refusing.depth += 1
+    try:
+        yield
+    finally:
+        _refusing.depth -= 1
+        with _patch_lock:
+            _patch_users[0] -= 1
+            if not _patch_users[0]:
+                del CheckpointFunction.apply
+
+
+def _refuse_or_apply(*args: Any) -> Any:
+    if _refusing.depth:
+        raise ValueError(
+            "the model uses reentrant activation checkpointing, whose parameters "
+            "torch.autograd.grad does not see; give use_reentrant=False to "
+            "torch.utils.checkpoint (timm: set_reentrant_ckpt(False); Hugging Face: "
+            "gradient_checkpointing_kwargs={'use_reentrant': False})"
+        )
+    return super(CheckpointFunction, CheckpointFunction).apply(*args)
 
 
 class ShiftableWeights(NamedTuple):

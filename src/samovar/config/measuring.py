@@ -55,6 +55,8 @@ class MeasureConfig:
     TF32, or `--dtype`."""
     dtype: Literal["float32", "float64"] = "float32"
     """Precision of Hessian products; the NTK is always float64."""
+    check: bool = True
+    """Compare the first Hessian product with a difference of gradients; records say `checked`."""
     seed: int = 0
     """Seed of probes, noise, and the choice of images."""
     k: Annotated[int, Range("a number of eigenvalues, 1 or more", ge=1)] = 1

@@ -114,4 +114,6 @@ def _numbered(names: list[str]) -> dict[str, str]:
 
 
 def _starting(names: list[str], prefix: str, pattern: str) -> list[str]:
-    return [name for name in names if re.match(re.escape(prefix) + pattern, name)]
+    """Return the names that start with a pattern, compiled modules looked through."""
+    start = re.escape(prefix.replace("_orig_mod.", "")) + pattern
+    return [name for name in names if re.match(start, name.replace("_orig_mod.", ""))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, TypeVar
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from samovar.anymodel import restore
+from samovar.curvature.twice import TwiceDifferentiable
 
 Mode = Literal["eval", "train"]
 Result = TypeVar("Result")
@@ -57,7 +59,7 @@ def borrow(
         task: the computation."""
     slots = {f"model.{name}": tensor for name, tensor in _slots(model, tensors).items()}
     with (
-        _second_order(device),
+        second_order(device),
         restore.modes(model, training=mode == "train"),
         restore.rng(),
     ):
@@ -102,15 +104,25 @@ class _Holder(nn.Module):
 
 
 @contextmanager
-def _second_order(device: torch.device) -> Iterator[None]:
+def second_order(device: torch.device) -> Iterator[None]:
     """Make second derivatives exist and be float32 inside.
 
-    Attention runs as plain matrix products; autocast, inference mode and TF32 are off."""
+    Attention runs as plain matrix products, compiled modules run eagerly, and functions without a
+    right second derivative run in another form. Autocast, inference mode and TF32 are off.
+
+    Raises:
+        ValueError: a reentrant checkpoint is called inside."""
     with ExitStack() as stack:
+        stack.enter_context(restore.no_reentrant_checkpoints())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if "torch._dynamo" in sys.modules:  # else nothing is compiled, and the import takes long
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(torch.autocast(device.type, enabled=False))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
+        # A checkpoint that is run again on another thread would not see the mode.
+        stack.enter_context(torch.autograd.set_multithreading_enabled(False))
+        stack.enter_context(TwiceDifferentiable())
         if device.type == "cuda":
             # By default cuDNN rounds the inputs of float32 convolutions to 10 bits.
             backends: Any = torch.backends

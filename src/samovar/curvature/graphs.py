@@ -5,7 +5,8 @@ graph keeps every activation in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +17,13 @@ from torch import Tensor
 FALLBACK_BYTES = 2 << 30
 """Free memory to assume of a device that does not report it."""
 
+Parts = Sequence[Tensor | None]
+"""One tensor per leaf (or output); None is zero."""
+
+
+class NotTwiceDifferentiable(ValueError):
+    """A function in a loss has no second derivative."""
+
 
 class Graph(Protocol):
     """The curvature matrix of one batch, known by its products."""
@@ -24,13 +32,19 @@ class Graph(Protocol):
     roots: list[Tensor]
     """The tensors that keep the graph alive; `held_bytes` starts from them."""
 
-    def product(self, v: Sequence[Tensor], *, keep: bool) -> Sequence[Tensor | None]:
+    def product(self, v: Sequence[Tensor], *, keep: bool) -> Parts:
         """Return the matrix times v, one tensor per leaf; None is zero.
 
         Without `keep` the graph is freed on the way."""
 
-    def gradient(self) -> Sequence[Tensor | None]:
+    def gradient(self) -> Parts:
         """Return the gradient of the loss, one tensor per leaf; None is zero."""
+
+    def slope(self) -> Parts:
+        """Return what `pull` maps to the gradient."""
+
+    def pull(self, slope: Parts) -> Parts:
+        """Return J^T times a slope, or a difference of slopes, one tensor per leaf."""
 
 
 class HessianGraph:
@@ -41,7 +55,7 @@ class HessianGraph:
         self._grads = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)
         self.roots = [grad for grad in self._grads if grad is not None and grad.requires_grad]
 
-    def product(self, v: Sequence[Tensor], *, keep: bool) -> Sequence[Tensor | None]:
+    def product(self, v: Sequence[Tensor], *, keep: bool) -> Parts:
         """Return H v, at the cost of 2.1 to 2.4 gradients."""
         along = [
             x
@@ -50,13 +64,20 @@ class HessianGraph:
         ]
         if not along:  # the loss is linear in the leaves
             return [None] * len(self._leaves)
-        return torch.autograd.grad(
-            self.roots, self._leaves, along, retain_graph=keep, allow_unused=True
-        )
+        with _second_derivatives():
+            return torch.autograd.grad(
+                self.roots, self._leaves, along, retain_graph=keep, allow_unused=True
+            )
 
-    def gradient(self) -> Sequence[Tensor | None]:
+    def gradient(self) -> Parts:
         """Return the gradient, at no cost."""
         return [None if grad is None else grad.detach() for grad in self._grads]
+
+    slope = gradient
+
+    def pull(self, slope: Parts) -> Parts:
+        """Return the slope, which is the gradient itself."""
+        return slope
 
 
 class GaussNewtonGraph:
@@ -81,7 +102,7 @@ class GaussNewtonGraph:
         )
         self.roots = [outputs, *(x for x in self._jtw if x is not None)]
 
-    def product(self, v: Sequence[Tensor], *, keep: bool) -> Sequence[Tensor | None]:
+    def product(self, v: Sequence[Tensor], *, keep: bool) -> Parts:
         """Return J^T (H_out (J v))."""
         if not self._slope.requires_grad:  # the loss is linear in the outputs
             return [None] * len(self._leaves)
@@ -91,18 +112,47 @@ class GaussNewtonGraph:
             if x is not None and x.requires_grad
         ]
         jtw, along = zip(*pairs, strict=True)
-        (jv,) = torch.autograd.grad(jtw, [self._w], along, retain_graph=True)
-        (hjv,) = torch.autograd.grad(self._slope, [self._cut], jv, retain_graph=True)
+        with _second_derivatives():
+            (jv,) = torch.autograd.grad(jtw, [self._w], along, retain_graph=True)
+            (hjv,) = torch.autograd.grad(self._slope, [self._cut], jv, retain_graph=True)
         return torch.autograd.grad(
             self._outputs, self._leaves, hjv, retain_graph=keep, allow_unused=True
         )
 
-    def gradient(self) -> Sequence[Tensor | None]:
+    def gradient(self) -> Parts:
         """Return J^T times the gradient with respect to the outputs, by one backward pass."""
-        slope = self._slope.detach()
+        return self.pull(self.slope())
+
+    def slope(self) -> Parts:
+        """Return the gradient with respect to the outputs."""
+        return [self._slope.detach()]
+
+    def pull(self, slope: Parts) -> Parts:
+        """Return J^T times a slope, by one backward pass."""
         return torch.autograd.grad(
             self._outputs, self._leaves, slope, retain_graph=True, allow_unused=True
         )
+
+
+@contextmanager
+def _second_derivatives() -> Iterator[None]:
+    """Say in one line which function has no second derivative.
+
+    Raises:
+        NotTwiceDifferentiable: one has none."""
+    try:
+        yield
+    except RuntimeError as error:
+        said = str(error).splitlines()[0]
+        if not any(each in said for each in _NO_SECOND_DERIVATIVE):
+            raise
+        raise NotTwiceDifferentiable(
+            f"a function in the loss has no second derivative ({said}); use another form of it in "
+            "plain torch, or leave its parameters out with params="
+        ) from error
+
+
+_NO_SECOND_DERIVATIVE = ("not implemented", "once_differentiable", "double backward")
 
 
 _UNREACHED = (

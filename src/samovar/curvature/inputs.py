@@ -132,6 +132,17 @@ def convert(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
     )
 
 
+def first_examples(batch: Any, count: int) -> Any:
+    """Return the batch with the first `count` examples of every tensor that has one for each."""
+    total = num_examples(batch)
+    return map_tensors(batch, lambda x: x[:count] if x.dim() and len(x) == total else x)
+
+
+def cast(x: Tensor, dtype: torch.dtype, *, copy: bool = False) -> Tensor:
+    """Return a tensor without its history, in `dtype` if it is floating point."""
+    return x.detach().to(dtype if x.is_floating_point() else x.dtype, copy=copy)
+
+
 def _usable(x: Tensor) -> Tensor:
     # A tensor that was made under inference mode cannot be saved for backward.
     return x.clone() if x.is_inference() else x
@@ -156,3 +167,45 @@ def map_tensors(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
             )
         return changed
     return batch
+
+
+def working_dtype(dtype: torch.dtype | None, params: Iterable[Tensor]) -> torch.dtype:
+    """Return the dtype of an operator: the given one, or for None that of the parameters.
+
+    Raises:
+        ValueError: it is neither float32 nor float64."""
+    if dtype is None:
+        return (
+            torch.float64
+            if any(param.dtype == torch.float64 for param in params)
+            else torch.float32
+        )
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"dtype={dtype} is too coarse for second derivatives; pick torch.float32 or "
+            "torch.float64"
+        )
+    return dtype
+
+
+def stamp(model: nn.Module) -> tuple[Any, ...]:
+    """Return a value that changes when a weight or buffer is written to.
+
+    It includes norms, because a write through `.data` does not count as a version."""
+    tensors = [*model.parameters(), *model.buffers()]
+    with torch.no_grad():
+        norms = torch._foreach_norm([x.detach() for x in tensors if x.is_floating_point()])
+    values = torch.stack([norm.cpu().double() for norm in norms]).tolist() if norms else []
+    return tuple((id(x), x._version, x.data_ptr()) for x in tensors), tuple(values)
+
+
+def check_finite(model: nn.Module) -> None:
+    """Check that all weights and buffers are finite.
+
+    Raises:
+        ValueError: one is not; it is named."""
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(
+                f"{name} is not finite; curvature needs finite weights: load an earlier checkpoint"
+            )

@@ -13,8 +13,18 @@ from torch import Tensor, nn
 from samovar.anymodel.devices import check_float64
 from samovar.anymodel.restore import bare
 from samovar.curvature.borrow import Mode, borrow, refuse_batch_coupling, seed
-from samovar.curvature.graphs import Graph, free_bytes, held_bytes
-from samovar.curvature.inputs import choose, convert, fingerprint, num_examples
+from samovar.curvature.check import check_products
+from samovar.curvature.graphs import Graph, Parts, free_bytes, held_bytes
+from samovar.curvature.inputs import (
+    cast,
+    check_finite,
+    choose,
+    convert,
+    fingerprint,
+    num_examples,
+    stamp,
+    working_dtype,
+)
 
 Retain = bool | int | Literal["auto"]
 
@@ -36,6 +46,7 @@ class MeanOverBatches:
         retain: Retain,
         distributed: bool,
         mode: Mode,
+        check: bool,
     ) -> None:
         if isinstance(batches, Iterator):
             raise ValueError(
@@ -48,7 +59,7 @@ class MeanOverBatches:
         self._sizes = [param.numel() for param in self._params.values()]
         self.size = sum(self._sizes)
         self.device = next(iter(self._params.values())).device
-        self.dtype = _working_dtype(dtype, self._params.values())
+        self.dtype = working_dtype(dtype, self._params.values())
         check_float64(self.dtype, self.device)
         self._retain, self._distributed = _checked_retain(retain), _checked_distributed(distributed)
         self._trainable = {name for name, param in self._params.items() if param.requires_grad}
@@ -58,6 +69,9 @@ class MeanOverBatches:
         self._kept: dict[int, tuple[int, Graph]] = {}
         self._prints: list[Any] = []
         self._budget = 0
+        self._check, self._sample = check, None
+        self.checked = False
+        """Whether the products were found to be those of the loss."""
         self.num_products = 0
         """Number of products with single vectors so far."""
         self.num_graphs = 0
@@ -84,7 +98,7 @@ class MeanOverBatches:
         Raises:
             ValueError: v has another shape; weights or loss are not finite; the loss is not a
                 scalar; there are no batches, or they differ from those of the product before;
-                another process failed."""
+                another process failed; the first product does not pass the check."""
         if v.dim() not in (1, 2) or v.shape[0] != self.size:
             raise ValueError(
                 f"v has shape {list(v.shape)}; the operator takes [{self.size}] or [{self.size}, k]"
@@ -93,11 +107,12 @@ class MeanOverBatches:
         pieces = [self._pieces(column) for column in columns]
         self.num_products += len(columns)
 
-        def products(graph: Graph, keep: bool) -> Iterator[Sequence[Tensor | None]]:
+        def products(graph: Graph, keep: bool) -> Iterator[Parts]:
             for i, piece in enumerate(pieces, start=1):
                 yield graph.product(piece, keep=keep or i < len(pieces))
 
-        return self._mean(products, len(columns))[:, : self.size].T.reshape(v.shape)
+        mean = self._mean(products, len(columns), check=self._check)
+        return mean[:, : self.size].T.reshape(v.shape)
 
     def loss_and_gradient(self) -> tuple[float, Tensor]:
         """Return the mean loss and its gradient [P] over the chosen parameters.
@@ -113,7 +128,11 @@ class MeanOverBatches:
 
     @torch.inference_mode(False)
     def _mean(
-        self, rows: Callable[[Graph, bool], Iterator[Sequence[Tensor | None]]], num_rows: int
+        self,
+        rows: Callable[[Graph, bool], Iterator[Parts]],
+        num_rows: int,
+        *,
+        check: bool = False,
     ) -> Tensor:
         """Return the mean over examples [num_rows, P + 1] of the rows that each graph yields.
 
@@ -126,6 +145,8 @@ class MeanOverBatches:
             examples = 0
             for weight, graph, keep in self._graphs():
                 examples += weight
+                if check and self._check:
+                    self._check_products()
                 for mean, row in zip(means, rows(graph, keep), strict=True):
                     self._average(mean, row, graph.loss, weight / examples)
                 # Freed before the next is built: at most one graph is alive that is not retained.
@@ -136,7 +157,7 @@ class MeanOverBatches:
             self._refresh()
             # Copies, because a layer may write to its buffers.
             buffers = {
-                name: _cast(x, self.dtype, copy=True) for name, x in self._model.named_buffers()
+                name: cast(x, self.dtype, copy=True) for name, x in self._model.named_buffers()
             }
             borrow(self._model, self._tensors | buffers, self._mode, self.device, average_all)
         except Exception:
@@ -151,9 +172,7 @@ class MeanOverBatches:
             means[:, :-1] /= means[:, -1:].clone()
         return means[:, :-1]
 
-    def _average(
-        self, mean: Tensor, row: Sequence[Tensor | None], loss: float, share: float
-    ) -> None:
+    def _average(self, mean: Tensor, row: Parts, loss: float, share: float) -> None:
         """Fold one batch's row and loss into the running mean with weight `share`; 1 begins it."""
         with torch.no_grad():
             if share < 1:
@@ -196,16 +215,30 @@ class MeanOverBatches:
             raise ValueError(_CHANGED)
 
     def _built(self, i: int, batch: Any) -> tuple[int, Graph, bool]:
+        if i == 0 and self._check:
+            self._sample = batch
         weight, batch = num_examples(batch), convert(batch, self.device, self.dtype)
         seed(i, self.device)
-        graph = self._graph(batch)
+        graph = self._graph(batch, self._leaves)
         self.num_graphs += 1
         keep = self._has_room_for(graph)
         if keep:
             self._kept[i] = weight, graph
         return weight, graph, keep
 
-    def _graph(self, batch: Any) -> Graph:
+    def _check_products(self) -> None:
+        names = [name for name in self._params if name in self._trainable]
+        self.checked = check_products(
+            *(self._model, names, self._sample, self.dtype, self._mode),
+            *(self._graph, self._slope),
+        )
+        self._check, self._sample = False, None
+
+    def _graph(self, batch: Any, leaves: Sequence[Tensor]) -> Graph:
+        raise NotImplementedError
+
+    def _slope(self, batch: Any, leaves: Sequence[Tensor]) -> Parts:
+        """Return the slope of the batch's graph without building it."""
         raise NotImplementedError
 
     def _has_room_for(self, graph: Graph) -> bool:
@@ -218,18 +251,18 @@ class MeanOverBatches:
 
     def _refresh(self) -> None:
         """Drop the graphs if a weight or buffer was replaced or written to since then."""
-        stamp = _stamp(self._model)
-        if stamp == self._stamp:
+        now = stamp(self._model)
+        if now == self._stamp:
             return
         self.release()
         # The norm of large finite numbers may be infinite too, so look again.
-        if not all(math.isfinite(norm) for norm in stamp[1]):
-            _check_finite(self._model)
-        cast = {name: _cast(param, self.dtype) for name, param in self._model.named_parameters()}
+        if not all(math.isfinite(norm) for norm in now[1]):
+            check_finite(self._model)
+        tensors = {name: cast(param, self.dtype) for name, param in self._model.named_parameters()}
         self._leaves = [
-            cast[name].requires_grad_() for name in self._params if name in self._trainable
+            tensors[name].requires_grad_() for name in self._params if name in self._trainable
         ]
-        self._tensors, self._stamp = cast, stamp
+        self._tensors, self._stamp = tensors, now
         self._budget = (
             int(free_bytes(self.device) * FREE_SHARE)
             if self._retain == "auto"
@@ -241,21 +274,6 @@ _CHANGED = (
     "the batches differ from those of the product before; give the same in the same order every "
     "time (shuffle=False, no random augmentation), or a list of them"
 )
-
-
-def _working_dtype(dtype: torch.dtype | None, params: Iterable[Tensor]) -> torch.dtype:
-    if dtype is None:
-        return (
-            torch.float64
-            if any(param.dtype == torch.float64 for param in params)
-            else torch.float32
-        )
-    if dtype not in (torch.float32, torch.float64):
-        raise ValueError(
-            f"dtype={dtype} is too coarse for second derivatives; pick torch.float32 or "
-            "torch.float64"
-        )
-    return dtype
 
 
 def _checked_retain(retain: Retain) -> Retain:
@@ -273,26 +291,3 @@ def _checked_distributed(distributed: bool) -> bool:
             "or drop it"
         )
     return distributed
-
-
-def _cast(x: Tensor, dtype: torch.dtype, *, copy: bool = False) -> Tensor:
-    return x.detach().to(dtype if x.is_floating_point() else x.dtype, copy=copy)
-
-
-def _stamp(model: nn.Module) -> tuple[Any, ...]:
-    """Return a value that changes when a weight or buffer is written to.
-
-    It includes norms, because a write through `.data` does not count as a version."""
-    tensors = [*model.parameters(), *model.buffers()]
-    with torch.no_grad():
-        norms = torch._foreach_norm([x.detach() for x in tensors if x.is_floating_point()])
-    values = torch.stack([norm.cpu().double() for norm in norms]).tolist() if norms else []
-    return tuple((id(x), x._version, x.data_ptr()) for x in tensors), tuple(values)
-
-
-def _check_finite(model: nn.Module) -> None:
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if not bool(torch.isfinite(tensor).all()):
-            raise ValueError(
-                f"{name} is not finite; curvature needs finite weights: load an earlier checkpoint"
-            )

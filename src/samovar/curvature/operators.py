@@ -6,7 +6,7 @@ the other, in the model's order."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from samovar.anymodel import outputs as returned
 from samovar.curvature.borrow import Mode
-from samovar.curvature.graphs import GaussNewtonGraph, Graph, hessian_graph
+from samovar.curvature.graphs import GaussNewtonGraph, Graph, Parts, hessian_graph
 from samovar.curvature.mean import MeanOverBatches, Retain
 from samovar.curvature.summed import warn_if_summed
 
@@ -66,10 +66,15 @@ class Hessian(MeanOverBatches):
             over all examples, by one all-reduce of P + 2 numbers. All processes must call together,
             with the same v.
         mode: "train" leaves dropout and stochastic depth on, with masks fixed per batch.
+        check: compare the first product with a difference of gradients, on two examples and in
+            float64 where the loss allows (see `check`); `checked` then says so. It costs less than
+            two products.
 
     Raises:
-        ValueError: a BatchNorm uses batch statistics; there is nothing to differentiate; batches is
-            an iterator; the dtype is another; distributed without a process group.
+        ValueError: a product is not that of the loss, because a function in it has a wrong second
+            derivative or none; the model uses reentrant checkpoints; a BatchNorm uses batch
+            statistics; there is nothing to differentiate; batches is an iterator; the dtype is
+            another; distributed without a process group.
         TypeError: in a product, if the loss is a function of (input, target).
 
     Source: Pearlmutter (1994), by reverse mode twice."""
@@ -85,12 +90,16 @@ class Hessian(MeanOverBatches):
         retain: Retain = "auto",
         distributed: bool = False,
         mode: Mode = "eval",
+        check: bool = True,
     ) -> None:
-        super().__init__(model, batches, params, dtype, retain, distributed, mode)
+        super().__init__(model, batches, params, dtype, retain, distributed, mode, check)
         self._loss = loss
 
-    def _graph(self, batch: Any) -> Graph:
-        return _noticing_sums(self, hessian_graph(self._loss_on(batch), self._leaves), batch)
+    def _graph(self, batch: Any, leaves: Sequence[Tensor]) -> Graph:
+        return _noticing_sums(self, hessian_graph(self._loss_on(batch), leaves), batch)
+
+    def _slope(self, batch: Any, leaves: Sequence[Tensor]) -> Parts:
+        return torch.autograd.grad(self._loss_on(batch), leaves, allow_unused=True)
 
     def _loss_on(self, batch: Any) -> Tensor:
         return returned.loss_from(
@@ -126,17 +135,24 @@ class GaussNewton(MeanOverBatches):
         retain: Retain = "auto",
         distributed: bool = False,
         mode: Mode = "eval",
+        check: bool = True,
     ) -> None:
-        super().__init__(model, batches, params, dtype, retain, distributed, mode)
+        super().__init__(model, batches, params, dtype, retain, distributed, mode, check)
         self._outputs, self._loss = outputs, loss
 
-    def _graph(self, batch: Any) -> Graph:
-        outputs = returned.logits_of(self._outputs(self._model, batch))
-        graph = GaussNewtonGraph(outputs, lambda z: self._loss_of(z, batch), self._leaves)
+    def _graph(self, batch: Any, leaves: Sequence[Tensor]) -> Graph:
+        graph = GaussNewtonGraph(self._outputs_on(batch), lambda z: self._loss_of(z, batch), leaves)
         return _noticing_sums(self, graph, batch)
 
+    def _slope(self, batch: Any, leaves: Sequence[Tensor]) -> Parts:
+        outputs = self._outputs_on(batch).detach().requires_grad_()
+        return torch.autograd.grad(self._loss_of(outputs, batch), [outputs])
+
     def _loss_on(self, batch: Any) -> Tensor:
-        return self._loss_of(returned.logits_of(self._outputs(self._model, batch)), batch)
+        return self._loss_of(self._outputs_on(batch), batch)
+
+    def _outputs_on(self, batch: Any) -> Tensor:
+        return returned.logits_of(self._outputs(self._model, batch))
 
     def _loss_of(self, outputs: Tensor, batch: Any) -> Tensor:
         return returned.loss_from(self._loss, outputs, batch, example=returned.OF_OUTPUTS_AND_BATCH)

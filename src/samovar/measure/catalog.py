@@ -29,7 +29,7 @@ SUBJECT = (
     "batch_size", "loss", "seed",
 )  # fmt: skip
 """Settings that every measurement uses: they choose the weights, the images and the loss."""
-EXECUTION = ("processes", "output", "name", "device", "threads", "workers")
+EXECUTION = ("check", "processes", "output", "name", "device", "threads", "workers")
 """Settings that say where and how a measurement runs; they change no number beyond rounding."""
 
 

@@ -54,21 +54,27 @@ def blocks(subject: Subject, config: MeasureConfig, _: Path) -> Iterator[Record]
 def trace(subject: Subject, config: MeasureConfig, _: Path) -> Iterator[Record]:
     """Measure the trace of the loss's Hessian, by Hutch++."""
     # 6 products a probe: Hutch++ needs as many for an error bar, and --probes may be 1
+    op = hessian_of(subject, config)
     found = curvature.trace(
-        hessian_of(subject, config),
+        op,
         method="hutch++",
         num_probes=config.probes * 6,
         generator=Generator().manual_seed(config.seed),
     )
     yield Record(
-        "hessian/trace", found.value, stderr=found.stderr, n=found.n, settings={"method": "hutch++"}
+        "hessian/trace",
+        found.value,
+        stderr=found.stderr,
+        n=found.n,
+        settings={"method": "hutch++", "checked": op.checked},
     )
 
 
 def density(subject: Subject, config: MeasureConfig, arrays: Path) -> Iterator[Record]:
     """Measure the density of the Hessian's eigenvalues, by stochastic Lanczos quadrature."""
+    op = hessian_of(subject, config)
     found = curvature.spectral_density(
-        hessian_of(subject, config),
+        op,
         num_probes=config.probes,
         num_steps=config.density_steps,
         generator=Generator().manual_seed(config.seed),
@@ -89,6 +95,7 @@ def density(subject: Subject, config: MeasureConfig, arrays: Path) -> Iterator[R
                 "probes": config.probes,
                 "steps": config.density_steps,
                 "sigma": found.sigma,
+                "checked": op.checked,
             },
             cost={"matvecs": found.num_products},
             arrays=f"arrays/{name}",
@@ -114,6 +121,7 @@ def hessian_of(
         params=params,
         dtype=torch.float64 if config.dtype == "float64" else torch.float32,
         distributed=subject.runtime.world_size > 1,
+        check=config.check,
     )
 
 
@@ -141,7 +149,12 @@ def _eigenvalues(
             name,
             value,
             residual=residual,
-            settings={"method": "Lanczos", "tol": config.tol, "max_steps": config.max_steps},
+            settings={
+                "method": "Lanczos",
+                "tol": config.tol,
+                "max_steps": config.max_steps,
+                "checked": op.checked,
+            },
             cost={"matvecs": pairs.num_products},
             source=f"{PAPER}, appendix C",
             converged=converged,

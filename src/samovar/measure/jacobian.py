@@ -12,6 +12,7 @@ from torch.func import functional_call, grad, vmap
 
 from samovar.anymodel.devices import to_float64_device
 from samovar.anymodel.outputs import logits_of
+from samovar.curvature.borrow import borrow
 
 Output = Literal["sum", "full"] | int
 
@@ -158,16 +159,27 @@ def _row_gradients(
         raise
     except RuntimeError:
         # vmap cannot follow branches on data, nor operators without a batching rule: row by row
-        leaves = {name: tensor.clone().requires_grad_() for name, tensor in variables.items()}
-        values = (
-            combined(leaves, image, cotangent)
+        return _rows_one_by_one(setup, variables, images, cotangents)
+
+
+def _rows_one_by_one(
+    setup: Setup, variables: dict[str, Tensor], images: Tensor, cotangents: Tensor
+) -> dict[str, Tensor]:
+    """Compute what `_row_gradients` does by one backward pass a row."""
+    leaves = {name: tensor.clone().requires_grad_() for name, tensor in variables.items()}
+
+    def gradients() -> list[tuple[Tensor, ...]]:
+        return [
+            torch.autograd.grad(
+                (setup.model(image[None]).flatten() * cotangent).sum(),
+                list(leaves.values()),
+                materialize_grads=True,
+            )
             for image, cotangent in zip(images, cotangents, strict=True)
-        )
-        each = [
-            torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
-            for value in values
         ]
-        return {
-            name: torch.stack(column)
-            for name, column in zip(leaves, zip(*each, strict=True), strict=True)
-        }
+
+    # The leaves stay in the model until after the backward pass, in which activation checkpointing
+    # calls the model once more.
+    each = borrow(setup.model, setup.state | leaves, "eval", images.device, gradients)
+    columns = zip(*each, strict=True)
+    return {name: torch.stack(column) for name, column in zip(leaves, columns, strict=True)}

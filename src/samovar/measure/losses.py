@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from samovar.anymodel.outputs import OF_MODEL_AND_BATCH, loss_from
-from samovar.anymodel.restore import evaluating, rng
+from samovar.anymodel.restore import evaluating, no_reentrant_checkpoints, rng
 from samovar.curvature.inputs import num_examples
 from samovar.curvature.summed import warn_if_summed
 
@@ -93,7 +94,8 @@ def losses_and_gradient(
     # the same random numbers in every pass, else the noise of the loss would count as sharpness;
     # no_grad and not inference mode: a model that caches tensors (rotary tables) could not be
     # trained on with those
-    with rng(), torch.set_grad_enabled(bool(params)):
+    refusal = no_reentrant_checkpoints() if params else nullcontext()
+    with rng(), torch.set_grad_enabled(bool(params)), refusal:
         for batch in checked(batches):
             value = value_of(batch)
             size = num_examples(batch)

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from samovar.anymodel.restore import evaluating
+from samovar.curvature.borrow import second_order
 from samovar.measure.jacobian import Output, column_chunks, jacobian_columns, set_up
 
 MIB = 2**20
@@ -64,8 +64,9 @@ def ntk(
         arXiv:2102.11535."""
     _check_model(model)
     _check_images(images)
-    # math attention, so that nothing depends on which fused kernels vmap can batch
-    with evaluating(model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+    # vmap can batch neither fused attention nor compiled modules
+    device = next(model.parameters(), images).device
+    with evaluating(model), second_order(device):
         setup = set_up(model, images, output, params, dtype)
         rows = len(images) * len(setup.cotangents)
         needed = rows**2 * dtype.itemsize

@@ -40,7 +40,8 @@ class Watch:
 
         Args:
             lr: learning rate of the step, for the edge of stability."""
-        op = Hessian(model, self._loss, self.batches)
+        # once per run: the functions in the loss stay the same
+        op = Hessian(model, self._loss, self.batches, check=self.vector is None)
         # a coarse tolerance: the curve over training matters, not the third digit
         pairs = top_eigenvalues(op, tol=1e-2, max_steps=50, start=self.vector)
         # diverged weights give no vector to start from

@@ -40,6 +40,7 @@ class Scene:
                 call `.backward()` on the wrapped module."""
         self.by_backward = hook
         with ExitStack() as self.undo:
+            self.undo.enter_context(restore.no_reentrant_checkpoints())
             if self.model is not None:
                 self.add(self.model)
             # torch.compile warns of global hooks. A compiled model that was named needs none,
