@@ -40,6 +40,8 @@ FINE, COARSE = 0.02, 0.5
 """Largest relative error: of each weight tensor in float64, else of all of them together."""
 ASYMMETRY = 0.3
 """Largest |u.Hv - v.Hu|, relative to the size that a sum of such terms has at random."""
+LEAST = 1e3
+"""Multiple of the precision below which a second derivative of a loss around 1 is only rounding."""
 NOISE_FACTOR = 10.0
 """Multiple of the measured noise that is allowed."""
 FLOOR = 1e-5
@@ -177,10 +179,11 @@ def _compare(
     def sizes(slopes: list[Tensor]) -> list[float]:
         return _sizes(_dense(graph.pull(slopes), weights), scales)
 
+    eps = torch.finfo(torch.float32 if single else torch.float64).eps
+
     @cache
     def rounding() -> list[float]:
         """Return the rounding of a slope, by its terms: they do not cancel at random weights."""
-        eps = torch.finfo(torch.float32 if single else torch.float64).eps
         away = slope([(w + x) / 2**0.5 for w, x in zip(weights, u, strict=True)])
         return [eps * size for size in sizes(away)]
 
@@ -193,7 +196,7 @@ def _compare(
         error, share = _error(hu, expected, kinks, scales, single=single)
         if error == 0:
             apart, size = _asymmetry(u, v, hu, hv)
-            if apart <= (ASYMMETRY + share) * size or apart <= math.hypot(*rounding()):
+            if apart <= (ASYMMETRY + share) * size or apart <= LEAST * eps:
                 return ""
             return f"u.Hv and v.Hu differ by {apart / size:.1%}"
         hiding = [kink + each / step for kink, each in zip(kinks, rounding(), strict=True)]
