@@ -22,11 +22,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from samovar.curvature.borrow import Mode, borrow, seed
 from samovar.curvature.graphs import Graph, NotTwiceDifferentiable, Parts
 from samovar.curvature.inputs import cast, convert, first_examples
+from samovar.curvature.twice import Precision
 
 EXAMPLES = 2
 """Examples of the first batch that the check runs on. With a single one, torch 2.15 takes a wrong
@@ -133,7 +133,7 @@ def _fault(
         return _filled(run([w.detach().requires_grad_() for w in weights], slope_of))
 
     def found(batch: Any, leaves: Sequence[Tensor]) -> str | None:
-        with _Precision() as precision:
+        with Precision() as precision:
             graph = graph_of(batch, leaves)
         if not any(bool(x.any()) for x in _filled(graph.slope())):
             return None
@@ -160,16 +160,8 @@ def _compare(
 
     Returns:
         What differs, "" if nothing does, None if the noise hides it."""
-    generator = torch.Generator().manual_seed(0)
-    gradient = _dense(graph.gradient(), weights)
     scales = [_size(w) for w in weights]
-    # Entries without a gradient stay: the row of a padding token moves the loss, but not itself.
-    moving = [
-        s if g.all() or not g.any() else s * (g != 0) for g, s in zip(gradient, scales, strict=True)
-    ]
-    noise = [_random(w, generator) for w in weights]
-    u = [s * x for x, s in zip(noise, moving, strict=True)]
-    v = [s * x.flatten().flip(0).view_as(x) for x, s in zip(noise, moving, strict=True)]
+    u, v = _directions(weights, _dense(graph.gradient(), weights), scales)
     hu, hv = (_dense(graph.product(x, keep=True), weights) for x in (u, v))
     here = _filled(graph.slope())
 
@@ -208,6 +200,22 @@ def _compare(
     return None
 
 
+def _directions(
+    weights: list[Tensor], gradient: list[Tensor], scales: list[float]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return two random directions, each weight tensor in units of its size."""
+    generator = torch.Generator().manual_seed(0)
+    noise = [_random(w, generator) for w in weights]
+    # Entries without a gradient stay: the row of a padding token moves the loss, but not itself.
+    moving = [
+        s if g.all() or not g.any() else s * (g != 0) for g, s in zip(gradient, scales, strict=True)
+    ]
+    return (
+        [s * x for x, s in zip(noise, moving, strict=True)],
+        [s * x.flatten().flip(0).view_as(x) for x, s in zip(noise, moving, strict=True)],
+    )
+
+
 def _error(
     product: list[Tensor],
     expected: list[Tensor],
@@ -238,24 +246,6 @@ def _error(
         if off > FINE * max(a, b) + n + FLOOR * whole
     )
     return max(errors, default=0.0), share
-
-
-class _Precision(TorchFunctionMode):
-    """A function mode that sees whether a loss computes in less than float64 inside."""
-
-    single = False
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and result.requires_grad and result.itemsize < 8:
-            self.single = True
-        return result
 
 
 def _sizes(parts: Sequence[Tensor], scales: list[float]) -> list[float]:
