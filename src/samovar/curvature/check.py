@@ -22,11 +22,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from samovar.curvature.borrow import Mode, borrow, seed
 from samovar.curvature.graphs import Graph, NotTwiceDifferentiable, Parts
 from samovar.curvature.inputs import cast, convert, first_examples
+from samovar.curvature.twice import Precision
 
 EXAMPLES = 2
 """Examples of the first batch that the check runs on. With a single one, torch 2.15 takes a wrong
@@ -40,6 +40,8 @@ FINE, COARSE = 0.02, 0.5
 """Largest relative error: of each weight tensor in float64, else of all of them together."""
 ASYMMETRY = 0.3
 """Largest |u.Hv - v.Hu|, relative to the size that a sum of such terms has at random."""
+LEAST = 1e3
+"""Multiple of the precision below which a second derivative of a loss around 1 is only rounding."""
 NOISE_FACTOR = 10.0
 """Multiple of the measured noise that is allowed."""
 FLOOR = 1e-5
@@ -131,7 +133,7 @@ def _fault(
         return _filled(run([w.detach().requires_grad_() for w in weights], slope_of))
 
     def found(batch: Any, leaves: Sequence[Tensor]) -> str | None:
-        with _Precision() as precision:
+        with Precision() as precision:
             graph = graph_of(batch, leaves)
         if not any(bool(x.any()) for x in _filled(graph.slope())):
             return None
@@ -158,16 +160,8 @@ def _compare(
 
     Returns:
         What differs, "" if nothing does, None if the noise hides it."""
-    generator = torch.Generator().manual_seed(0)
-    gradient = _dense(graph.gradient(), weights)
     scales = [_size(w) for w in weights]
-    # Entries without a gradient stay: the row of a padding token moves the loss, but not itself.
-    moving = [
-        s if g.all() or not g.any() else s * (g != 0) for g, s in zip(gradient, scales, strict=True)
-    ]
-    noise = [_random(w, generator) for w in weights]
-    u = [s * x for x, s in zip(noise, moving, strict=True)]
-    v = [s * x.flatten().flip(0).view_as(x) for x, s in zip(noise, moving, strict=True)]
+    u, v = _directions(weights, _dense(graph.gradient(), weights), scales)
     hu, hv = (_dense(graph.product(x, keep=True), weights) for x in (u, v))
     here = _filled(graph.slope())
 
@@ -177,10 +171,11 @@ def _compare(
     def sizes(slopes: list[Tensor]) -> list[float]:
         return _sizes(_dense(graph.pull(slopes), weights), scales)
 
+    eps = torch.finfo(torch.float32 if single else torch.float64).eps
+
     @cache
     def rounding() -> list[float]:
         """Return the rounding of a slope, by its terms: they do not cancel at random weights."""
-        eps = torch.finfo(torch.float32 if single else torch.float64).eps
         away = slope([(w + x) / 2**0.5 for w, x in zip(weights, u, strict=True)])
         return [eps * size for size in sizes(away)]
 
@@ -193,7 +188,7 @@ def _compare(
         error, share = _error(hu, expected, kinks, scales, single=single)
         if error == 0:
             apart, size = _asymmetry(u, v, hu, hv)
-            if apart <= (ASYMMETRY + share) * size or apart <= math.hypot(*rounding()):
+            if apart <= (ASYMMETRY + share) * size or apart <= LEAST * eps:
                 return ""
             return f"u.Hv and v.Hu differ by {apart / size:.1%}"
         hiding = [kink + each / step for kink, each in zip(kinks, rounding(), strict=True)]
@@ -203,6 +198,22 @@ def _compare(
                 return f"they are {error:.0%} off a difference of gradients"
             before = expected
     return None
+
+
+def _directions(
+    weights: list[Tensor], gradient: list[Tensor], scales: list[float]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return two random directions, each weight tensor in units of its size."""
+    generator = torch.Generator().manual_seed(0)
+    noise = [_random(w, generator) for w in weights]
+    # Entries without a gradient stay: the row of a padding token moves the loss, but not itself.
+    moving = [
+        s if g.all() or not g.any() else s * (g != 0) for g, s in zip(gradient, scales, strict=True)
+    ]
+    return (
+        [s * x for x, s in zip(noise, moving, strict=True)],
+        [s * x.flatten().flip(0).view_as(x) for x, s in zip(noise, moving, strict=True)],
+    )
 
 
 def _error(
@@ -235,24 +246,6 @@ def _error(
         if off > FINE * max(a, b) + n + FLOOR * whole
     )
     return max(errors, default=0.0), share
-
-
-class _Precision(TorchFunctionMode):
-    """A function mode that sees whether a loss computes in less than float64 inside."""
-
-    single = False
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and result.requires_grad and result.itemsize < 8:
-            self.single = True
-        return result
 
 
 def _sizes(parts: Sequence[Tensor], scales: list[float]) -> list[float]:

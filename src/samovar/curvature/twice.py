@@ -1,6 +1,6 @@
-"""Equal forms, differentiable twice, of functions whose own second derivative is wrong or absent.
+"""Function modes: equal, twice differentiable forms of functions, and the precision of a loss.
 
-In torch 2.9 to 2.15 the second derivative of `_weight_norm` is wrong (gradgradcheck fails), and
+In torch 2.15 the second derivative of `_weight_norm` is wrong (gradgradcheck fails), and
 that of hardsigmoid and embedding_bag is missing, as is that of sparse gradients."""
 
 from __future__ import annotations
@@ -25,6 +25,24 @@ class TwiceDifferentiable(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         return _FORMS.get(func, func)(*args, **(kwargs or {}))
+
+
+class Precision(TorchFunctionMode):
+    """A function mode that sees whether a loss computes in less than float64 inside."""
+
+    single = False
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.requires_grad and result.itemsize < 8:
+            self.single = True
+        return result
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
