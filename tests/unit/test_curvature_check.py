@@ -206,11 +206,12 @@ def test_the_check_costs_two_products_of_two_examples_once(monkeypatch):
     op @ torch.randn(op.size)
     assert op.num_products == 1
     assert len(calls) == 2 + 2  # one of each batch, two of the check
-    assert sizes == [40, 2, 2, 2, 40]  # the check: its graph, and the gradient on either side
+    # the halves show whether the loss is a sum; the check: its graph, and the gradient on either side
+    assert sizes == [40, 20, 20, 2, 2, 2, 40]
     op @ torch.randn(op.size)
     op.loss_and_gradient()
     assert len(calls) == 6
-    assert len(sizes) == 5
+    assert len(sizes) == 7
 
 
 def test_products_are_the_same_bits_with_and_without_the_check():
