@@ -19,6 +19,8 @@ from samovar.measure.subject import open_subject
 from samovar.runtime import Runtime
 from tests.fake_mps import OnMps, fake_mps
 
+pytestmark = pytest.mark.costly
+
 SOURCE = Path(samovar.__file__).parent
 
 

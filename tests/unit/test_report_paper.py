@@ -15,6 +15,8 @@ from samovar.report.paper.panels import ONE, TWO
 from tests.unit.made_comparison import make_comparison
 from tests.unit.report_runs import HOSTILE, NOTHING, load, make_run
 
+pytestmark = pytest.mark.costly
+
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):

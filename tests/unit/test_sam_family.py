@@ -16,6 +16,8 @@ from samovar.sam import SAM, SamMemory, plain_backward, sam_backward
 from samovar.sam.variant import SamVariant
 from tests.unit.test_sam import ROUNDING, NoSync, batch, grads, loss_on, net, snapshot
 
+pytestmark = pytest.mark.costly
+
 RHO, LR, MAX_NORM, STEPS = 0.1, 0.05, 0.05, 5
 NORMS = ("1.weight", "1.bias")  # of the LayerNorm in `net`
 

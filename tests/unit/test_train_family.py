@@ -23,6 +23,8 @@ from samovar.train.fit import Interrupted, fit, prepare
 from samovar.train.loop import backward, steps
 from tests.conftest import assert_refused
 
+pytestmark = pytest.mark.costly
+
 CPU = Runtime(torch.device("cpu"), torch.float32)
 END, STOP = 7, 5
 # Dropout, groups and an average of the weights: everything that has state or randomness is on.
