@@ -17,6 +17,8 @@ from samovar.config import ModelConfig
 from samovar.measure.capture import block_of, capture, channel_axis, network, probabilities
 from samovar.models.factory import create
 
+pytestmark = pytest.mark.costly
+
 
 def vit(**changes) -> VisionTransformer:
     torch.manual_seed(0)

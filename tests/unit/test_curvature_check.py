@@ -14,6 +14,8 @@ from samovar.curvature import GaussNewton, Hessian, dense, spectral_density, top
 from samovar.curvature.graphs import HessianGraph
 from samovar.measure.ntk_kernel import ntk
 
+pytestmark = pytest.mark.costly
+
 
 @pytest.fixture(autouse=True)
 def _one_thread_one_seed():

@@ -18,6 +18,8 @@ from samovar.measure.subject import Subject, open_subject
 from samovar.runs.records import RunDir
 from samovar.runtime import Runtime
 
+pytestmark = pytest.mark.costly
+
 CPU = Runtime(torch.device("cpu"), torch.float32)
 SMALL = MeasureConfig(
     images=20, image_size=8, batch_size=10, max_steps=8, probes=2, density_steps=4, draws=1, ascent_steps=1,

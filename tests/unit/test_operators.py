@@ -18,6 +18,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from samovar.curvature import GaussNewton, Hessian, dense, top_eigenvalues
 from samovar.curvature.graphs import held_bytes
 
+pytestmark = pytest.mark.costly
+
 ROUNDING = {"rtol": 1e-9, "atol": 1e-11}  # float64, thousands of operations of 1e-16 each on entries up to some 10
 SINGLE = 2e-5  # float32, relative to the norm: hundreds of operations of 6e-8 each
 

@@ -31,6 +31,8 @@ from samovar.runs.records import RunDir
 from samovar.runtime import Runtime
 from samovar.train.fit import fit, prepare
 
+pytestmark = pytest.mark.costly
+
 CPU = Runtime(torch.device("cpu"), torch.float32)
 
 

@@ -27,6 +27,8 @@ from samovar.studies.reproduce.scales import SCALES
 from samovar.studies.reproduce.studies import STUDIES
 from samovar.studies.running import is_done, records_of, run_job
 
+pytestmark = pytest.mark.costly
+
 EVERY = [(name, scale) for name in STUDIES for scale in SCALES if STUDIES[name].rows(SCALES[scale])]
 MORE, LESS = ("a", "x"), ("b", "x")
 

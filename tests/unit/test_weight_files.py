@@ -21,6 +21,8 @@ from samovar.models.open import open_model
 from samovar.models.read import read_init
 from samovar.models.tensor_files import read_tensors
 
+pytestmark = pytest.mark.costly
+
 NAME = "resnet-digits-bn"
 
 
