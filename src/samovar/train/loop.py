@@ -79,9 +79,7 @@ def build(config: Config, runtime: Runtime, *, num_classes: int, channels: int) 
 
 
 def next_stage(state: TrainState, config: Config, runtime: Runtime) -> TrainState:
-    """Return the state at the start of a classifier stage.
-
-    Weights and counts are those of the stage before; everything else is new."""
+    """Return the state at the start of a classifier stage: old weights and counts, the rest new."""
     # Gradients that the last step left would count in the norm of the first.
     state.model.zero_grad()
     _freeze(state.model, config)
