@@ -68,8 +68,7 @@ class Shell:
             stderr=subprocess.PIPE,
             text=True,
             # A shell that runs the tests in the background has them and their children ignore SIGINT.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-            **options,
+            **{"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)} | options,
         )
 
     def run(self, *args: str, timeout: float = 240, **options) -> subprocess.CompletedProcess:

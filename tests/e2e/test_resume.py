@@ -4,6 +4,7 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -84,12 +85,17 @@ def test_kill_9_at_twenty_random_points_leaves_no_trace(shell, undisturbed) -> N
     check_kills(shell, undisturbed, count=20, seed=2, longest=0.6)
 
 
+def read_evaluations(process: subprocess.Popen, count: int) -> None:
+    """Read the output of a run until it has evaluated so many times."""
+    assert process.stdout is not None
+    while count and process.poll() is None:
+        count -= "val accuracy" in process.stdout.readline()
+
+
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_first_and_says_how_to_go_on(shell, undisturbed, signum, code) -> None:
     process = shell.start(*train(shell, "runs"))
-    assert process.stdout is not None
-    process.stdout.readline()
-    process.stdout.readline()  # the first evaluation is behind us
+    read_evaluations(process, 1)
     process.send_signal(signum)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code, err
@@ -122,9 +128,7 @@ def test_a_full_disk_ends_the_run_with_a_line_and_resumes(shell, undisturbed) ->
 
 def test_a_truncated_checkpoint_is_named_and_the_one_before_it_used(shell, undisturbed) -> None:
     process = shell.start(*train(shell, "runs"))
-    assert process.stdout is not None
-    for _ in range(5):
-        process.stdout.readline()
+    read_evaluations(process, 4)
     process.kill()
     process.communicate()
     run = shell.folder / "runs" / "r"
