@@ -5,7 +5,7 @@ that of hardsigmoid and embedding_bag is missing, as is that of sparse gradients
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -14,8 +14,15 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 
-class TwiceDifferentiable(TorchFunctionMode):
-    """A function mode that computes the equal form where one of these functions is called."""
+class ReplacedFunctions(TorchFunctionMode):
+    """A function mode that computes another form where one of some functions is called.
+
+    Args:
+        forms: the functions, as torch calls them, and their forms."""
+
+    def __init__(self, forms: Mapping[Callable[..., Any], Callable[..., Any]]) -> None:
+        super().__init__()
+        self.forms = forms
 
     def __torch_function__(
         self,
@@ -24,7 +31,14 @@ class TwiceDifferentiable(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        return _FORMS.get(func, func)(*args, **(kwargs or {}))
+        return self.forms.get(func, func)(*args, **(kwargs or {}))
+
+
+class TwiceDifferentiable(ReplacedFunctions):
+    """A function mode that computes equal forms with a right second derivative."""
+
+    def __init__(self) -> None:
+        super().__init__(_FORMS)
 
 
 class Precision(TorchFunctionMode):

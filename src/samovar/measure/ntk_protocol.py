@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, nn
-from torch.overrides import TorchFunctionMode
+from torch import Generator, Tensor, nn
+
+from samovar.curvature.twice import ReplacedFunctions
 
 
 @contextmanager
@@ -27,26 +28,16 @@ def gelu_as_relu(model: nn.Module) -> Iterator[None]:
         # in the dict of the parent, since a model may override setattr
         for siblings, name, _ in swapped:
             siblings[name] = nn.ReLU()
-        with _GeluCalls():
+        with ReplacedFunctions({F.gelu: _relu_for_gelu}):
             yield
     finally:
         for siblings, name, child in swapped:
             siblings[name] = child
 
 
-class _GeluCalls(TorchFunctionMode):
-    """A function mode that computes F.relu where F.gelu is called."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if func is F.gelu:
-            return F.relu(args[0] if args else (kwargs or {})["input"])
-        return func(*args, **(kwargs or {}))
+def _relu_for_gelu(input: Tensor, approximate: str = "none") -> Tensor:
+    """Return the ReLU of `input`; takes the arguments of F.gelu."""
+    return F.relu(input)
 
 
 def _is_gelu(module: nn.Module) -> bool:
