@@ -120,7 +120,7 @@ def test_the_command_line_rehearses_without_data(capsys, tmp_path, monkeypatch) 
     monkeypatch.chdir(tmp_path)
     cli.main(["train", "vit-cifar10k-sam", "--dry-run", "--ranks", "4"])
     said = capsys.readouterr().out
-    assert "128 images on 4 ranks, 32 a rank: one group a rank" in said
+    assert "32 images on 4 ranks, 8 a rank: one group a rank" in said
     assert "468,778 parameters" in said
     assert not list(tmp_path.iterdir())
 

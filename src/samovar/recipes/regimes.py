@@ -31,9 +31,9 @@ def subset(config: Config, parts: int) -> Config:
 
     Source: appendix E.2 of arXiv:2106.01548."""
     batch = config.data.batch_size // min(parts, 8)
-    return replace(
-        config, data=replace(config.data, fraction=config.data.fraction / parts, batch_size=batch)
-    )
+    data = replace(config.data, fraction=config.data.fraction / parts, batch_size=batch)
+    # a group of SAM is at most the batch
+    return replace(config, data=data, sam=replace(config.sam, m=min(config.sam.m, batch)))
 
 
 def momentum(config: Config, lr: float, weight_decay: float) -> Config:
@@ -41,6 +41,11 @@ def momentum(config: Config, lr: float, weight_decay: float) -> Config:
     kept = {"warmup_steps": config.optim.warmup_steps, "schedule": config.optim.schedule}
     optim = OptimConfig(name="sgd", lr=lr, weight_decay=weight_decay, clip_norm=1.0, **kept)  # type: ignore[arg-type]
     return replace(config, optim=optim)
+
+
+def small_momentum(config: Config) -> Config:
+    """Return `momentum` for networks on small images: lr 0.1 for a batch of 128, decay 5e-4."""
+    return momentum(config, lr=0.1 * config.data.batch_size / 128, weight_decay=5e-4)
 
 
 def adversarial(config: Config) -> Config:

@@ -10,13 +10,13 @@ from functools import partial
 
 from samovar import recipes
 from samovar.config import Config
-from samovar.recipes.regimes import FRACTIONS, adversarial, momentum, strong, subset
+from samovar.recipes.regimes import FRACTIONS, adversarial, small_momentum, strong, subset
 from samovar.studies.reproduce.scales import Scale
 
 REGIMES: dict[str, Callable[[Config], Config]] = {
     "aug": strong,
     "adversarial": adversarial,
-    "sgd": partial(momentum, lr=0.1, weight_decay=5e-4),
+    "sgd": small_momentum,
     **{word: partial(subset, parts=parts) for word, parts in FRACTIONS.items()},
 }
 """Changes of a recipe by the word that stands for them in a name."""
