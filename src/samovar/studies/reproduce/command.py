@@ -68,7 +68,12 @@ def check_data(jobs: Sequence[Job]) -> None:
     opened: set[DataConfig] = set()
     for job in jobs:
         given = job.config.data
-        data = DataConfig(source=given.source, root=given.root, val_share=given.val_share)
+        data = DataConfig(
+            source=given.source,
+            root=given.root,
+            val_share=given.val_share,
+            fraction=given.fraction,
+        )
         if data not in opened:
             open_source(data)
             opened.add(data)
