@@ -22,7 +22,7 @@ from samovar.data.catalog import SOURCES, count_images, listed
 from samovar.data.draws import Purpose
 from samovar.data.shards import expand
 from samovar.data.sources import has_one_size, open_source
-from samovar.data.splits import Arrays, Source, hold_out, keep_fraction
+from samovar.data.splits import Arrays, Source, hold_out, in_proportion, keep_fraction
 from tests.conftest import SHARED
 
 
@@ -192,6 +192,21 @@ def test_a_smaller_fraction_lies_within_a_larger_one_and_keeps_every_class():
         assert set(small) <= set(large)
     assert np.bincount(labels[kept[0]]).tolist() == [1, 1, 4, 10]
     assert np.array_equal(kept[-1], np.arange(len(labels)))
+
+
+@pytest.mark.parametrize("count", [1, 7, 128, 200, 999, 1500, 5000])
+def test_a_number_of_images_is_exact_and_its_classes_in_proportion(count):
+    labels = np.repeat(np.arange(10), [300, 17, 1, 160, 150, 150, 150, 190, 179, 203])
+    rows = in_proportion(labels, count, seed=3)
+    assert len(rows) == min(count, 1500)
+    assert (np.diff(rows) > 0).all()
+    taken = np.bincount(labels[rows], minlength=10)
+    np.testing.assert_allclose(taken, np.bincount(labels) * len(rows) / 1500, atol=1)
+
+
+def test_a_whole_share_of_each_class_takes_the_rows_of_that_fraction():
+    labels = np.tile(np.arange(10), 150)
+    np.testing.assert_array_equal(in_proportion(labels, 300, 1), keep_fraction(labels, 0.2, 1))
 
 
 def test_the_fraction_leaves_validation_alone():

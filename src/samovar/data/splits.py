@@ -122,6 +122,20 @@ def keep_fraction(labels: Ints, fraction: float, seed: int) -> Ints:
     return np.flatnonzero(ranks < limits[labels])
 
 
+def in_proportion(labels: Ints, count: int, seed: int) -> Ints:
+    """Return `count` rows (or all), in rising order, the classes in proportion to their sizes.
+
+    Shares that are no whole numbers of images are rounded by largest remainder, so that exactly
+    `count` rows come back. A share of every class is the same rows as `keep_fraction` takes."""
+    ranks, counts = _ranks_in_class(labels, Purpose.FRACTION, seed)
+    quotas = min(count, len(labels)) * counts / len(labels)
+    limits = np.floor(quotas).astype(np.int64)
+    # a stable sort, so that equal remainders go to the first classes
+    order = np.argsort(limits - quotas, kind="stable")
+    limits[order[: min(count, len(labels)) - limits.sum()]] += 1
+    return np.flatnonzero(ranks < limits[labels])
+
+
 def evenly(labels: Ints, count: int, seed: int) -> Ints:
     """Return `count` rows (or all), the classes in turn.
 

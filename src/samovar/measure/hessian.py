@@ -144,13 +144,14 @@ def _eigenvalues(
         vectors=False,
     )
 
-    def record(name: str, value: float, residual: float, converged: bool) -> Record:
+    def record(name: str, which: str, value: float, residual: float, converged: bool) -> Record:
         return Record(
             name,
             value,
             residual=residual,
             settings={
                 "method": "Lanczos",
+                "which": which,
                 "tol": config.tol,
                 "max_steps": config.max_steps,
                 "checked": op.checked,
@@ -161,13 +162,19 @@ def _eigenvalues(
         )
 
     errors = zip(pairs.values.tolist(), pairs.residuals.tolist(), strict=True)
-    found = [record(name, value, residual, pairs.converged) for value, residual in errors]
+    found = [
+        record(name, "largest magnitude", value, residual, pairs.converged)
+        for value, residual in errors
+    ]
     largest, smallest = pairs.largest, pairs.smallest
     # a single product shows one number, which is both ends
     if found[0].value >= 0 or largest is None or smallest is None or largest == smallest:
         return found, []
-    ends = ((saddle.LARGEST[name], largest), (saddle.SMALLEST[name], smallest))
+    ends = (
+        ("largest", saddle.LARGEST[name], largest),
+        ("smallest", saddle.SMALLEST[name], smallest),
+    )
     return found, [
-        replace(record(title, end.value, end.residual, end.converged), cost={})
-        for title, end in ends
+        replace(record(title, which, end.value, end.residual, end.converged), cost={})
+        for which, title, end in ends
     ]

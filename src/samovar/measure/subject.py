@@ -16,7 +16,7 @@ from samovar import config as configs
 from samovar.config import Config, DataConfig, MeasureConfig, ModelConfig
 from samovar.data.loader import Batch, eval_batches
 from samovar.data.sources import open_source
-from samovar.data.splits import Split, evenly, keep_fraction
+from samovar.data.splits import Split, evenly, in_proportion
 from samovar.measure import catalog
 from samovar.measure.subject_model import check_fits, created, normalized
 from samovar.models import table, timm_folder
@@ -202,7 +202,7 @@ def _subject(
     title = config.split or "train"
     split = source.train if title == "train" else source.val
     if config.images and config.images < len(split):
-        split = split.take(keep_fraction(split.labels, config.images / len(split), config.seed))
+        split = split.take(in_proportion(split.labels, config.images, config.seed))
     # weights from elsewhere come with a classifier; a run's network is made for the source
     if opened:
         check_fits(opened, source)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from samovar.config import Config
 from samovar.curvature import Hessian, top_eigenvalues
 from samovar.data.loader import Batch, eval_batches
-from samovar.data.splits import Source, keep_fraction
+from samovar.data.splits import Source, in_proportion
 from samovar.measure.sharpness import sam_sharpness
 from samovar.objectives import make_objective
 from samovar.runs.records import Record
@@ -30,7 +30,7 @@ class Watch:
         self.config = config
         split = source.train
         count = min(config.run.watch_images, len(split))
-        split = split.take(keep_fraction(split.labels, count / len(split), seed=0))
+        split = split.take(in_proportion(split.labels, count, seed=0))
         self.batches = list(eval_batches(split, config.data, batch_size=count, device=device))
         self.objective = make_objective(config, len(source.classes))
         self.vector: Tensor | None = None
