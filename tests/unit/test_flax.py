@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from samovar.config import ModelConfig
+from samovar.config import Config, ModelConfig
+from samovar.models.factory import create
 from samovar.models.flax import from_flax, num_heads, read_npz
+from samovar.models.load import load_init
 from samovar.models.networks import Sizes, build
 from samovar.models.open import open_model
 from samovar.models.table import MODELS, Variant
@@ -319,6 +321,20 @@ def test_a_vit_of_the_table_is_recognized_and_gives_its_logits(pool: str, tmp_pa
     assert "vit-test by its names and shapes" in opened.notes
     assert (opened.image_size, opened.channels, opened.num_classes) == (16, 3, 5)
     agree(opened.model, arrays, lambda images, p: vit(images * 2 - 1, p, OLD, OLD_POS))
+
+
+def test_a_file_with_another_number_of_heads_is_refused_where_its_network_is_named(tmp_path, monkeypatch) -> None:
+    row = replace(MODELS["vit-digits"], patch=8, depth=2)
+    monkeypatch.setitem(MODELS, "vit-test", row)
+    path = tmp_path / "vit.npz"
+    # the tensors under timm's names have the same shapes for any number of heads
+    np.savez(path, **in_flax_names(vit_shapes(OLD, OLD_POS, cls=True), row.width, row.depth, 2 * row.heads))
+    told = rf"vit.npz: its attention has {2 * row.heads} heads, this network's {row.heads}; name the network"
+    with pytest.raises(ValueError, match=told):
+        open_model(str(path), name="vit-test")
+    model = create(ModelConfig("vit-test"), num_classes=5, image_size=16, channels=3)
+    with pytest.raises(ValueError, match=told):
+        load_init(model, Config(init=str(path), model=ModelConfig("vit-test")))
 
 
 def test_a_mixer_and_a_resnet_of_the_table_are_recognized(tmp_path, monkeypatch) -> None:

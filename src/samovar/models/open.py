@@ -20,7 +20,7 @@ from samovar import config as configs
 from samovar.anymodel import restore
 from samovar.config import DataConfig, ModelConfig
 from samovar.data.sources import open_source
-from samovar.models import flax, timm_folder
+from samovar.models import timm_folder
 from samovar.models.factory import Classifier, create, describe, network
 from samovar.models.load import load_whole
 from samovar.models.normalization import settle
@@ -138,7 +138,7 @@ def _network(weights: Weights, what: str, name: str) -> tuple[ModelConfig, tuple
     if weights.model:
         return replace(weights.model, init="library"), ()
     if Path(what).suffix.lower() == ".npz":
-        found = recognize(weights.tensors, flax.num_heads(Path(what)))
+        found = recognize(weights.tensors, weights.heads)
         return ModelConfig(found, init="library"), (f"{found} by its names and shapes",)
     try:
         known = recognize(weights.tensors)

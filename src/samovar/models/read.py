@@ -37,6 +37,8 @@ class Weights:
     """Side in pixels of the training images; 0 for a bare file."""
     file: nests.Flat = field(default_factory=dict)
     """All tensors of a bare file, from which `for_network` chooses."""
+    heads: int = 0
+    """Attention heads that the file shows; 0: unknown."""
 
 
 def read_init(what: str) -> Weights:
@@ -64,7 +66,8 @@ def read(what: str) -> Weights:
         name, tensors = what, nests.usual(_read_file(Path(what) / timm_folder.WEIGHTS))
     elif found == "file":
         flat = _read_file(Path(what))
-        return Weights(what, nests.usual(flat), model, image_size, flat)
+        heads = _heads(Path(what))
+        return Weights(what, nests.usual(flat), model, image_size, flat, heads)
     else:
         name, tensors = what, _read_timm(what)
     return Weights(name, tensors, model, image_size)
@@ -74,7 +77,18 @@ def for_network(weights: Weights, body: nn.Module) -> Weights:
     """Return the weights that a network's names and shapes choose in a file.
 
     A file may hold several networks under keys and prefixes of any kind. Weights averaged over
-    training win where others fit as well. Where they were is added to the name."""
+    training win where others fit as well. Where they were is added to the name.
+
+    Raises:
+        ValueError: the file's attention has another number of heads. No name and no shape shows it,
+            so the weights would load and compute something else."""
+    own: set[int] = {getattr(layer, "num_heads", 0) for layer in body.modules()} - {0}
+    if weights.heads and own and own != {weights.heads}:
+        raise ValueError(
+            f"{weights.name}: its attention has {weights.heads} heads, this network's "
+            f"{' and '.join(map(str, sorted(own)))}; name the network that the file belongs to, "
+            "or a function that makes it, module:function"
+        )
     found = nests.matched(weights.file, body.state_dict())
     if found is None:
         return weights
@@ -198,6 +212,14 @@ def _quiet(*names: str) -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def _heads(path: Path) -> int:
+    if path.suffix.lower() != ".npz":
+        return 0
+    from samovar.models.flax import num_heads
+
+    return num_heads(path)
 
 
 def _read_file(path: Path) -> nests.Flat:

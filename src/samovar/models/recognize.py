@@ -36,7 +36,10 @@ def recognize(tensors: Mapping[str, Tensor], heads: int = 0) -> str:
         # files without a number of heads match every row of the other sizes; the first one wins
         if _signature_of_row(row) == found and heads in (0, row.heads):
             return name
-    raise ValueError(f"{_in_words(found, heads)} is not in the table of `samovar list models`")
+    raise ValueError(
+        f"{_in_words(found, heads)} is not in the table of `samovar list models`; "
+        "a function of yours that makes the network takes the weights: --model module:function"
+    )
 
 
 def names_of(tensors: Collection[str]) -> str:
