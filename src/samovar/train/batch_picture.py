@@ -17,10 +17,10 @@ FILE = "batch.png"
 """The picture's name in the run folder."""
 MOST_IMAGES = 64
 SIDE = 96
-"""Pixels that a smaller image is enlarged to, by a whole factor."""
-LARGEST = 256
+"""Fewest pixels of a side; smaller images are enlarged by a whole factor."""
+LARGEST = 160
 """Pixels that a larger image is reduced to."""
-GAP, CAPTION, MARGIN = 6, 16, 8
+GAP, LINE, MARGIN = 6, 15, 8
 _PAPER, _INK = 255, 40
 
 
@@ -45,8 +45,8 @@ def draw(batch: Batch, classes: Sequence[str]) -> Image.Image:
     """Return a picture of at most 64 images of a batch, with a caption below each.
 
     The pixels are those that the network gets, after augmentation and before its own
-    normalization. A caption is the class, or the shares of the classes that mixup and cutmix gave;
-    it is cut where it is wider than the image, and left out where it would be cut to a letter.
+    normalization. A caption is the class, or under mixup and cutmix the two classes with their
+    shares. It is cut where it is wider than the image, and left out where little would be left.
 
     Args:
         batch: images [B, C, H, W] in [0, 1], of one channel or three.
@@ -56,7 +56,8 @@ def draw(batch: Batch, classes: Sequence[str]) -> Image.Image:
     height, width = tiles.shape[1:3]
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
-    across, down = width + GAP, height + CAPTION + GAP
+    lines = 1 if batch.targets is None else 2
+    across, down = width + GAP, height + lines * LINE + GAP
     size = (columns * across - GAP + 2 * MARGIN, rows * down - GAP + 2 * MARGIN)
     colored = tiles.shape[-1] == 3
     mode, paper, ink = ("RGB", (_PAPER,) * 3, (_INK,) * 3) if colored else ("L", _PAPER, _INK)
@@ -66,8 +67,9 @@ def draw(batch: Batch, classes: Sequence[str]) -> Image.Image:
         row, column = divmod(place, columns)
         x, y = MARGIN + column * across, MARGIN + row * down
         page.paste(Image.fromarray(tiles[place] if colored else tiles[place, ..., 0]), (x, y))
-        text = _fitting(_caption(batch, place, classes), width, font)
-        pen.text((x, y + height + 1), text, fill=ink, font=font)
+        for line, text in enumerate(_caption(batch, place, classes)):
+            where = (x, y + height + 1 + line * LINE)
+            pen.text(where, _fitting(text, width, font), fill=ink, font=font)
     return page
 
 
@@ -81,21 +83,22 @@ def _tiles(images: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
         images = torch.nn.functional.interpolate(
             images, scale_factor=scale, mode="bilinear", antialias=True
         )
-    factor = max(1, SIDE // side)
+    factor = max(1, math.ceil(SIDE / side))
     pixels = (images.detach().float().clamp(0, 1) * 255).round().byte().cpu().numpy()
     pixels = pixels.repeat(factor, axis=2).repeat(factor, axis=3)
     return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
 
 
-def _caption(batch: Batch, place: int, classes: Sequence[str]) -> str:
+def _caption(batch: Batch, place: int, classes: Sequence[str]) -> list[str]:
+    """Return the lines below an image."""
     if batch.targets is None:
-        return classes[int(batch.labels[place])]
+        return [classes[int(batch.labels[place])]]
     shares, labels = batch.targets[place].topk(min(2, len(classes)))
-    return " ".join(
+    return [
         f"{share:.0%} {classes[label]}"
         for share, label in zip(shares.tolist(), labels.tolist(), strict=True)
         if share > 0
-    )
+    ]
 
 
 def _fitting(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
