@@ -50,7 +50,7 @@ TRAIN = "train vit-digits --model.name slow:Slow --steps 4 --run.eval-every 4 --
 
 
 def output(folder: Path, terminal: bool, commands: str) -> Iterator[str]:
-    """Run commands, with + between them, with an artificially slow source, model and report; yield the lines of both streams."""
+    """Run commands, with + between them, on slow images, model and report; yield the lines of both streams."""
     (folder / "run.py").write_text(SCRIPT, encoding="utf-8")
     (folder / "slow.py").write_text(MODEL, encoding="utf-8")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "SAMOVAR_HEARTBEAT": PERIOD}

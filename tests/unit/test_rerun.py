@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from samovar import recipes
 from samovar.cli.train import parse
-from samovar.config import Config, load, save
+from samovar.config import Config, load, save, to_flags
 from samovar.runs import progress
 from samovar.runs.progress import RunProgress
 from samovar.runs.records import RunDir
@@ -201,7 +203,7 @@ def test_a_run_says_that_its_warm_up_was_shortened_and_keeps_the_number(shell: S
     assert lines[0] == (
         "--optim.warmup-steps 0 in place of 42, as the run has 13 of 1,261 steps; give the flag for another number"
     )
-    assert ", 13 steps, 3.09 epochs" in lines[1]
+    assert ", 3.09 epochs, 13 steps" in lines[1]
     assert load(shell.folder / "runs" / "r" / "config.json").optim.warmup_steps == 0
     steps = [line for line in lines if line.startswith("step ")]
     assert steps
@@ -213,3 +215,13 @@ def test_a_long_warm_up_is_warned_of(shell: Shell) -> None:
     warning = "warning: warm-up takes 4 of 8 steps, more than a third; train longer or lower --optim.warmup-steps"
     assert result.stdout.splitlines().count(warning) == 1
     assert "warning" not in shell.run_here(*COMMAND, "--optim.warmup-steps", "2").stdout
+
+
+def test_the_command_that_replays_a_shorter_run_gives_its_warm_up() -> None:
+    base = recipes.get("vit-digits").config()
+    short = replace(base, steps=50)
+    assert to_flags(short, base) == ["--steps", "50", "--optim.warmup-steps", "42"]
+    command = parse(["vit-digits", *to_flags(short, base)])
+    assert command.shorten is not None
+    assert command.shorten(command.config, 269) == (short, ())
+    assert to_flags(replace(base, seed=3), base) == ["--seed", "3"]

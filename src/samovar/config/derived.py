@@ -8,7 +8,7 @@ from collections.abc import Callable, Container
 from dataclasses import replace
 
 from samovar.config.encoded import dashed, flatten
-from samovar.config.sections import OptimConfig
+from samovar.config.sections import SCHEDULE_STEPS, OptimConfig
 from samovar.config.settings import Config, SamConfig
 
 
@@ -39,9 +39,6 @@ def stages(config: Config) -> tuple[Config, ...]:
 
 Shorten = Callable[[Config, int], tuple[Config, tuple[str, ...]]]
 """Fits a config's schedule to its length, given the number of training images; see `shorten`."""
-
-SCHEDULE_STEPS = ("warmup_steps",)
-"""Settings of a stage's optimizer that count steps, and shrink with the stage."""
 
 
 def shorter_schedule(optim: OptimConfig, share: float, given: Container[str] = ()) -> OptimConfig:

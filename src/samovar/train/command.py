@@ -245,7 +245,7 @@ def start_lines(config: Config, event: Event) -> list[str]:
     title = (
         f"{config.recipe}: {config.model.name}, {config.optim.name}, {sam}, "
         f"{train} + {val} images of {config.data.source}, "
-        f"{counts} steps, {epochs} epochs"
+        f"{epochs} epochs, {counts} steps"
     )
     return [title, *event.notes]
 

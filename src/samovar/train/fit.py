@@ -128,7 +128,7 @@ def fit(
     source: Source,
     state: TrainState,
     *,
-    picture: bool = True,
+    trial: bool = False,
 ) -> Iterator[Progress]:
     """Train to the end of the run from its newest checkpoint, or from `state` if there is none.
 
@@ -136,7 +136,8 @@ def fit(
         source: the images, from `prepare`.
         state: the state before the first step, from `prepare`. It changes in place; a second stage
             continues in a new one.
-        picture: draw the first batch into `batch.png` of the run folder.
+        trial: leave out what a person reads in the run folder: the picture of the first batch, how
+            far the run is, and the sizes of the classes.
 
     Raises:
         BadImages: too many images cannot be read.
@@ -146,7 +147,7 @@ def fit(
         OSError: the disk is full; the last checkpoint is intact."""
     parts = _stages(config, len(source.train))
     total = parts[-1].stop
-    keeper = Keeper(config, run, runtime)
+    keeper = Keeper(config, run, runtime, trial=trial)
 
     # Every rank reads the checkpoint itself. Nothing is written before one has been found to fit,
     # so a refused resume leaves the folder as it was.
@@ -168,7 +169,7 @@ def fit(
             if part.first and part.first == state.step:
                 state = next_stage(state, part.config, runtime)
             if state.step < part.stop and not patience.is_over(config, state):
-                yield from _train(part, state, source, runtime, keeper, request, total, picture)
+                yield from _train(part, state, source, runtime, keeper, request, total)
 
     notes = [patience.note(config, state, total)] if state.step < total else []
     keeper.end(state.step, total)
@@ -198,7 +199,6 @@ def _train(
     keeper: Keeper,
     request: StopRequest,
     total: int,
-    picture: bool,
 ) -> Iterator[Progress]:
     """Train one stage from where `state` stands in it to its end, or until patience is out.
 
@@ -224,7 +224,7 @@ def _train(
     clock = Clock(config.data.batch_size, state.step)
     work = doing("training", total, "steps", state.step)
     with contextlib.closing(stream), work as activity:
-        first = picture and runtime.is_main and state.step == 0
+        first = keeper.is_read and state.step == 0
         seen = pictured(stream, source.classes, keeper.run.path) if first else stream
         for step in steps(state, seen, objective, config, runtime, length, part.first):
             activity.done, done = step.step, step.step - part.first

@@ -30,7 +30,11 @@ class Diverged(Exception):
 class Keeper:
     """Writer of one run's folder; only the main rank writes."""
 
-    def __init__(self, config: Config, run: RunDir, runtime: Runtime) -> None:
+    def __init__(
+        self, config: Config, run: RunDir, runtime: Runtime, *, trial: bool = False
+    ) -> None:
+        self.is_read = runtime.is_main and not trial
+        """Whether a person reads the folder, not only another program."""
         self.config, self.run, self.runtime = config, run, runtime
         self.fingerprint = resume.fingerprint(config)
         self.sinks: list[Sink] = []
@@ -55,9 +59,10 @@ class Keeper:
         name = f"provenance-resumed-{step}.json" if resumed else "provenance.json"
         self.run.write_json(name, provenance(self.runtime) | {"data": list(notes)})
         self.run.keep_classes(source.classes)
-        self.run.write_json(CLASS_COUNTS, _class_counts(source))
         self.total = total
-        progress.write(self.run, RunProgress("training", step, total))
+        if self.is_read:
+            self.run.write_json(CLASS_COUNTS, _class_counts(source))
+            progress.write(self.run, RunProgress("training", step, total))
         self.sinks = open_loggers(self.config.run.loggers, self.run, self.config)
 
     def record(self, record: Record) -> None:
@@ -114,7 +119,7 @@ class Keeper:
 
     def end(self, step: int, total: int) -> None:
         """Note that the run has come to its end."""
-        if self.runtime.is_main:
+        if self.is_read:
             progress.write(self.run, RunProgress("done", step, total))
 
     def save(self, state: TrainState) -> None:
@@ -127,7 +132,8 @@ class Keeper:
         if best:
             replace_text(folder / "best.json", json.dumps(best) + "\n")
         checkpoint.prune(folder, self.config.run.keep, int(best["step"]) if best else None)
-        progress.write(self.run, RunProgress("training", state.step, self.total))
+        if self.is_read:
+            progress.write(self.run, RunProgress("training", state.step, self.total))
 
 
 def _class_counts(source: Source) -> dict[str, list[str] | list[int]]:

@@ -178,7 +178,7 @@ def _fit(
     """Train to the end and return the last accuracy and loss, both NaN after a divergence."""
     lost = math.nan, math.nan
     try:
-        *_, done = fit(config, run, runtime, source, state, picture=False)
+        *_, done = fit(config, run, runtime, source, state, trial=True)
     except Diverged:
         return lost
     accuracy, loss = (done.values[f"last/val/{key}"] for key in ("accuracy", "loss"))
