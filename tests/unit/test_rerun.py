@@ -1,5 +1,6 @@
 """Test `--resume` in its forms, names that are taken, locks, and what `progress.json` says."""
 
+import errno
 import json
 import os
 import subprocess
@@ -225,3 +226,18 @@ def test_the_command_that_replays_a_shorter_run_gives_its_warm_up() -> None:
     assert command.shorten is not None
     assert command.shorten(command.config, 269) == (short, ())
     assert to_flags(replace(base, seed=3), base) == ["--seed", "3"]
+
+
+def test_a_file_system_without_locks_grants_them_and_other_errors_are_not_hidden(tmp_path, monkeypatch) -> None:
+    def fails(number: int) -> None:
+        def flock(*args: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr("samovar.runtime.lock.fcntl.flock", flock)
+
+    fails(errno.ENOLCK)
+    with locked(tmp_path):
+        assert not is_locked(tmp_path)
+    fails(errno.EIO)
+    with pytest.raises(OSError, match="Input/output error"), locked(tmp_path):
+        pass

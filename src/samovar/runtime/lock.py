@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,9 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""Errors of file systems that have no locks."""
 
 FILE = "train.lock"
 """Locked file in the run folder. The system unlocks it when the process ends, however it ends."""
@@ -37,8 +41,9 @@ def locked(folder: Path) -> Iterator[None]:
             raise Locked(
                 f"{folder} is being trained by another process; wait for its end or stop it"
             ) from None
-        except OSError:  # no locks here
-            pass
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
         yield
 
 

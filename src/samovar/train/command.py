@@ -113,8 +113,8 @@ def _train(
         run, note = new_run(config, runtime, take_over=take_over)
         for line in filter(None, (note, *notes)):
             _print(runtime, line)
-    with locked(run.path) if runtime.is_main else nullcontext():
-        try:
+    try:
+        with locked(run.path) if runtime.is_main else nullcontext():
             if config.init and config.grid.lr and not saved:
                 _print(runtime, frozen_line(frozen_scores(config, run, runtime)))
             chosen = choose_lr(config, run, runtime, partial(_print, runtime))
@@ -124,14 +124,14 @@ def _train(
             with view(chosen, runtime) as show:
                 for event in fit(chosen, run, runtime, source, state):
                     show(event)
-        except _STOPS as error:
-            signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
-            code = 128 + signum if isinstance(error, (Interrupted, KeyboardInterrupt)) else 1
-            if runtime.is_main:
-                reason = next(iter(str(error).splitlines()), "interrupted")
-                print(f"samovar: {reason}", file=sys.stderr)
-                print(f"continue with: samovar train --resume {run.path}", file=sys.stderr)
-            raise SystemExit(code) from None
+    except _STOPS as error:
+        signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
+        code = 128 + signum if isinstance(error, (Interrupted, KeyboardInterrupt)) else 1
+        if runtime.is_main:
+            reason = next(iter(str(error).splitlines()), "interrupted")
+            print(f"samovar: {reason}", file=sys.stderr)
+            print(f"continue with: samovar train --resume {run.path}", file=sys.stderr)
+        raise SystemExit(code) from None
     _print(runtime, f"run: {run.path}")
     return run
 
