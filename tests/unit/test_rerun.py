@@ -33,6 +33,7 @@ def made_run(output: Path, name: str, status: str = "training", when: int = 0) -
     return run.path
 
 
+@pytest.mark.costly
 def test_auto_starts_a_run_continues_it_and_says_that_it_is_finished(shell: Shell, monkeypatch) -> None:
     again = (*COMMAND, "--resume", "auto")
     monkeypatch.setattr("samovar.train.keeper.checkpoint.save", _full_after(1))
