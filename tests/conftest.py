@@ -21,6 +21,8 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 # Set before torch is imported here, in the workers of pytest-xdist and in every process that a test starts: each
 # worker computes on one thread, so that as many workers as there are cores do not fight for them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A heartbeat between the lines that a test reads would depend on how busy the machine is.
+os.environ.setdefault("SAMOVAR_HEARTBEAT", "0")
 
 # Some machines forbid Python to cache bytecode. Then each of the processes that the tests start compiles all of torch
 # anew, 15 seconds each time, so the tests keep a cache of their own, away from the sources.

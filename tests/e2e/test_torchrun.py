@@ -88,3 +88,17 @@ def test_a_layout_that_does_not_divide_is_one_line_from_each_rank(tmp_path) -> N
     result = torchrun(tmp_path, "train", "vit-digits-sam", *FLAGS, "--data.batch-size", "33")
     assert result.returncode != 0
     assert "samovar: --data.batch-size 33 does not divide over 2 ranks; pick a multiple of 2" in result.stderr
+
+
+def test_the_same_command_continues_a_run_on_two_ranks_and_says_when_it_is_finished(tmp_path) -> None:
+    command = ["train", "vit-digits-sam", *FLAGS, "--output", "a", "--resume", "auto"]
+    begun = Shell(tmp_path).run_here(*command)
+    assert begun.returncode == 0, begun.stderr
+    shutil.rmtree(checkpoint.path_of(tmp_path / "a" / "r" / "checkpoints", 12))
+    resumed = torchrun(tmp_path, *command)
+    assert resumed.returncode == 0, resumed.stderr
+    assert resumed.stdout.count("resumed at step 8") == 1
+    finished = torchrun(tmp_path, *command)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.count("a/r has come to its end at step 12") == 1
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["r"]

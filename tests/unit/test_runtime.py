@@ -5,6 +5,7 @@ import torch
 
 from samovar import runtime
 from samovar.config import RunConfig
+from samovar.runtime import machine
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:
@@ -16,7 +17,7 @@ def test_a_device_that_is_not_there_is_refused() -> None:
 
 
 def test_precision_without_hardware_is_refused_with_advice(monkeypatch) -> None:
-    monkeypatch.setattr(runtime, "has_native", lambda dtype, device: False)
+    monkeypatch.setattr(machine, "has_native", lambda dtype, device: False)
     for name in ("bf16", "fp16"):
         with pytest.raises(ValueError, match=f"--run.precision {name} has no hardware support .* slower; give fp32"):
             runtime.resolve_precision(name, torch.device("cpu"))

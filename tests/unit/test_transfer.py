@@ -82,7 +82,7 @@ def test_an_interrupted_choice_goes_on_where_it_was(weights: Path, tmp_path, mon
     (run,) = tmp_path.iterdir()
     assert stopped.value.code == 130
     assert f"samovar train --resume {run}" in capsys.readouterr().err
-    config, resumed, _ = parse_train(["--resume", str(run)])
+    config, resumed, *_ = parse_train(["--resume", str(run)])
     command.train(config, resumed)
     assert trained == [100.0, 0.0, 0.1]
     assert configs.load(run / "config.json").optim.lr == 0.1

@@ -44,8 +44,8 @@ def stop_at(step: int, monkeypatch) -> None:
     """Send this process SIGINT when training logs `step`."""
     fit = trials.fit
 
-    def interrupted(*args):
-        for event in fit(*args):
+    def interrupted(*args, **options):
+        for event in fit(*args, **options):
             if (event.kind, event.step) == ("train", step):
                 os.kill(os.getpid(), signal.SIGINT)
             yield event

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from samovar.cli.verbs import HELP, HELP_FLAGS, VERBS, load, print_help
+from samovar.runtime.heartbeat import beating
 from samovar.words import suggest
 
 __all__ = ["HELP", "VERBS", "main"]
@@ -45,4 +46,5 @@ def _dispatch(args: list[str]) -> None:
     elif HELP_FLAGS & set(rest):
         print_help(verb, rest)
     else:
-        load(verb).run(rest)
+        with beating(f"samovar {verb}"):
+            load(verb).run(rest)

@@ -28,6 +28,8 @@ class Kind:
     """Names the value where it is missing, as in `--jobs needs a number`."""
     convert: Callable[[str, str], Any] = lambda flag, text: text
     """Turns flag and text into the value; raises ValueError for a text that does not fit."""
+    alone: Any = None
+    """Value of a flag that stands without one; None refuses that."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,8 @@ def _value(flag: Flag, arg: str, left: list[str]) -> Any:
         return True
     if not equals:
         if not left or is_flag(left[0]):
+            if flag.kind.alone is not None:
+                return flag.kind.alone
             raise ValueError(f"{given} needs {flag.kind.wanted}")
         text = left.pop(0)
     return flag.kind.convert(flag.name, text)

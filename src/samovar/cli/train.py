@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from samovar import config as configs
 from samovar import recipes
-from samovar.cli.flags import COUNT, SWITCH, Flag, Line, flag_lines, path, read
-from samovar.cli.settings import CONFIG, Start, parse_settings, start
+from samovar.cli.flags import COUNT, SWITCH, Flag, Kind, Line, flag_lines, read
+from samovar.cli.settings import CONFIG, Start, given_settings, parse_settings, start
 from samovar.config import Config
+from samovar.config.derived import Shorten
+from samovar.runs import progress
+from samovar.runs.records import RunDir
+from samovar.runtime.lock import is_locked
 
 FLAGS = (
     Flag("--config", CONFIG.kind, "replay the settings of a run, saved in its config.json"),
-    Flag("--resume", path("RUN"), "continue an interrupted run, bit for bit"),
+    Flag(
+        "--resume", Kind("[RUN|auto]", "a path", lambda flag, text: Path(text), Path()),
+        "continue an interrupted run, bit for bit; alone: the last unfinished one below --output; "
+        "auto: the run of --name if it was begun, else start it",
+    ),
     Flag(
         "--dry-run", SWITCH,
         "print schedule, ascent groups, memory and FLOPs, and take 3 steps on made-up data",
@@ -25,7 +35,8 @@ FLAGS = (
 HELP = f"""\
 usage: samovar train RECIPE [--flags]
        samovar train --config RUN/config.json [--flags]
-       samovar train --resume RUN [--flags]
+       samovar train --resume [RUN] [--flags]
+       samovar train RECIPE --name NAME --resume auto [--flags]
 
 Train a network by a recipe of `samovar list recipes`. Checkpoints and records go into a new folder
 below --output (default: runs).
@@ -40,6 +51,7 @@ examples:
   samovar train photos --data.source folder:my/photos
   samovar train --config runs/NAME/config.json --sam.rho 0.1
   samovar train --resume runs/NAME
+  samovar train --resume
   samovar train vit-b16-imagenet-sam --dry-run --ranks 128
   torchrun --nproc-per-node 8 -m samovar train vit-b16-imagenet-sam
 """
@@ -53,6 +65,10 @@ class TrainCommand(NamedTuple):
     """The run folder to continue."""
     ranks: int
     """Ranks of a dry run; 0 trains."""
+    shorten: Shorten | None = None
+    """Fits warm-up to a length that flags gave; None for a run that goes on."""
+    again: Callable[[RunDir], Config] | None = None
+    """Under `--resume auto` the settings of the run if it was begun."""
 
 
 def parse(args: Sequence[str]) -> TrainCommand:
@@ -67,16 +83,89 @@ def parse(args: Sequence[str]) -> TrainCommand:
         raise ValueError(
             "--ranks only works with --dry-run; real runs take torchrun --nproc-per-node"
         )
-    base, words = _start(line)
-    config = parse_settings(base, line.settings, f"train {' '.join(words)}", FLAGS)
-    configs.validate(config)
-    return TrainCommand(config, line["--resume"], (ranks or 1) if dry_run else 0)
-
-
-def _start(line: Line) -> Start:
     resumed = line["--resume"]
-    if resumed is None:
-        return start(line, "train", FLAGS)
+    if resumed == Path():
+        resumed = _last_unfinished(line)
+    auto = resumed == AUTO
+    base, words = start(line, "train", FLAGS) if resumed is None or auto else _of(resumed, line)
+    config = parse_settings(base, line.settings, f"train {' '.join(words)}", FLAGS)
+    planned = (ranks or 1) if dry_run else 0
+    if resumed is not None and not auto:
+        configs.validate(config)
+        return TrainCommand(config, resumed, planned)
+    given = frozenset(given_settings(base, line.settings))
+    config = _timed(config, given)
+    configs.validate(config)
+    if auto and not config.name:
+        raise ValueError("--resume auto finds a run by its name; give --name")
+
+    def shorten(config: Config, num_train: int) -> tuple[Config, tuple[str, ...]]:
+        return configs.shorten(config, _with_length(config, base), num_train, given)
+
+    def again(run: RunDir) -> Config:
+        return _begun(run, line, base.recipe)
+
+    return TrainCommand(config, None, planned, shorten, again if auto else None)
+
+
+AUTO = Path("auto")
+"""Value of `--resume` that continues a run or starts it."""
+
+
+def _timed(config: Config, given: frozenset[str]) -> Config:
+    """Return the config in which epochs that a flag gives replace the recipe's steps."""
+    if "epochs" in given and "steps" not in given:
+        config = replace(config, steps=0)
+    if "head.epochs" in given and "head.steps" not in given:
+        config = replace(config, head=replace(config.head, steps=0))
+    return config
+
+
+def _with_length(config: Config, base: Config) -> Config:
+    """Return the config with the length of another."""
+    head = replace(config.head, epochs=base.head.epochs, steps=base.head.steps)
+    return replace(config, epochs=base.epochs, steps=base.steps, head=head)
+
+
+def _begun(run: RunDir, line: Line, recipe: str) -> Config:
+    """Return the settings of a run that was begun, changed by the flags of a command line.
+
+    Raises:
+        ValueError: the run is one of another recipe, or is damaged."""
+    saved = configs.load(run.config_path)
+    if saved.recipe != recipe:
+        raise ValueError(
+            f"--resume auto finds {run.path}, a run of {saved.recipe}, not of {recipe}; "
+            "give another --name"
+        )
+    config = parse_settings(saved, line.settings, f"train {recipe}", FLAGS)
+    config = _timed(config, frozenset(given_settings(saved, line.settings)))
+    # the grid has chosen the rate since
+    if saved.grid.lr:
+        config = replace(config, optim=replace(config.optim, lr=saved.optim.lr))
+    configs.validate(config)
+    return config
+
+
+def _last_unfinished(line: Line) -> Path:
+    """Return the run below `--output` that was trained last and has not come to its end.
+
+    Raises:
+        ValueError: there is none, or each rank would look for itself."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("--resume needs a path under torchrun, or auto with a recipe and --name")
+    output = parse_settings(Config(), line.settings, "train --resume", FLAGS).output
+    found = progress.unfinished(output)
+    free = [run for run in found if not is_locked(run.path)]
+    if not free:
+        busy = f" but {found[0].path}, which is being trained" if found else ""
+        raise ValueError(
+            f"--resume finds no unfinished run in {output}{busy}; give the folder of a run"
+        )
+    return free[0].path
+
+
+def _of(resumed: Path, line: Line) -> Start:
     if line["--config"]:
         raise ValueError("--resume and --config exclude each other; give one of them")
     if line.words:
@@ -94,8 +183,11 @@ def _start(line: Line) -> Start:
 def explained(args: Sequence[str]) -> Config:
     """Return the settings whose flags `samovar train RECIPE --help` lists."""
     line = read(args, FLAGS, "train", settings=True)
-    if line["--config"] or line["--resume"]:
-        return _start(line).base
+    resumed = line["--resume"]
+    if resumed not in (None, Path(), AUTO):
+        return _of(resumed, line).base
+    if line["--config"]:
+        return start(line, "train", FLAGS).base
     return recipes.get(next(iter(line.words), "")).config()
 
 
@@ -106,8 +198,8 @@ def run(args: Sequence[str]) -> None:
     if command.ranks:
         from samovar.train.dry_run import dry_run
 
-        print("\n".join(dry_run(command.config, command.ranks)))
+        print("\n".join(dry_run(command.config, command.ranks, command.shorten)))
         return
     from samovar.train.command import train
 
-    train(command.config, command.resumed)
+    train(command.config, command.resumed, shorten=command.shorten, again=command.again)

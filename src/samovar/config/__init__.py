@@ -3,7 +3,16 @@
 Nothing in this room imports torch."""
 
 from samovar.config.checks import validate, validate_corrupt, validate_layout, validate_measure
-from samovar.config.derived import cores, image_gradients, num_steps, passes, sam_words, stages
+from samovar.config.derived import (
+    cores,
+    image_gradients,
+    num_steps,
+    passes,
+    sam_words,
+    shorten,
+    shorter_schedule,
+    stages,
+)
 from samovar.config.encoded import differences, flatten, from_dict, load, save, to_dict, to_flags
 from samovar.config.measuring import CorruptConfig, MeasureConfig, MeasurePrecision
 from samovar.config.schema import schema
@@ -50,6 +59,8 @@ __all__ = [
     "sam_words",
     "save",
     "schema",
+    "shorten",
+    "shorter_schedule",
     "stages",
     "to_dict",
     "to_flags",

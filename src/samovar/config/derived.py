@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Callable, Container
 from dataclasses import replace
 
-from samovar.config.encoded import flatten
+from samovar.config.encoded import dashed, flatten
+from samovar.config.sections import SCHEDULE_STEPS, OptimConfig
 from samovar.config.settings import Config, SamConfig
 
 
@@ -32,6 +35,57 @@ def stages(config: Config) -> tuple[Config, ...]:
         sam=SamConfig(),
     )
     return config, head
+
+
+Shorten = Callable[[Config, int], tuple[Config, tuple[str, ...]]]
+"""Fits a config's schedule to its length, given the number of training images; see `shorten`."""
+
+
+def shorter_schedule(optim: OptimConfig, share: float, given: Container[str] = ()) -> OptimConfig:
+    """Return an optimizer's settings for a run that is `share` times as long, 0 to 1.
+
+    Args:
+        given: names of settings that stay as they are."""
+    steps = {
+        name: math.floor(getattr(optim, name) * share)
+        for name in SCHEDULE_STEPS
+        if name not in given
+    }
+    return replace(optim, **steps)
+
+
+def shorten(
+    config: Config, full: Config, num_train: int, given: Container[str] = ()
+) -> tuple[Config, tuple[str, ...]]:
+    """Shorten warm-up in proportion where a run is shorter than its recipe.
+
+    Args:
+        full: the same settings with the length, epochs and steps, that warm-up was chosen for.
+        num_train: training images.
+        given: dotted names of settings that the person gave; they stay as they are.
+
+    Returns:
+        The config, and a line for the reader on each change."""
+    lengths = zip(stages(config), stages(full), ("", "head."), strict=False)
+    notes: list[str] = []
+    for stage, whole, prefix in lengths:
+        now, before = num_steps(stage, num_train), num_steps(whole, num_train)
+        if now >= before:
+            continue
+        kept = [name for name in SCHEDULE_STEPS if f"{prefix}optim.{name}" in given]
+        optim = shorter_schedule(stage.optim, now / before, kept)
+        for name in SCHEDULE_STEPS:
+            old, new = getattr(stage.optim, name), getattr(optim, name)
+            if old != new:
+                notes.append(
+                    f"--{dashed(f'{prefix}optim.{name}')} {new} in place of {old}, as the run has "
+                    f"{now:,} of {before:,} steps; give the flag for another number"
+                )
+        if prefix:
+            config = replace(config, head=replace(config.head, optim=optim))
+        else:
+            config = replace(config, optim=optim)
+    return config, tuple(notes)
 
 
 def image_gradients(config: Config, num_train: int) -> float:

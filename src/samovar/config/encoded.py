@@ -9,6 +9,7 @@ import typing
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from samovar.config.sections import SCHEDULE_STEPS
 from samovar.config.settings import Config
 
 Section = TypeVar("Section")
@@ -122,7 +123,13 @@ def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
 def to_flags(config: Config, base: Config) -> list[str]:
     """Return the command-line flags that turn `base` into `config`."""
     flags: list[str] = []
-    for name, (value, _) in differences(config, base).items():
+    values = {name: value for name, (value, _) in differences(config, base).items()}
+    # a shorter run has a shorter warm-up unless it is given
+    for prefix in ("", "head."):
+        if {f"{prefix}epochs", f"{prefix}steps"} & set(values):
+            kept = [f"{prefix}optim.{name}" for name in SCHEDULE_STEPS]
+            values |= {name: value for name in kept if (value := flatten(config)[name])}
+    for name, value in values.items():
         # follows from the command and has no flag
         if name == "recipe":
             continue

@@ -110,6 +110,10 @@ class DataConfig:
     unless it is 0."""
 
 
+SCHEDULE_STEPS = ("warmup_steps",)
+"""Settings of `OptimConfig` that count steps, and shrink where flags make a run shorter."""
+
+
 @dataclass(frozen=True)
 class OptimConfig:
     """Optimizer, learning-rate schedule, gradient clipping and weight averaging."""

@@ -124,14 +124,15 @@ class GridConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Execution of the run; none of it changes the result beyond rounding."""
+    """Execution of the run; none of it but patience changes the result beyond rounding."""
 
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1` or `mps`."""
     precision: Precision = "auto"
     """`auto` is bf16 on a GPU that supports it, else fp32."""
     micro_batch: Annotated[int, Range("a number of images, 0 for no limit", ge=0)] = 0
-    """Most images per forward pass and rank (gradient accumulation); 0 is no limit."""
+    """Most images per forward pass and rank (gradient accumulation); 0 is no limit. Where
+    memory runs out, the number is halved."""
     channels_last: bool = False
     """Channels-last memory format; about 10 % faster for convolutions."""
     compile: bool = False
@@ -144,6 +145,8 @@ class RunConfig:
     """Steps between training records; nothing is read back from the device between them."""
     keep: Annotated[int, Range("a number of checkpoints, 1 or more", ge=1)] = 2
     """Checkpoints kept besides the best one."""
+    patience: Annotated[int, Range("a number of evaluations, 0 for off", ge=0)] = 0
+    """Evaluations in a row without a better validation accuracy that end the run; 0 is off."""
     max_nonfinite: StepCount = 10
     """Consecutive non-finite gradients that end the run."""
     watch_every: Annotated[int, Range("a number of steps, 0 for off", ge=0)] = 0

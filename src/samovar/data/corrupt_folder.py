@@ -26,6 +26,7 @@ from samovar.data.folders import EXTENSIONS, images_in, readable
 from samovar.data.pipeline import frame
 from samovar.data.streaming import num_workers, worker_context
 from samovar.runs.records import replace_text
+from samovar.runtime.heartbeat import counted
 from samovar.words import suggest
 
 SHOWN = 5
@@ -100,7 +101,8 @@ def corrupt_folder(data: Path, output: Path, config: CorruptConfig) -> int:
     unread = []
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         reasons = _write_all(copies, paths, workers)
-        for reason in progress.track(reasons, total=len(paths), description="corrupting"):
+        told = counted(reasons, "corrupting", len(paths), "images")
+        for reason in progress.track(told, total=len(paths), description="corrupting"):
             unread += [reason] if reason else []
     if len(unread) == len(paths):
         raise ValueError(

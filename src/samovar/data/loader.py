@@ -11,6 +11,7 @@ everywhere and for good."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from samovar.data.pipeline import augment, crop_all, frame, to_floats
 from samovar.data.seeded import mix
 from samovar.data.splits import Arrays, Encoded, Source, Split
 from samovar.data.streaming import IMAGES_PER_TASK, Made, Maker, Task, make_all, num_workers
+from samovar.runtime.heartbeat import doing
 
 RESIDENT_SHARE = 0.25
 """Largest share of a GPU's memory that resident images may take under `--data.loader auto`."""
@@ -254,10 +256,25 @@ def eval_batches(
     rows = np.arange(len(split) * rank // world_size, len(split) * (rank + 1) // world_size)
     parts = list(_parts(rows, batch_size))
     if isinstance(split, Arrays):
-        return _eval_arrays(split, config, parts, device)
-    return _eval_encoded(
-        split, config, parts, device, BadFiles(split, role, config.max_bad_share, bad_files)
-    )
+        stream = _eval_arrays(split, config, parts, device)
+    else:
+        bad = BadFiles(split, role, config.max_bad_share, bad_files)
+        stream = _eval_encoded(split, config, parts, device, bad)
+    return _told(stream, f"{role} images", len(rows))
+
+
+def _told(
+    stream: Generator[Batch, None, None], what: str, total: int
+) -> Generator[Batch, None, None]:
+    """Yield the batches, and count their images for the heartbeat."""
+    with contextlib.closing(stream), doing(what, total) as activity:
+
+        def counted(batch: Batch) -> Batch:
+            activity.advance(len(batch))
+            return batch
+
+        # map, as a loop's name for the batch would keep its memory while the next is made
+        yield from map(counted, stream)
 
 
 def _eval_arrays(

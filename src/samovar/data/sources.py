@@ -15,6 +15,7 @@ from samovar.data import catalog
 from samovar.data.draws import Purpose
 from samovar.data.folders import readable
 from samovar.data.splits import Arrays, Source, hold_out, keep_fraction
+from samovar.runtime.heartbeat import doing
 
 FEW_IMAGES = 10
 """Training images of a class below which a warning is given."""
@@ -33,7 +34,7 @@ def open_source(config: DataConfig) -> Source:
         ValueError: an unknown source, files that are missing or damaged, classes or labels that
             cannot be trained on."""
     open_it = catalog.find(config.source)
-    with readable(config.source):
+    with readable(config.source), doing(f"opening {config.source}"):
         source = open_it(config)
     _check(source, config)
     for note in source.notes:

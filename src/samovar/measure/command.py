@@ -22,6 +22,7 @@ from samovar.models import timm_folder
 from samovar.runs.records import Record, RunDir, timestamp
 from samovar.runs.saddle import saddles
 from samovar.runtime import Runtime, started
+from samovar.runtime.heartbeat import doing
 from samovar.runtime.precision import check_precision, computing
 
 ROWS = 20
@@ -108,7 +109,9 @@ def _measure_all(
         task = progress.add_task("measuring", total=len(subjects))
         for name, subject in subjects.items():
             progress.update(task, description=name)
-            found += measure_once(name, subject, config, folder)
+            place = f"measurement {list(subjects).index(name) + 1} of {len(subjects)}"
+            with doing(place):
+                found += measure_once(name, subject, config, folder)
             progress.advance(task)
     return found
 
@@ -129,7 +132,8 @@ def measure_once(
         dist.barrier()  # until all ranks have read, before the main rank writes
     if kept and len(kept) == kept[0].settings.get("records"):
         return kept
-    found = list(measure(name, subject, config, folder.arrays))
+    with doing(f"measuring {name}"):
+        found = list(measure(name, subject, config, folder.arrays))
     found = [
         replace(record, settings=record.settings | request | {"records": len(found)})
         for record in found

@@ -17,6 +17,7 @@ from samovar.report import write
 from samovar.runs.records import Record, RunDir
 from samovar.runs.saddle import saddles
 from samovar.runtime import Runtime
+from samovar.runtime.heartbeat import doing
 from samovar.train.command import train
 
 TWINS = ("vit-digits", "vit-digits-sam")
@@ -47,7 +48,9 @@ def demo(output: Path, seed: int) -> list[RunDir]:
     )
     for run in runs:
         print(f"run: {run.path}")
-    print(f"report: {write([run.path for run in runs], output / f'demo-seed{seed}.html')}")
+    with doing("writing the report"):
+        page = write([run.path for run in runs], output / f"demo-seed{seed}.html")
+    print(f"report: {page}")
     return runs
 
 

@@ -68,9 +68,9 @@ def shorter(config: Config, changes: Mapping[str, Any]) -> Config:
     short: Config = changed(config, changes)
     share = short.epochs / config.epochs
     # warm-up is counted in steps, so a shorter run could end before it is over
-    if share < 1 and "optim.warmup_steps" not in changes:
-        warmup = int(short.optim.warmup_steps * share)
-        short = replace(short, optim=replace(short.optim, warmup_steps=warmup))
+    if share < 1:
+        given = [name.removeprefix("optim.") for name in changes]
+        short = replace(short, optim=configs.shorter_schedule(short.optim, share, given))
     return short
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import signal
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-import torch.distributed as dist
+import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -26,14 +25,23 @@ from rich.table import Table
 
 from samovar import config as configs
 from samovar.config import Config
+from samovar.config.derived import Shorten
+from samovar.data.sources import open_source
 from samovar.models.load import resolve
 from samovar.runs.loggers import check_loggers
-from samovar.runs.records import RunDir, timestamp
-from samovar.runtime import Runtime, started
+from samovar.runs.records import RunDir
+from samovar.runtime import Runtime, heartbeat, started
+from samovar.runtime.lock import locked
 from samovar.train.fit import Diverged, Interrupted, fit, prepare
 from samovar.train.fit import Progress as Event
+from samovar.train.memory import OutOfMemory
+from samovar.train.open_run import begun, finished_line, new_run
+from samovar.train.pace import Pace
 from samovar.train.resume import check_resume
 from samovar.train.transfer import choose_lr, frozen_line, frozen_scores
+
+Again = Callable[[RunDir], Config]
+"""Returns the config of a run that was begun, changed by the flags that were given."""
 
 
 class View(Protocol):
@@ -43,68 +51,101 @@ class View(Protocol):
         """Show one event."""
 
 
-def train(config: Config, resumed: Path | None = None) -> RunDir:
+def train(
+    config: Config,
+    resumed: Path | None = None,
+    *,
+    shorten: Shorten | None = None,
+    again: Again | None = None,
+) -> RunDir:
     """Train a config in a new run folder, or the run in folder `resumed` to its end.
+
+    Args:
+        shorten: applied to a new run.
+        again: continue the run of `config.name` with the config this returns, if it was begun.
 
     Returns:
         The run.
 
     Raises:
-        ValueError: settings, data and machine do not fit each other.
-        SystemExit: 128 + signal after an interruption, 1 after a divergence or a full disk; each
-            prints the command that continues the run."""
+        ValueError: settings, data and machine do not fit each other; another process trains the
+            run.
+        SystemExit: 128 + signal after an interruption, 1 after a divergence, a full disk or a full
+            memory; each prints the command that continues the run."""
     check_loggers(config.run.loggers)
     # module:function may name a file in the working folder, which python -m would find as well
     if ":" in config.model.name:
         sys.path.insert(0, str(Path.cwd()))
     with started(config.run) as runtime:
-        # a run with a checkpoint no longer needs the weights it started from, which may be gone
-        begun = resumed is not None and any(RunDir(resumed).checkpoints.glob("step-*"))
-        config = config if begun else resolve(config)
-        source, state = prepare(replace(config, init="") if begun else config, runtime)
-        run = _open_run(config, resumed, runtime)
-        try:
-            if config.init and config.grid.lr and not begun:
+        if again:
+            found, finished = begun(config, runtime)
+            if found and finished:
+                _print(runtime, finished_line(found))
+                return found
+            if found:
+                config, resumed = again(found), found.path
+        return _train(config, resumed, runtime, shorten, take_over=again is not None)
+
+
+def _train(
+    config: Config,
+    resumed: Path | None,
+    runtime: Runtime,
+    shorten: Shorten | None,
+    *,
+    take_over: bool,
+) -> RunDir:
+    # a run with a checkpoint no longer needs the weights it started from, which may be gone
+    saved = resumed is not None and any(RunDir(resumed).checkpoints.glob("step-*"))
+    if not saved:
+        with heartbeat.doing(f"looking for {config.init or config.model.name}"):
+            config = resolve(config)
+    configs.validate_layout(config, runtime.world_size)
+    source = open_source(config.data)
+    notes: tuple[str, ...] = ()
+    if shorten and not resumed:
+        config, notes = shorten(config, len(source.train))
+    source, state = prepare(replace(config, init="") if saved else config, runtime, source)
+    if resumed:
+        run = RunDir.open(resumed)
+        check_resume(configs.load(run.config_path), config)
+    else:
+        run, note = new_run(config, runtime, take_over=take_over)
+        for line in filter(None, (note, *notes)):
+            _print(runtime, line)
+    try:
+        with locked(run.path) if runtime.is_main else nullcontext():
+            if config.init and config.grid.lr and not saved:
                 _print(runtime, frozen_line(frozen_scores(config, run, runtime)))
             chosen = choose_lr(config, run, runtime, partial(_print, runtime))
             # the trials' rate is part of the optimizer, which is built anew
             if chosen != config:
-                source, state = prepare(chosen, runtime)
+                source, state = prepare(chosen, runtime, source)
             with view(chosen, runtime) as show:
                 for event in fit(chosen, run, runtime, source, state):
                     show(event)
-        except (Interrupted, Diverged, OSError, KeyboardInterrupt) as error:
-            signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
-            code = 128 + signum if isinstance(error, (Interrupted, KeyboardInterrupt)) else 1
-            if runtime.is_main:
-                print(f"samovar: {str(error) or 'interrupted'}", file=sys.stderr)
-                print(f"continue with: samovar train --resume {run.path}", file=sys.stderr)
-            raise SystemExit(code) from None
-        _print(runtime, f"run: {run.path}")
+    except _STOPS as error:
+        signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
+        code = 128 + signum if isinstance(error, (Interrupted, KeyboardInterrupt)) else 1
+        if runtime.is_main:
+            reason = next(iter(str(error).splitlines()), "interrupted")
+            print(f"samovar: {reason}", file=sys.stderr)
+            print(f"continue with: samovar train --resume {run.path}", file=sys.stderr)
+        raise SystemExit(code) from None
+    _print(runtime, f"run: {run.path}")
     return run
 
 
-def _open_run(config: Config, resumed: Path | None, runtime: Runtime) -> RunDir:
-    """Return the run folder, the same on all ranks; the main rank makes it and saves the config."""
-    if resumed:
-        run = RunDir.open(resumed)
-        check_resume(configs.load(run.config_path), config)
-        return run
-    paths: list[Path | None] = [None]
-    if runtime.is_main:
-        name = config.name or f"{config.recipe}-seed{config.seed}-{timestamp()}"
-        run = RunDir.create(config.output, name)
-        configs.save(config, run.config_path)
-        paths[0] = run.path
-    if runtime.world_size > 1:
-        dist.broadcast_object_list(paths, src=0)
-    assert paths[0] is not None
-    return RunDir(paths[0])
+_STOPS = (
+    Interrupted, Diverged, OSError, KeyboardInterrupt, OutOfMemory, torch.OutOfMemoryError,
+)  # fmt: skip
+"""What ends a run that can be continued."""
 
 
 def _print(runtime: Runtime, message: str) -> None:
     if runtime.is_main:
         print(message, flush=True)
+        heartbeat.said()
 
 
 @contextmanager
@@ -133,21 +174,26 @@ class RichView:
     def __init__(self, config: Config, progress: Progress, console: Console) -> None:
         self.config, self.progress, self.console = config, progress, console
         self.task: TaskID | None = None
+        self.pace: Pace | None = None
 
     def __call__(self, event: Event) -> None:
         """Move the bar, or print a line or the final table."""
+        heartbeat.said()
         if event.kind == "start":
+            self.pace = Pace(self.config, event)
             for line in start_lines(self.config, event):
                 self.console.print(line, highlight=False)
             self.task = self.progress.add_task(
                 "training", total=event.total, completed=event.step, facts=""
             )
-        elif event.kind == "train" and self.task is not None:
-            self.progress.update(self.task, completed=event.step, facts=train_facts(event))
-        elif event.kind == "val":
-            self.console.print(
-                f"step {event.step}/{event.total}  {val_facts(event)}", highlight=False
-            )
+        elif event.kind == "train" and self.task is not None and self.pace:
+            facts = f"{self.pace(event).partition('  ')[2]}  {train_facts(event)}"
+            self.progress.update(self.task, completed=event.step, facts=facts)
+        elif event.kind == "val" and self.pace:
+            text = f"{self.pace(event)}  {val_facts(event)}  {self.pace.eta(event)}"
+            self.console.print(text, highlight=False)
+        elif event.kind == "note":
+            self.console.print(*event.notes, sep="\n", highlight=False)
         elif event.kind == "done":
             self.progress.stop()
             self.console.print(final_table(event))
@@ -159,23 +205,32 @@ class PlainView:
     """Plain lines for logs and pipes: one per evaluation, and one every 10 s between them."""
 
     def __init__(self, config: Config) -> None:
-        self.config = config
-        self.last, self.facts = time.monotonic(), ""
+        self.config, self.facts = config, ""
+        self.pace: Pace | None = None
+        self.first = True
 
     def __call__(self, event: Event) -> None:
-        """Print the event; a training event only 10 s or more after the last line."""
+        """Print the event; of the training events the first, and others after a silence."""
+        lines: list[str] = []
         if event.kind == "start":
-            print("\n".join(start_lines(self.config, event)), flush=True)
-        elif event.kind == "train":
+            self.pace = Pace(self.config, event)
+            lines = start_lines(self.config, event)
+        elif event.kind == "train" and self.pace:
             self.facts = train_facts(event)
-            if time.monotonic() - self.last > 10:
-                self.last = time.monotonic()
-                print(f"step {event.step}/{event.total}  {self.facts}", flush=True)
-        elif event.kind == "val":
-            self.last = time.monotonic()
-            print(f"step {event.step}/{event.total}  {self.facts}  {val_facts(event)}", flush=True)
+            # a little earlier than the heartbeat, which knows less
+            if self.first or heartbeat.silence() > 0.8 * (heartbeat.period() or heartbeat.PERIOD):
+                lines = [f"{self.pace(event)}  {self.facts}  {self.pace.eta(event)}"]
+            self.first = False
+        elif event.kind == "val" and self.pace:
+            facts = f"{self.facts}  {val_facts(event)}"
+            lines = [f"{self.pace(event)}  {facts}  {self.pace.eta(event)}"]
+        elif event.kind == "note":
+            lines = list(event.notes)
         elif event.kind == "done":
-            print("\n".join([*event.notes, final_line(event)]), flush=True)
+            lines = [*event.notes, final_line(event)]
+        if lines:
+            print("\n".join(lines), flush=True)
+            heartbeat.said()
 
 
 def start_lines(config: Config, event: Event) -> list[str]:
@@ -184,10 +239,13 @@ def start_lines(config: Config, event: Event) -> list[str]:
     variant = f" ({words})" if words else ""
     sam = f"SAM rho {config.sam.rho:g}{variant}" if config.sam.rho else "plain"
     train, val = (int(event.values[f"{split}_images"]) for split in ("train", "val"))
-    counts = " + ".join(str(configs.num_steps(each, train)) for each in configs.stages(config))
+    lengths = [configs.num_steps(each, train) for each in configs.stages(config)]
+    counts = " + ".join(map(str, lengths))
+    epochs = " + ".join(f"{each * config.data.batch_size / train:.3g}" for each in lengths)
     title = (
         f"{config.recipe}: {config.model.name}, {config.optim.name}, {sam}, "
-        f"{train} + {val} images of {config.data.source}, {counts} steps"
+        f"{train} + {val} images of {config.data.source}, "
+        f"{epochs} epochs, {counts} steps"
     )
     return [title, *event.notes]
 

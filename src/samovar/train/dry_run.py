@@ -17,6 +17,7 @@ from samovar import config as configs
 from samovar.anymodel.devices import to_device
 from samovar.anymodel.restore import bare, modes
 from samovar.config import Config
+from samovar.config.derived import Shorten
 from samovar.data.loader import Batch
 from samovar.models.load import resolve
 from samovar.objectives import make_objective
@@ -191,11 +192,12 @@ def _kept_bytes(
     return sum(kept.values())
 
 
-def dry_run(config: Config, ranks: int) -> list[str]:
+def dry_run(config: Config, ranks: int, shorten: Shorten | None = None) -> list[str]:
     """Rehearse on this machine for `samovar train RECIPE --dry-run`; return the lines to print.
 
     Args:
         ranks: the ranks of the planned run; ascent groups are described as on these.
+        shorten: fits warm-up to the run's length, as for a run.
 
     Raises:
         ValueError: settings that do not fit each other, or do not divide over `ranks` ranks."""
@@ -204,7 +206,8 @@ def dry_run(config: Config, ranks: int) -> list[str]:
         config = resolve(config)
     with started(config.run) as runtime:
         data = data_of(config)
-        return lines(config, data, rehearse(config, runtime, data), ranks)
+        config, notes = shorten(config, data.num_train) if shorten else (config, ())
+        return [*notes, *lines(config, data, rehearse(config, runtime, data), ranks)]
 
 
 # --- in words

@@ -25,8 +25,10 @@ from samovar.objectives import make_objective
 from samovar.runs.checkpoint import Checkpoint
 from samovar.runs.records import RunDir
 from samovar.runtime import Runtime
+from samovar.runtime.heartbeat import doing
 from samovar.runtime.signals import StopRequest, noted
-from samovar.train import resume
+from samovar.train import patience, resume
+from samovar.train.batch_picture import pictured
 from samovar.train.keeper import Clock, Keeper
 from samovar.train.keeper import Diverged as Diverged
 from samovar.train.loop import TrainState, build, next_stage, steps
@@ -47,18 +49,23 @@ class Progress:
     """An event of a run, for whoever shows or watches it."""
 
     kind: str
-    """`start`, `train`, `val` or `done`."""
+    """`start`, `train`, `val`, `note` or `done`."""
     step: int
     total: int
     """Steps of the whole run, all stages together."""
     values: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    """Lines for the reader: the classes, where a run resumed, which weights it started from; at
-    the end the images that could not be read."""
+    """Lines for the reader: the classes, where a run resumed, which weights it started from; how
+    memory was saved; at the end why it stopped early, and the images that could not be read."""
 
 
-def prepare(config: Config, runtime: Runtime) -> tuple[Source, TrainState]:
+def prepare(
+    config: Config, runtime: Runtime, source: Source | None = None
+) -> tuple[Source, TrainState]:
     """Open the images and build the state before the first step; nothing is written.
+
+    Args:
+        source: the images, if they are open already.
 
     Raises:
         ValueError: settings, data, model and layout do not fit each other."""
@@ -68,14 +75,21 @@ def prepare(config: Config, runtime: Runtime) -> tuple[Source, TrainState]:
             "this config leaves its model or image size to --init; "
             "pass it through samovar.models.load.resolve first"
         )
-    source = open_source(config.data)
+    source = source or open_source(config.data)
     if config.loss == "supcon":
         _check_pairs(source)
-    state = build(config, runtime, num_classes=len(source.classes), channels=source.channels)
+    with doing(f"building {config.model.name}"):
+        state = build(config, runtime, num_classes=len(source.classes), channels=source.channels)
     if has_constructor(config.model.name):
         state.notes += (note_of_training(state.model, config.model, source.channels),)
     for stage, section in zip(stages(config), ("optim", "head.optim"), strict=False):
-        check_warmup(stage.optim, num_steps(stage, len(source.train)), section)
+        length = num_steps(stage, len(source.train))
+        check_warmup(stage.optim, length, section)
+        if stage.optim.warmup_steps > length / 3:
+            state.notes += (
+                f"warning: warm-up takes {stage.optim.warmup_steps:,} of {length:,} steps, more "
+                f"than a third; train longer or lower --{section}.warmup-steps",
+            )
     return source, state
 
 
@@ -108,7 +122,13 @@ def _stages(config: Config, num_train: int) -> list[_Stage]:
 
 
 def fit(
-    config: Config, run: RunDir, runtime: Runtime, source: Source, state: TrainState
+    config: Config,
+    run: RunDir,
+    runtime: Runtime,
+    source: Source,
+    state: TrainState,
+    *,
+    trial: bool = False,
 ) -> Iterator[Progress]:
     """Train to the end of the run from its newest checkpoint, or from `state` if there is none.
 
@@ -116,6 +136,8 @@ def fit(
         source: the images, from `prepare`.
         state: the state before the first step, from `prepare`. It changes in place; a second stage
             continues in a new one.
+        trial: leave out what a person reads in the run folder: the picture of the first batch, how
+            far the run is, and the sizes of the classes.
 
     Raises:
         BadImages: too many images cannot be read.
@@ -125,7 +147,7 @@ def fit(
         OSError: the disk is full; the last checkpoint is intact."""
     parts = _stages(config, len(source.train))
     total = parts[-1].stop
-    keeper = Keeper(config, run, runtime)
+    keeper = Keeper(config, run, runtime, trial=trial)
 
     # Every rank reads the checkpoint itself. Nothing is written before one has been found to fit,
     # so a refused resume leaves the folder as it was.
@@ -135,7 +157,7 @@ def fit(
         notes.append(f"resumed at step {found.step}")
     counts = class_notes(source)
     data_notes = (*source.notes, *counts)
-    keeper.begin(state.step, source.classes, data_notes, resumed=found is not None)
+    keeper.begin(state.step, total, source, data_notes, resumed=found is not None)
     sizes = {"train_images": float(len(source.train)), "val_images": float(len(source.val))}
     yield Progress("start", state.step, total, sizes, (*counts, *(notes or state.notes)))
 
@@ -146,13 +168,16 @@ def fit(
             # checkpoint taken on the border belongs to the stage before.
             if part.first and part.first == state.step:
                 state = next_stage(state, part.config, runtime)
-            if state.step < part.stop:
+            if state.step < part.stop and not patience.is_over(config, state):
                 yield from _train(part, state, source, runtime, keeper, request, total)
 
+    notes = [patience.note(config, state, total)] if state.step < total else []
+    keeper.end(state.step, total)
     values = {f"best/{name}": value for name, value in state.best.items()}
     values |= {f"last/{name}": value for name, value in state.last.items()}
     values["skipped"] = state.tally["skipped"].item()
-    yield Progress("done", state.step, total, values, badfiles.summary(run.bad_files))
+    notes += badfiles.summary(run.bad_files)
+    yield Progress("done", state.step, total, values, tuple(notes))
 
 
 def _resumed(
@@ -175,7 +200,7 @@ def _train(
     request: StopRequest,
     total: int,
 ) -> Iterator[Progress]:
-    """Train one stage from where `state` stands in it to its end.
+    """Train one stage from where `state` stands in it to its end, or until patience is out.
 
     Batches and schedules count the steps of the stage; records, checkpoints and events those of the
     run."""
@@ -197,9 +222,12 @@ def _train(
     watched = config.run.watch_every and runtime.is_main and part.first == 0
     watch = Watch(config, source, runtime.device) if watched else None
     clock = Clock(config.data.batch_size, state.step)
-    with contextlib.closing(stream):
-        for step in steps(state, stream, objective, config, runtime, length, part.first):
-            done = step.step - part.first
+    work = doing("training", total, "steps", state.step)
+    with contextlib.closing(stream), work as activity:
+        first = keeper.is_read and state.step == 0
+        seen = pictured(stream, source.classes, keeper.run.path) if first else stream
+        for step in steps(state, seen, objective, config, runtime, length, part.first):
+            activity.done, done = step.step, step.step - part.first
             evaluates = done % every == 0 or done == length
             logs = evaluates or done % config.run.log_every == 0
 
@@ -207,13 +235,22 @@ def _train(
                 for record in watch.records(bare(state.wrapped), step.step, step.lr):
                     keeper.record(record)
 
+            if step.note:
+                keeper.divided(state, config)
+                yield Progress("note", step.step, total, notes=(step.note,))
+
             # Logging comes first because it notices a divergence, which must not be saved.
             if logs:
                 yield Progress("train", step.step, total, keeper.log(state, step, clock, config))
             if evaluates:
                 values = _evaluate(config, state, source, runtime, keeper)
                 yield Progress("val", step.step, total, values)
+                stops = patience.is_over(config, state) and done < length
+                if stops:
+                    keeper.stopped_early(state, config)
                 keeper.save(state)
+                if stops:
+                    return
                 clock.mark(step.step)
 
             if _agreed(request, runtime, meeting=logs):
@@ -237,9 +274,7 @@ def _evaluate(
         keeper.record(record)
         values[record.name] = record.value
     if "val/accuracy" in values:
-        state.last = values
-        if not state.best or values["val/accuracy"] > state.best["val/accuracy"]:
-            state.best = values
+        patience.judge(config, state, values)
     return values
 
 

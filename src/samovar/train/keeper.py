@@ -6,15 +6,21 @@ import json
 import time
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from samovar.config import Config
-from samovar.runs import checkpoint
+from samovar.data.splits import Source
+from samovar.runs import checkpoint, progress
 from samovar.runs.loggers import open_loggers
+from samovar.runs.progress import RunProgress
 from samovar.runs.records import Record, RunDir, Sink, replace_text
 from samovar.runtime import Runtime, provenance
 from samovar.train import resume
 from samovar.train.loop import Step, TrainState
+
+CLASS_COUNTS = "class_counts.json"
+"""File of the run folder with the images of each class: classes, train, val."""
 
 
 class Diverged(Exception):
@@ -24,19 +30,26 @@ class Diverged(Exception):
 class Keeper:
     """Writer of one run's folder; only the main rank writes."""
 
-    def __init__(self, config: Config, run: RunDir, runtime: Runtime) -> None:
+    def __init__(
+        self, config: Config, run: RunDir, runtime: Runtime, *, trial: bool = False
+    ) -> None:
+        self.is_read = runtime.is_main and not trial
+        """Whether a person reads the folder, not only another program."""
         self.config, self.run, self.runtime = config, run, runtime
         self.fingerprint = resume.fingerprint(config)
         self.sinks: list[Sink] = []
+        self.total = 0
+        """Steps of the whole run; known from `begin` on."""
 
     def begin(
-        self, step: int, classes: Sequence[str], notes: Sequence[str], *, resumed: bool
+        self, step: int, total: int, source: Source, notes: Sequence[str], *, resumed: bool
     ) -> None:
         """Prepare the folder for training from `step`, and open the loggers.
 
         Args:
             step: steps done so far.
-            classes: their names, in the order of the logits.
+            total: steps of the whole run.
+            source: the images, whose classes and their sizes are kept.
             notes: how the data was read: splits, files left out, sizes of classes.
             resumed: the run goes on from a checkpoint."""
         if not self.runtime.is_main:
@@ -45,7 +58,11 @@ class Keeper:
         self.run.rewind(step)
         name = f"provenance-resumed-{step}.json" if resumed else "provenance.json"
         self.run.write_json(name, provenance(self.runtime) | {"data": list(notes)})
-        self.run.keep_classes(classes)
+        self.run.keep_classes(source.classes)
+        self.total = total
+        if self.is_read:
+            self.run.write_json(CLASS_COUNTS, _class_counts(source))
+            progress.write(self.run, RunProgress("training", step, total))
         self.sinks = open_loggers(self.config.run.loggers, self.run, self.config)
 
     def record(self, record: Record) -> None:
@@ -88,6 +105,23 @@ class Keeper:
             )
         return values
 
+    def divided(self, state: TrainState, config: Config) -> None:
+        """Record that memory ran out: the images per pass from this step on."""
+        settings = {"batch_size": config.data.batch_size}
+        where = {"step": state.step}
+        self.record(Record("train/micro_batch", state.micro_batch, where=where, settings=settings))
+
+    def stopped_early(self, state: TrainState, config: Config) -> None:
+        """Record the step at which patience ran out."""
+        settings = {"patience": config.run.patience, "best_step": int(state.best["step"])}
+        where = {"step": state.step}
+        self.record(Record("train/stopped_early", state.step, where=where, settings=settings))
+
+    def end(self, step: int, total: int) -> None:
+        """Note that the run has come to its end."""
+        if self.is_read:
+            progress.write(self.run, RunProgress("done", step, total))
+
     def save(self, state: TrainState) -> None:
         """Write a checkpoint, name the best one, delete those no longer kept."""
         if not self.runtime.is_main:
@@ -98,6 +132,17 @@ class Keeper:
         if best:
             replace_text(folder / "best.json", json.dumps(best) + "\n")
         checkpoint.prune(folder, self.config.run.keep, int(best["step"]) if best else None)
+        if self.is_read:
+            progress.write(self.run, RunProgress("training", state.step, self.total))
+
+
+def _class_counts(source: Source) -> dict[str, list[str] | list[int]]:
+    """Return names, training images and validation images, in the order of the logits."""
+    train, val = (
+        np.bincount(split.labels, minlength=len(source.classes)).tolist()
+        for split in (source.train, source.val)
+    )
+    return {"classes": list(source.classes), "train": train, "val": val}
 
 
 class Clock:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
 
 from samovar.config import Config
 from samovar.data.loader import Batch
@@ -20,46 +19,12 @@ from samovar.models.load import load_init
 from samovar.objectives import Objective, adversarial
 from samovar.objectives.contrastive import Projected, num_features
 from samovar.runtime import Runtime, seed_everything
-from samovar.sam import SamMemory, SamVariant, sam_backward
+from samovar.sam import SamVariant, sam_backward
 from samovar.sam.module_passes import LossFn
 from samovar.train import optim, schedules
-
-
-@dataclass
-class TrainState:
-    """Everything that changes from step to step; with the config it determines the rest."""
-
-    model: Classifier
-    wrapped: nn.Module
-    """`model` as the backward pass calls it: with a projection head, compiled, in DDP, as set."""
-    optimizer: Optimizer
-    scaler: torch.amp.GradScaler | None
-    ema: optim.Ema | None
-    tally: dict[str, Tensor]
-    """Counts on the device, which no step reads: loss, steps, skipped, streak, tripped."""
-    step: int = 0
-    best: dict[str, float] = field(default_factory=dict)
-    """Step, loss and accuracy of the most accurate evaluation so far."""
-    last: dict[str, float] = field(default_factory=dict)
-    """The same of the latest evaluation."""
-    projection: nn.Module | None = None
-    """The head between encoder and contrastive loss; no file of weights holds it."""
-    memory: SamMemory = field(default_factory=SamMemory)
-    """What relatives of SAM keep from step to step."""
-    notes: tuple[str, ...] = ()
-    """Notes for the user: the weights at the start, and what was resized."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One optimizer step; its tensors stay on the device until someone reads them."""
-
-    step: int
-    """Steps done, including this one."""
-    loss: Tensor
-    grad_norm: Tensor
-    finite: Tensor
-    lr: float
+from samovar.train.memory import backward_in_pieces
+from samovar.train.state import Step as Step
+from samovar.train.state import TrainState as TrainState
 
 
 def build(config: Config, runtime: Runtime, *, num_classes: int, channels: int) -> TrainState:
@@ -84,7 +49,8 @@ def next_stage(state: TrainState, config: Config, runtime: Runtime) -> TrainStat
     state.model.zero_grad()
     _freeze(state.model, config)
     started = _start(state.model, state.model, config, runtime, state.tally)
-    return replace(started, step=state.step, best=state.best, last=state.last)
+    kept = ("step", "best", "last", "stale", "micro_batch")
+    return replace(started, **{name: getattr(state, name) for name in kept})
 
 
 def _freeze(model: Classifier, config: Config) -> None:
@@ -142,7 +108,7 @@ def steps(
 ) -> Iterator[Step]:
     """Train on each batch of `stream`; yield after every optimizer step.
 
-    There is no I/O and, on a GPU, no host sync.
+    There is no I/O and, on a GPU, no host sync. A step that does not fit into memory is divided.
 
     Args:
         state: is changed by every step.
@@ -163,12 +129,18 @@ def steps(
         state.memory.step = state.step - first
 
         state.optimizer.zero_grad(set_to_none=True)
-        loss = backward(state, batch, objective, config, runtime, rho)
+        loss, note = backward_in_pieces(
+            state,
+            config,
+            runtime,
+            partial(backward, state, batch, objective, rho=rho),
+            min(_group_size(config, rho) or len(batch), len(batch)),
+        )
         grad_norm, finite = update(state, config.optim.clip_norm, config.sam)
 
         state.step += 1
         _count(state, loss, finite, config.run.max_nonfinite)
-        yield Step(state.step, loss, grad_norm, finite, lr)
+        yield Step(state.step, loss, grad_norm, finite, lr, note)
 
 
 def backward(
@@ -201,8 +173,7 @@ def backward(
     if attack:
         batch = replace(batch, images=attack.points)
 
-    # Along the momentum all groups climb alike, so they need not be told apart.
-    m = config.sam.m if rho and not config.sam.momentum else 0
+    m = _group_size(config, rho)
     groups = list(batch.split(m or len(batch)))
     attacks = attack.split(m or len(batch)) if attack else itertools.repeat(None)
 
@@ -219,6 +190,12 @@ def backward(
         with contextlib.nullcontext() if last else no_sync():
             total += gradient(losses, input_ascent=climb, ascent_loss_fn=own)
     return total
+
+
+def _group_size(config: Config, rho: float) -> int:
+    """Return the examples that share an ascent; 0 for the whole batch."""
+    # Along the momentum all groups climb alike, so they need not be told apart.
+    return config.sam.m if rho and not config.sam.momentum else 0
 
 
 def _sam_gradient(

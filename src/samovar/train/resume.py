@@ -84,6 +84,8 @@ def snapshot(state: TrainState) -> Checkpoint:
         "last": state.last,
     }
     # left out while empty, so that checkpoints of plain SAM stay as they were
+    counts = {"stale": state.stale, "micro_batch": state.micro_batch}
+    others |= {name: count for name, count in counts.items() if count}
     if state.memory.average or state.memory.component:
         others["sam"] = state.memory.state_dict()
     if state.projection is not None:
@@ -111,4 +113,6 @@ def restore(state: TrainState, found: Checkpoint) -> None:
     for name, value in found.state["tally"].items():
         state.tally[name].fill_(value)
     state.best, state.last = found.state["best"], found.state["last"]
+    state.stale = found.state.get("stale", 0)
+    state.micro_batch = found.state.get("micro_batch", 0)
     state.step = found.step

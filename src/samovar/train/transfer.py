@@ -11,6 +11,7 @@ from samovar.config import Config, GridConfig, MeasureConfig
 from samovar.measure.command import measure_once, open_subjects
 from samovar.runs.records import Record, RunDir
 from samovar.runtime import Runtime
+from samovar.runtime.heartbeat import doing
 from samovar.train.trials import Trial, run_trial
 
 FROZEN = ("knn", "linear")
@@ -37,8 +38,11 @@ def choose_lr(config: Config, run: RunDir, runtime: Runtime, say: Say) -> Config
         return config
     trials = []
     # without repetitions: a rate given twice would share its folder
-    for lr in dict.fromkeys(config.grid.lr):
-        trials.append(run_trial(_trial(config, lr), run.path / "grid" / f"lr-{lr!r}", runtime))
+    rates = list(dict.fromkeys(config.grid.lr))
+    for index, lr in enumerate(rates, start=1):
+        folder = run.path / "grid" / f"lr-{lr!r}"
+        with doing(f"lr {lr:g}, rate {index} of {len(rates)}"):
+            trials.append(run_trial(_trial(config, lr), folder, runtime))
         say(_trial_line(trials[-1]))
     best = _best(trials)
     chosen = replace(config, optim=replace(config.optim, lr=best.config.optim.lr))
@@ -97,5 +101,8 @@ def frozen_scores(config: Config, run: RunDir, runtime: Runtime) -> dict[str, Re
     Returns:
         A record for each name in `FROZEN`, on the validation split."""
     asked = MeasureConfig(checkpoint="init", workers=config.data.workers)
-    subjects = open_subjects(str(run.path), FROZEN, asked, runtime)
-    return {name: measure_once(name, subject, asked, run)[0] for name, subject in subjects.items()}
+    with doing("scoring the features as they are"):
+        subjects = open_subjects(str(run.path), FROZEN, asked, runtime)
+        return {
+            name: measure_once(name, subject, asked, run)[0] for name, subject in subjects.items()
+        }

@@ -78,7 +78,9 @@ def finished(config: Config, folder: Path) -> Trial | None:
     if not run.config_path.is_file():
         return None
     saved = configs.load(run.config_path)
-    for name, (before, now) in changes(saved, config, also_harmless=["recipe"]).items():
+    for name, (before, now) in changes(
+        saved, config, also_harmless=["recipe", "run.patience"]
+    ).items():
         flag = "--" + name.replace("_", "-")
         raise ValueError(
             f"{folder} holds a trial with {flag} {before}, not {now}; give another folder"
@@ -121,7 +123,12 @@ def _train(config: Config, folder: Path, runtime: Runtime) -> Trial:
     total = sum(configs.num_steps(stage, len(source.train)) for stage in configs.stages(config))
     # many trials share a disk, and only their last evaluation is read
     sparing = replace(
-        config.run, keep=1, loggers=(), watch_every=0, eval_every=eval_every(config, source, total)
+        config.run,
+        keep=1,
+        loggers=(),
+        watch_every=0,
+        patience=0,
+        eval_every=eval_every(config, source, total),
     )
     config, run = replace(config, run=sparing), RunDir(folder)
     _by_main(lambda: _make(run, config), runtime)
@@ -171,7 +178,7 @@ def _fit(
     """Train to the end and return the last accuracy and loss, both NaN after a divergence."""
     lost = math.nan, math.nan
     try:
-        *_, done = fit(config, run, runtime, source, state)
+        *_, done = fit(config, run, runtime, source, state, trial=True)
     except Diverged:
         return lost
     accuracy, loss = (done.values[f"last/val/{key}"] for key in ("accuracy", "loss"))

@@ -242,7 +242,7 @@ def shortened(config: Config, steps: int, lengths: Sequence[int]) -> Config:
 
 
 def _warmed(optim: OptimConfig, share: float) -> OptimConfig:
-    return replace(optim, warmup_steps=math.floor(optim.warmup_steps * share))
+    return configs.shorter_schedule(optim, share)
 
 
 def passes(config: Config, setting: Setting) -> float:

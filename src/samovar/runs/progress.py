@@ -1,0 +1,56 @@
+"""How far a run is, as `progress.json` in its folder says; without torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from samovar.runs.records import RunDir
+
+FILE = "progress.json"
+
+
+@dataclass(frozen=True)
+class RunProgress:
+    """Steps done, and whether the run has come to its end."""
+
+    status: Literal["training", "done"]
+    """`training` also after an interruption; `done` also after early stopping."""
+    step: int = 0
+    """Steps that are saved."""
+    total: int = 0
+    """Steps of the whole run; 0 before its images were opened."""
+
+
+def write(run: RunDir, progress: RunProgress) -> None:
+    """Write how far a run is."""
+    run.write_json(FILE, asdict(progress))
+
+
+def read(run: RunDir) -> RunProgress | None:
+    """Return how far a run is; None where it does not say.
+
+    Raises:
+        ValueError: the file is damaged."""
+    path = run.path / FILE
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return RunProgress(values["status"], int(values["step"]), int(values["total"]))
+    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}; delete it") from error
+
+
+def unfinished(output: Path) -> list[RunDir]:
+    """Return the runs in a folder that have not come to their end, the last written first."""
+    files = [path for path in output.glob(f"*/{FILE}") if (path.parent / "config.json").is_file()]
+    runs = [RunDir(path.parent) for path in sorted(files, key=_written, reverse=True)]
+    return [run for run in runs if (found := read(run)) and found.status != "done"]
+
+
+def _written(path: Path) -> tuple[int, str]:
+    # by name where a coarse clock gives two files one time
+    return path.stat().st_mtime_ns, path.parent.name
