@@ -17,6 +17,7 @@ examples, with the products that it has."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,9 @@ takes a wrong gradient of BatchNorm where the slope is laid out channels last.""
 PERIOD = 65_537
 """Random numbers of the direction before they repeat; millions of them would take as long as the
 derivatives. It is prime, so that no two rows of a weight get the same ones."""
+ASYMMETRIC = 0.02
+"""Largest |u.Hv - v.Hu| of two unit vectors, relative to the size of the products. That of
+right ones is about 1e-8 in float32."""
 JITTER = 1e-2
 """How far from the weights the check takes place, relative to their size."""
 
@@ -80,16 +84,44 @@ def check_products(
         except Exception:  # a loss may refuse float64, or so few examples, by any error
             continue
         if wrong:
-            raise ValueError(
-                f"the products are not those of the loss: {wrong}; look for a function whose "
-                "gradient has no right derivative (once_differentiable, a custom kernel, a detach, "
-                "a straight-through estimator) and use its reference implementation in plain "
-                "torch (weight_norm: remove_parametrizations first), or skip this check with "
-                "check=False (--no-check)"
-            )
+            raise ValueError(f"the products are not those of the loss: {wrong}; {_ADVICE}")
         if wrong is not None:
             return True
     return False
+
+
+def symmetric(apart: float, size: float, *, strict: bool) -> bool:
+    """Return whether the products H u and H v of two unit vectors are those of a symmetric matrix.
+
+    Args:
+        apart: |u.Hv - v.Hu|.
+        size: norm of the larger product.
+        strict: whether what is not symmetric is an error.
+
+    Raises:
+        ValueError: they are not, and it is strict.
+
+    Warns:
+        UserWarning: they are not, and it is not strict."""
+    if apart <= ASYMMETRIC * size:
+        return True
+    found = f"the products are not symmetric: u.Hv and v.Hu differ by {apart / size:.0%} of Hv"
+    if strict:
+        raise ValueError(f"{found}; {_ADVICE}")
+    warnings.warn(
+        f"{found}, so neither they nor eigenvalues can be trusted. Rounding may be the cause: "
+        "compute in float64 (dtype=torch.float64, --dtype float64)",
+        stacklevel=2,
+    )
+    return False
+
+
+_ADVICE = (
+    "look for a function whose gradient has no right derivative (once_differentiable, a custom "
+    "kernel, a detach, a straight-through estimator) and use its reference implementation in plain "
+    "torch (weight_norm: remove_parametrizations first), or skip this check with check=False "
+    "(--no-check)"
+)
 
 
 @dataclass(frozen=True)
@@ -113,9 +145,7 @@ class _Place:
             torch.add(params[name], x, alpha=JITTER, out=torch.empty_like(x)).requires_grad_()
             for name, x in zip(self.names, u, strict=True)
         ]
-        others = {
-            name: cast(x, dtype) for name, x in params.items() if name not in set(self.names)
-        }
+        others = {name: cast(x, dtype) for name, x in params.items() if name not in set(self.names)}
         batch = convert(batch, leaves[0].device, dtype)
 
         def slope(weights: Sequence[Tensor]) -> list[Tensor]:
@@ -154,12 +184,13 @@ class _Place:
 
 def _direction(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
     """Return random numbers in the shapes of weights, each tensor of the size of its weights."""
-    noise = torch.randn(PERIOD, generator=torch.Generator().manual_seed(0))
+    size = min(PERIOD, sum(w.numel() for w in weights))
+    noise = torch.randn(size, generator=torch.Generator().manual_seed(0))
     noise = noise.to(weights[0].device, dtype).repeat(2)
     found, start = [], 0
     for w in weights:
-        period = noise[start : start + min(w.numel(), PERIOD)] * size_of(w)
-        times = -(-w.numel() // PERIOD)
+        period = noise[start : start + min(w.numel(), size)] * size_of(w)
+        times = -(-w.numel() // size)
         found.append(period.repeat(times)[: w.numel()].view(w.shape).to(w.device))
-        start = (start + w.numel()) % PERIOD
+        start = (start + w.numel()) % size
     return found

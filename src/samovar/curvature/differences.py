@@ -22,8 +22,10 @@ Slope = Callable[[Sequence[Tensor]], list[Tensor]]
 STEPS, SINGLE_STEPS = (1e-8, 1e-7, 1e-6), (1e-4, 1e-3, 1e-2)
 """Steps h, relative to the size of each weight tensor, for float64 and float32; the next is taken
 if one shows nothing. Larger ones change the signs of many ReLUs."""
-FINE, COARSE = 0.02, 0.5
-"""Largest relative error: of each weight tensor in float64, else of all of them together."""
+FINE = 0.02
+"""Largest relative error of each weight tensor, in float64."""
+NEAR, COARSE = 0.1, 0.5
+"""Largest relative error of all weights together in float32: without noise, and with any."""
 ASYMMETRY = 0.3
 """Largest |u.Hv - v.Hu|, relative to the size that a sum of such terms has at random."""
 LEAST = 1e3
@@ -140,7 +142,7 @@ def _error(
         return math.inf, share
     if single:
         error = math.hypot(*wrong) / whole
-        return (error if error > COARSE else 0.0), share
+        return (error if error > min(COARSE, NEAR + share) else 0.0), share
     errors = (
         off / max(a, b)
         for off, a, b, n in zip(wrong, has, wants, noise, strict=True)
