@@ -13,8 +13,9 @@ the rule tightened tenfold until the residual is 1e-3; how often is found before
 cannot stop at a residual, so they take the number of steps that samovar needs from a random start,
 and more if that is not enough. `residual` is |Hv - lambda v| / lambda, and `error` compares with
 samovar at 1e-6 in float64; both are computed after the clock stopped. `loader` has 8 batches of a
-quarter of the size. `two processes` compares one process over 8 batches with two over 4 each, for
-the same products.
+quarter of the size. `check` is the cost of the check of a first product in products of a retained
+graph, for batches of several sizes, products and checks in turn. `two processes` compares one
+process over 8 batches with two over 4 each, for the same products.
 """
 
 import argparse
@@ -42,8 +43,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import nets
 from samovar.curvature import Hessian, top_eigenvalues
+from samovar.curvature.check import check_products
 
 TOL, LOADER_BATCHES = 1e-3, 8
+CHECKED_SIZES = (8, 16, 32)
+SETTINGS = ["one", "loader", "check", "processes"]
 Batches = list[tuple[Tensor, Tensor]]
 Found = tuple[float, Tensor, int]  # eigenvalue, vector [P], products
 Row = Callable[[nn.Module, Batches, int], Found]
@@ -264,6 +268,35 @@ def show(
     )
 
 
+def report_check(case: str, repeats: int) -> None:
+    """Print what the check of a first product costs, in products of the whole batch."""
+    _, pixels, _, _ = CASES[case]()
+    model, _, _ = trained(case, 0)
+    for size in CHECKED_SIZES:
+        batch = images(pixels, torch.arange(size))
+        op = Hessian(model, loss, [batch], check=False)
+        v = torch.randn(op.size, generator=torch.Generator().manual_seed(0))
+        op @ v  # retains the graph
+        spent = []
+        for _ in range(repeats):
+            start = time.thread_time()
+            op @ v
+            middle = time.thread_time()
+            checked = check_products(
+                *(model, op.names, batch, torch.float32, "eval", op._graph, op._slope)
+            )
+            spent.append((middle - start, time.thread_time() - middle))
+        ratios = sorted(check / product for product, check in spent)
+        product, check = (statistics.median(each) for each in zip(*spent, strict=True))
+        verdict = "meets" if statistics.median(ratios) <= 2 else "MISSES"
+        print(
+            f"{case}, batch of {size}: product {product:.3f} s, check {check:.3f} s"
+            f"{'' if checked else ' (sees nothing)'}, {statistics.median(ratios):.2f} "
+            f"[{ratios[0]:.2f}, {ratios[-1]:.2f}] products, {verdict} 2",
+            flush=True,
+        )
+
+
 def work(rank: int, ranks: int, case: str, folder: str, steps: int) -> None:
     """Run one process of a group: solve over its share of the batches and write the times."""
     torch.set_num_threads(1)
@@ -310,7 +343,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--settings", nargs="+", choices=["one", "loader", "processes"])
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--loader-repeats", type=int, default=1)
     parser.add_argument(
@@ -338,7 +371,7 @@ def main() -> None:
         f"{' '.join(sys.argv[1:])}",
         flush=True,
     )
-    settings = args.settings or ["one", "loader", "processes"]
+    settings = args.settings or SETTINGS
     few = [row for row in ROWS if row.startswith(("samovar", "PyHessian"))]
     for case in args.cases:
         for train_steps in args.train_steps:
@@ -346,6 +379,8 @@ def main() -> None:
                 report(case, "one batch", list(ROWS), args.repeats, train_steps)
             if "loader" in settings:
                 report(case, "loader", few, args.loader_repeats, train_steps)
+        if "check" in settings:
+            report_check(case, args.repeats)
         if "processes" in settings:
             report_processes(case, args.repeats)
 

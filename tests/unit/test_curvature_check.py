@@ -123,6 +123,21 @@ def test_a_wrong_second_derivative_is_refused_with_what_to_do(name, dtype):
     assert not op.checked
 
 
+def single(model, batch):
+    if batch[0].dtype != torch.float32:
+        raise RuntimeError("expected scalar type Float")
+    return loss(model, batch)
+
+
+@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("number", range(3))
+def test_a_wrong_second_derivative_is_refused_where_float32_is_all_there_is(name, number):
+    torch.manual_seed(number)
+    op = Hessian(WRONG[name](), single, [batch()])
+    with pytest.raises(ValueError, match="not those of the loss"):
+        op @ torch.randn(op.size)
+
+
 @pytest.mark.parametrize("use", [top_eigenvalues, trace, spectral_density])
 def test_every_reader_refuses_what_the_check_refuses_and_check_false_skips_it(use):
     model = chain(Scale())
@@ -195,7 +210,8 @@ def test_a_saturated_network_passes():
         assert op.checked or factor == 30  # there the noise hides everything
 
 
-def test_the_check_costs_two_products_of_two_examples_once(monkeypatch):
+def counted_check(monkeypatch, model):
+    """Products of single vectors, and the examples of each call of the loss, of an operator's first product."""
     sizes, calls = [], []
     product = HessianGraph.product
     monkeypatch.setattr(HessianGraph, "product", lambda self, v, keep: calls.append(1) or product(self, v, keep=keep))
@@ -204,16 +220,65 @@ def test_the_check_costs_two_products_of_two_examples_once(monkeypatch):
         sizes.append(len(batch[0]))
         return loss(model, batch)
 
-    op = Hessian(chain(), counted, [batch(40), batch(40)])
+    op = Hessian(model, counted, [batch(40), batch(40)])
     op @ torch.randn(op.size)
     assert op.num_products == 1
-    assert len(calls) == 2 + 2  # one of each batch, two of the check
-    # the halves show whether the loss is a sum; the check: its graph, and the gradient on either side
-    assert sizes == [40, 20, 20, 2, 2, 2, 40]
+    assert op.checked
     op @ torch.randn(op.size)
     op.loss_and_gradient()
-    assert len(calls) == 6
-    assert len(sizes) == 7
+    return len(calls), sizes
+
+
+def test_the_check_costs_one_product_and_one_gradient_of_one_example_once(monkeypatch):
+    calls, sizes = counted_check(monkeypatch, chain())
+    assert calls == 2 + 1 + 2  # one of each batch, one of the check; one of each batch
+    # the halves show whether the loss is a sum; the check: its graph, and the gradient beside it
+    assert sizes == [40, 20, 20, 1, 1, 40]
+
+
+def test_what_the_quick_comparison_does_not_see_costs_two_products_of_two_examples(monkeypatch):
+    monkeypatch.setattr("samovar.curvature.check.agrees", lambda *_: False)
+    calls, sizes = counted_check(monkeypatch, chain())
+    assert calls == 2 + 2 + 2
+    assert sizes == [40, 20, 20, 1, 2, 2, 2, 40]
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_the_quick_comparison_alone_never_calls_wrong_products_right(name, monkeypatch):
+    monkeypatch.setattr("samovar.curvature.check.fault", lambda *_, **__: None)
+    op = Hessian(WRONG[name](), loss, [batch()])
+    op @ torch.randn(op.size)
+    assert not op.checked
+
+
+def wrong_on_many():
+    """A network that is wrong on 60 examples: not on the few that the check takes."""
+    return chain(Calls(lambda x: NoGraph.apply(x) if len(x) == 60 else torch.tanh(x)))
+
+
+@pytest.mark.parametrize("use", [top_eigenvalues, spectral_density])
+def test_products_of_all_examples_that_are_not_symmetric_are_refused_in_float64(use):
+    model, data = wrong_on_many(), [batch(6), batch(60)]
+    with pytest.raises(ValueError, match=r"not symmetric: u.Hv and v.Hu differ by \d+% of Hv; look for .*check=False"):
+        use(Hessian(model, loss, data, dtype=torch.float64))
+    use(Hessian(model, loss, data, dtype=torch.float64, check=False))
+    op = Hessian(model, loss, data)
+    with pytest.warns(UserWarning, match=r"not symmetric.*Rounding may be the cause.*--dtype float64"):
+        use(op)
+    assert not op.checked
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [0.1, 1, 30])
+def test_lanczos_finds_right_products_symmetric(dtype, scale):
+    for name in SMOOTH_OR_NOT:
+        model = SMOOTH_OR_NOT[name]()
+        with torch.no_grad():
+            for param in model.parameters():
+                param *= scale
+        op = Hessian(model, loss, [batch(), batch()], dtype=dtype, mode="train")
+        top_eigenvalues(op, max_steps=3)
+        assert op.checked
 
 
 def test_products_are_the_same_bits_with_and_without_the_check():

@@ -112,3 +112,17 @@ def test_a_start_without_direction_is_refused(v0):
 def test_no_steps_are_refused():
     with pytest.raises(ValueError, match="num_steps=0"):
         lanczos(lambda v: v, torch.ones(3), 0)
+
+
+def test_symmetry_is_told_once_for_the_first_two_vectors():
+    A, v0 = torch.randn(20, 20).double(), torch.randn(20).double()
+    told = []
+    run = lanczos(A.__matmul__, v0, 3, symmetry=lambda *seen: told.append(seen))
+    q = run.basis.combine(torch.eye(3).double())
+    u, v = q[:, 0], q[:, 1]
+    size = max(run.alphas[0], run.betas[0], float((A @ v).norm()))
+    assert told == [(pytest.approx(abs(float(u @ A @ v - v @ A @ u))), pytest.approx(size))]
+    told.clear()
+    lanczos((A + A.T).__matmul__, v0, 20, symmetry=lambda *seen: told.append(seen))
+    assert len(told) == 1
+    assert told[0][0] < 1e-12 * told[0][1]

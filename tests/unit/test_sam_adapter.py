@@ -709,3 +709,10 @@ def test_fsdp_is_refused_with_advice():
         SAM(sgd(model)).step(closure_of(model, x, y))
     with pytest.raises(ValueError, match="use DDP instead of FSDP"):
         sam_backward(lambda m: F.cross_entropy(m(x), y), model, rho=0.1)
+
+
+@pytest.mark.parametrize("options", [{"rho": "0.05"}, {"rho": None}, {"rho": 0.05, "eta": [0.01]}])
+def test_a_setting_that_is_no_number_is_one_line(options):
+    weight = torch.nn.Parameter(torch.ones(1))
+    with pytest.raises(TypeError, match=r"(rho|eta)=.* is of type \w+; give a number"):
+        SAM(torch.optim.SGD([weight], lr=0.1), **options)

@@ -150,6 +150,18 @@ def test_an_image_too_elongated_for_any_crop_is_kept_whole():
     assert boxes[1].tolist() != [0, 0, 300, 300]
 
 
+@pytest.mark.parametrize("shape", [(30, 300), (30, 900), (10, 2000), (2000, 10), (2, 400)])
+@pytest.mark.parametrize("antialias", [False, True])
+def test_the_inception_crop_of_a_strip_is_scaled_once_to_its_final_size(shape, antialias, monkeypatch):
+    made, scaled = [], F.interpolate
+    monkeypatch.setattr(F, "interpolate", lambda *args, **rest: made.append(rest["size"]) or scaled(*args, **rest))
+    config = DataConfig(image_size=16, crop="inception", antialias=antialias)
+    for position in range(5):
+        (out,) = crop_each([noise(1, 3, *shape)[0]], config, 0, np.array([position]))
+        assert out.shape == (3, 16, 16)
+    assert set(made) == {(16, 16)}
+
+
 def test_a_box_does_not_depend_on_its_neighbours():
     heights, widths = np.array([20, 300, 200]), np.array([300, 300, 100])
     together = inception_boxes(heights, widths, 3, np.array([5, 6, 7]))

@@ -5,6 +5,7 @@ import collections
 import datetime
 import os
 import pathlib
+import pickle
 import re
 import types
 
@@ -14,12 +15,14 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from samovar.config import Config, ModelConfig
+from samovar.config import Config, MeasureConfig, ModelConfig
+from samovar.measure.subject import open_subject
 from samovar.models.factory import Classifier, create
 from samovar.models.load import load_init
 from samovar.models.open import open_model
 from samovar.models.read import read_init
 from samovar.models.tensor_files import read_tensors
+from tests.unit.short_run import CPU
 
 pytestmark = pytest.mark.costly
 
@@ -343,3 +346,53 @@ def test_nothing_in_a_file_is_run(name, ending, holder, tmp_path, monkeypatch):
     ):
         read_init(f"w.{ending}")
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"w.{ending}"]
+
+
+@pytest.mark.parametrize("protocol", [4, 5])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_of_a_later_protocol_says_how_to_save_it_again(protocol, zipped, tmp_path):
+    path = tmp_path / "w.pth"
+    torch.save(STATE, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(
+        ValueError, match=rf"protocol {protocol}, .*torch\.save\(torch\.load\(FILE, weights_only=False\), FILE\)"
+    ):
+        read_init(str(path))
+    torch.save(torch.load(path, weights_only=False), path)
+    assert read_init(str(path)).tensors.keys() == STATE.keys()
+
+
+def test_a_pickle_of_arrays_says_what_to_do(tmp_path):
+    with (tmp_path / "w.pkl").open("wb") as file:
+        pickle.dump({name: tensor.numpy() for name, tensor in STATE.items()}, file, protocol=4)
+    with pytest.raises(ValueError, match=r"protocol 4, .*read it by pickle, and save its tensors by torch\.save"):
+        read_init(str(tmp_path / "w.pkl"))
+
+
+def test_a_file_of_a_grey_network_of_timms_opens_with_the_mean_of_its_normalization(tmp_path):
+    body = timm.create_model("test_resnet", num_classes=4, in_chans=1)
+    torch.save({"model": body.state_dict()}, tmp_path / "grey.pth")
+    opened = open_model(str(tmp_path / "grey.pth"), name="test_resnet")
+    known = timm.get_pretrained_cfg("test_resnet")
+    assert opened.channels == 1
+    assert opened.config.mean == pytest.approx([sum(known.mean) / 3])
+    assert opened.config.std == pytest.approx([sum(known.std) / 3])
+
+
+def test_measuring_a_nested_file_says_which_tensors_are_taken(tmp_path):
+    path = tmp_path / "last.pth.tar"
+    torch.save({"state_dict": renamed("module.", STATE), "ema": renamed("module.", OTHER)}, path)
+    subject = open_subject(str(path), MeasureConfig(model=NAME, source="digits", image_size=8), CPU)
+    assert subject.notes[0] == f"measures {subject.settings['weights']}"
+    assert "weights of ema, which are averaged, without the prefix module.; left alone: state_dict" in subject.notes[0]
+    torch.save(STATE, path)
+    plain = open_subject(str(path), MeasureConfig(model=NAME, source="digits", image_size=8), CPU)
+    assert not any(note.startswith("measures") for note in plain.notes)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_folder_of_transformers_says_which_file_to_give(name, tmp_path):
+    (tmp_path / "config.json").write_text('{"architectures": ["ViTForImageClassification"], "model_type": "vit"}')
+    save_file(STATE, tmp_path / name)
+    with pytest.raises(ValueError, match=re.escape(f"give the file in it, {tmp_path / name}")):
+        read_init(str(tmp_path))
+    assert read_init(str(tmp_path / name)).tensors.keys() == STATE.keys()

@@ -129,6 +129,7 @@ def lanczos(
     stop: Callable[[Tridiagonal], bool] | None = None,
     restart: Callable[[], Tensor] | None = None,
     basis_device: torch.device | str | None = None,
+    symmetry: Callable[[float, float], None] | None = None,
 ) -> Tridiagonal:
     """Tridiagonalize a symmetric matrix [P, P] by at most `num_steps` products, starting from v0.
 
@@ -141,6 +142,8 @@ def lanczos(
             there.
         basis_device: where to keep the basis; None is with v0. On the host it costs a transfer per
             step.
+        symmetry: is called once, after the second product, with |q0 . A q1 - q1 . A q0| and the
+            size of the products; it may raise.
 
     Returns:
         The steps made. A product that is not finite ends the run and does not count.
@@ -157,6 +160,8 @@ def lanczos(
         w = matvec(v)
         run.num_products = step
         alpha = dot(v, w)
+        if step == 2 and previous is not None and symmetry is not None:
+            symmetry(abs(dot(previous, w) - run.betas[0]), max(scale, math.sqrt(dot(w, w))))
         w = torch.sub(w, v, alpha=alpha) if w.data_ptr() == v.data_ptr() else w.sub_(v, alpha=alpha)
         if previous is not None:
             w.sub_(previous, alpha=run.betas[-1])

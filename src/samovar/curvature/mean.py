@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from samovar.anymodel.devices import check_float64
 from samovar.anymodel.restore import bare
 from samovar.curvature.borrow import Mode, borrow, refuse_batch_coupling, seed
-from samovar.curvature.check import check_products
+from samovar.curvature.check import check_products, symmetric
 from samovar.curvature.graphs import Graph, Parts, free_bytes, held_bytes
 from samovar.curvature.inputs import (
     cast,
@@ -120,6 +120,18 @@ class MeanOverBatches:
         It costs nothing for batches whose graph is retained."""
         mean = self._mean(lambda graph, keep: iter([graph.gradient()]), 1)[0]
         return float(mean[-1]), mean[: self.size]
+
+    def see_symmetry(self, apart: float, size: float) -> None:
+        """Take |u.Hv - v.Hu| of two unit vectors, and the size of H u and H v.
+
+        Raises:
+            ValueError: in float64 they are apart, in products that were found to be right.
+
+        Warns:
+            UserWarning: in float32 or on several processes they are; `checked` is False then."""
+        if self.checked:  # which may differ between processes: all of them have to go on
+            strict = self.dtype == torch.float64 and not self._distributed
+            self.checked = symmetric(apart, size, strict=strict)
 
     def release(self) -> None:
         """Free the retained graphs; the next product builds them again."""

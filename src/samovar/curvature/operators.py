@@ -66,9 +66,9 @@ class Hessian(MeanOverBatches):
             over all examples, by one all-reduce of P + 2 numbers. All processes must call together,
             with the same v.
         mode: "train" leaves dropout and stochastic depth on, with masks fixed per batch.
-        check: compare the first product with a difference of gradients, on two examples and in
-            float64 where the loss allows (see `check`); `checked` then says so. It costs less than
-            two products.
+        check: compare the first product with a difference of gradients, on an example or two and
+            in float64 where the loss allows (see `check`); `checked` then says so. It costs less
+            than two products of 8 images.
 
     Raises:
         ValueError: a product is not that of the loss, because a function in it has a wrong second
@@ -164,6 +164,11 @@ def _noticing_sums(op: Hessian | GaussNewton, graph: Graph, batch: Any) -> Graph
     if not op.num_graphs and not op._distributed:
         warn_if_summed(op._loss_on, batch, graph.loss)
     return graph
+
+
+def symmetry_of(op: LinearOperator) -> Callable[[float, float], None] | None:
+    """Return what an operator does with the symmetry that Lanczos finds; None is nothing."""
+    return op.see_symmetry if isinstance(op, MeanOverBatches) else None
 
 
 def dense(op: LinearOperator, *, columns: int = 32) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 
 from samovar.anymodel.devices import to_float64_device
 from samovar.curvature.lanczos import exact, lanczos
-from samovar.curvature.operators import LinearOperator
+from samovar.curvature.operators import LinearOperator, symmetry_of
 
 COLUMNS = 8
 """Vectors per product: a batch's graph is built once for all of them, and all are in memory."""
@@ -173,7 +173,9 @@ def spectral_density(
     weights, num_products = torch.zeros_like(nodes), 0
     for i in range(num_probes):
         (z,) = signs(op, 1, generator)
-        run = lanczos(op.__matmul__, z[:, 0], steps, basis_device=basis_device)
+        run = lanczos(
+            op.__matmul__, z[:, 0], steps, basis_device=basis_device, symmetry=symmetry_of(op)
+        )
         values, vectors, _ = run.ritz()
         nodes[i, : len(values)], weights[i, : len(values)] = values, vectors[0] ** 2
         num_products += run.num_products

@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from samovar.curvature.lanczos import Tridiagonal, dot, exact, lanczos
-from samovar.curvature.operators import LinearOperator
+from samovar.curvature.operators import LinearOperator, symmetry_of
 from samovar.curvature.probes import Density, Estimate, gaussian, on_cpu, spectral_density, trace
 
 __all__ = [
@@ -120,6 +120,7 @@ def top_eigenvalues(
         stop=lambda run: _settled(run, k, which, tol, op.dtype),
         restart=lambda: gaussian(op, generator),
         basis_device=basis_device,
+        symmetry=symmetry_of(op),
     )
     values, combination, residuals = run.ritz()
     order = _order(values, which)[:k]

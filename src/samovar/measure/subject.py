@@ -208,6 +208,8 @@ def _subject(
         check_fits(opened, source)
         model, pixels = normalized(opened.model, base.model, config, source, opened.normalization)
         weights, step, notes = {"weights": opened.notes[0]}, 0, opened.notes[1:]
+        if opened.notes[0] != opened.name:  # which of the tensors of a file
+            notes = (f"measures {opened.notes[0]}", *notes)
     else:
         model, pixels, weights, step = created(name, replace(base, data=data), config, run, source)
         notes = ()

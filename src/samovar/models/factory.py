@@ -113,7 +113,7 @@ def create(
         if len(values) not in (1, channels):
             raise ValueError(
                 f"--model.{flag} has {len(values)} values and images have {channels} channels; "
-                f"give 1 or {channels}"
+                f"give {'1' if channels == 1 else f'1 or {channels}'}"
             )
     body = network(config, num_classes=num_classes, image_size=image_size, channels=channels)
     return body if isinstance(body, Classifier) else Classifier(body, config.mean, config.std)

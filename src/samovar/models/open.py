@@ -85,6 +85,8 @@ def open_model(what: str, *, name: str = "", image_size: int = 0) -> Opened:
             weights = for_network(weights, body)
         side = _side(weights, config, image_size)
         channels, num_classes = _border(config, weights.tensors, side)
+        if channels == 1:  # the network of a name has the normalization of colours
+            config = replace(config, mean=_grey(config.mean), std=_grey(config.std))
         with restore.rng():  # the initial weights are overwritten
             sizes = {"num_classes": num_classes or _PROBE, "image_size": side, "channels": channels}
             told = f"as {weights.name} says" if weights.model else ""
@@ -155,6 +157,11 @@ def _pixels(name: str) -> ModelConfig:
     ours = name in MODELS or has_constructor(name)
     known = None if ours else timm.get_pretrained_cfg(name)
     return ModelConfig(mean=tuple(known.mean), std=tuple(known.std)) if known else ModelConfig()
+
+
+def _grey(values: tuple[float, ...]) -> tuple[float, ...]:
+    """Return the mean over channels, which normalizes grey images as their copies in colours."""
+    return (sum(values) / len(values),)
 
 
 def _border(config: ModelConfig, tensors: dict[str, Tensor], image_size: int) -> tuple[int, int]:

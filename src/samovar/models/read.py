@@ -21,6 +21,8 @@ from samovar.models.tensor_files import SUFFIXES, read_tensors
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+_HUB_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+"""Files of weights that transformers writes beside a `config.json`."""
 Kind = Literal["run", "folder", "file", "timm"]
 
 
@@ -105,6 +107,11 @@ def kind(what: str) -> Kind:
     path = Path(what)
     if timm_folder.is_one(path):
         return "folder"
+    hub = next((name for name in _HUB_WEIGHTS if (path / name).is_file()), "")
+    if hub and (path / "config.json").is_file():
+        raise ValueError(
+            f"{what} is a folder of Hugging Face's transformers; give the file in it, {path / hub}"
+        )
     if (path / "config.json").is_file():
         return "run"
     if path.is_dir():

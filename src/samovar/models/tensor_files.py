@@ -8,7 +8,7 @@ import struct
 import warnings
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +22,13 @@ _SURE = (".safetensors", ".pth", ".pt", ".npz")
 """Suffixes that nothing but weights has: a damaged file of these is called so."""
 _DAMAGED = (EOFError, LookupError, TypeError, AttributeError, UnicodeDecodeError, struct.error)
 """Errors that torch's reader of pickles raises for bytes that are no pickle, besides its own."""
+_SAFE_PROTOCOL = 2
+"""The protocol of pickles that torch writes, and the highest that it reads without running code."""
+_SAVE_AGAIN = {
+    True: "save it again by torch.save(torch.load(FILE, weights_only=False), FILE)",
+    False: "read it by pickle, and save its tensors by torch.save",
+}
+"""What to do about a pickle that is not read, by whether torch has written it."""
 _LIGHTNING = (
     "pytorch_lightning.utilities.parsing",
     "lightning.pytorch.utilities.parsing",
@@ -91,19 +98,41 @@ def _refusals(path: Path, damaged: tuple[type[Exception], ...]) -> Iterator[None
         yield
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
-        reason = (
-            f"it holds more than tensors and would call {found[1]}"
-            if found
-            else "it is no file of tensors"
-        )
-        raise ValueError(
-            f"{path} is not read: {reason}; give a saved state_dict() and nothing else"
-        ) from error
+        advice = "give a saved state_dict() and nothing else"
+        if found:
+            reason = f"it holds more than tensors and would call {found[1]}"
+        elif (protocol := _protocol(path)) > _SAFE_PROTOCOL:
+            reason = f"it is pickled by protocol {protocol}, which torch does not read safely"
+            advice = f"if you trust it, {_SAVE_AGAIN[_is_torchs(path)]}"
+        else:
+            reason = "it is no file of tensors"
+        raise ValueError(f"{path} is not read: {reason}; {advice}") from error
     except damaged as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"{path} cannot be read ({reason}); give a run folder, a timm name or a file"
         ) from error
+
+
+def _protocol(path: Path) -> int:
+    """Return the protocol of the pickle in a file that torch has written; 0 if there is none."""
+    with suppress(BadZipFile, OSError):
+        with ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+            for name in names:
+                return archive.open(name).read(2)[-1]
+        return 0
+    with path.open("rb") as file:
+        start = file.read(2)
+    return start[1] if start[:1] == b"\x80" and len(start) == 2 else 0
+
+
+def _is_torchs(path: Path) -> bool:
+    """Return whether torch has written a file: a zip archive, or after its older magic number."""
+    magic = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
+    with path.open("rb") as file:
+        start = file.read(32)
+    return start[:2] == b"PK" or magic in start
 
 
 def _harmless() -> list[Any]:

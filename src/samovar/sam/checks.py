@@ -15,7 +15,11 @@ def check_settings(rho: float, eta: float) -> None:
     """Check the radius and ASAM's offset.
 
     Raises:
+        TypeError: one of them is no number.
         ValueError: one of them is out of range."""
+    for name, value in (("rho", rho), ("eta", eta)):
+        if not hasattr(value, "__float__"):
+            raise TypeError(f"{name}={value!r} is of type {type(value).__name__}; give a number")
     if rho < 0:
         raise ValueError(f"rho={rho} is negative; pick rho >= 0 (0 is plain training)")
     if not math.isfinite(rho):
