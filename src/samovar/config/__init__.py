@@ -5,9 +5,11 @@ Nothing in this room imports torch."""
 from samovar.config.checks import validate, validate_corrupt, validate_layout, validate_measure
 from samovar.config.derived import (
     cores,
+    decay_start,
     image_gradients,
     num_steps,
     passes,
+    sam_span,
     sam_words,
     shorten,
     shorter_schedule,
@@ -49,6 +51,7 @@ __all__ = [
     "RunConfig",
     "SamConfig",
     "cores",
+    "decay_start",
     "differences",
     "flatten",
     "from_dict",
@@ -56,6 +59,7 @@ __all__ = [
     "load",
     "num_steps",
     "passes",
+    "sam_span",
     "sam_words",
     "save",
     "schema",

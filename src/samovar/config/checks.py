@@ -138,6 +138,9 @@ def _conflict(config: Config) -> tuple[str, str, str] | None:
     no_span = "there is no step between them; give a start below the end"
     swapped = "the lowest radius is above the highest; exchange them"
     fixed_rate = "the rate does not change; give --sam.rho-schedule constant"
+    no_decay = config.optim.schedule != "wsd"
+    decays = "it has no decay of its own; give --optim.schedule wsd, or a share of the run"
+    start = 1 - config.optim.decay_share if sam.start == "decay" else sam.start
     found = (
         (sam.momentum and part, "momentum", "fraction", "it takes no gradient for its climb"),
         (
@@ -149,7 +152,8 @@ def _conflict(config: Config) -> tuple[str, str, str] | None:
         (part and sam.gamma != 0.5, "fraction", "gamma", other_images),
         (part and sam.decoupled, "fraction", "decoupled", other_images),
         (part and sam.reuse > 0, "fraction", "reuse", other_images),
-        (sam.start >= sam.end, "start", "end", no_span),
+        (sam.start == "decay" and no_decay, "start", "optim.schedule", decays),
+        (start >= sam.end, "start", "end", no_span),
         (sam.rho_min > sam.rho, "rho_min", "rho", swapped),
         (
             sam.rho_min > 0 and sam.rho_schedule == "constant",

@@ -112,6 +112,20 @@ def sam_words(sam: SamConfig) -> str:
     return ", ".join(name if value is True else f"{name} {value}" for name, value in given.items())
 
 
+def decay_start(optim: OptimConfig, total: int) -> int:
+    """Return the first step, counted from 0, of the decay of `wsd` in a run of `total` steps."""
+    return round((1 - optim.decay_share) * total)
+
+
+def sam_span(config: Config, total: int) -> tuple[int, int]:
+    """Return the first step that climbs, and the first after it that does not any more.
+
+    Steps count from 0 in a run of `total` steps."""
+    sam = config.sam
+    first = decay_start(config.optim, total) if sam.start == "decay" else round(sam.start * total)
+    return first, round(sam.end * total)
+
+
 def passes(config: Config) -> float:
     """Return the gradients a step takes of each of its images, on average over the run.
 
@@ -121,7 +135,8 @@ def passes(config: Config) -> float:
     # along the momentum the ascent takes no gradient
     if not sam.rho or sam.momentum:
         return 1.0 + attack
-    climbing = (sam.end - sam.start) / sam.every
+    start = 1 - config.optim.decay_share if sam.start == "decay" else sam.start
+    climbing = (sam.end - start) / sam.every
     # the attack's first gradient comes with that of the climb
     return 1.0 + climbing * max(attack, sam.ascent_steps * sam.fraction) + (1 - climbing) * attack
 

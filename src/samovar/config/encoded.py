@@ -15,6 +15,9 @@ from samovar.config.settings import Config
 Section = TypeVar("Section")
 
 
+_UNIONS = (types.UnionType, typing.Union)
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """Return a config as a nested dict of plain values, ready for JSON."""
 
@@ -54,6 +57,10 @@ def _typed(value: Any, hint: Any, name: str) -> Any:
     elif _fits(value, hint):
         # JSON has no paths, and no difference between 1.0 and 1
         return hint(value) if hint in (Path, float) else value
+    elif typing.get_origin(hint) in _UNIONS:
+        for each in typing.get_args(hint):
+            if _fits(value, each):
+                return _typed(value, each, name)
     raise ValueError(f"setting {name!r} is {value!r}; allowed: {_allowed(hint)}")
 
 
@@ -76,6 +83,8 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _allowed(hint: Any) -> str:
+    if typing.get_origin(hint) in _UNIONS:
+        return " or ".join(map(_allowed, typing.get_args(hint)))
     if typing.get_origin(hint) is Literal:
         return ", ".join(map(str, typing.get_args(hint)))
     return getattr(hint, "__name__", str(hint))

@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import math
 import textwrap
+import types
 import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -88,6 +89,8 @@ def _value(hint: Any) -> dict[str, Any]:
         return _value(args[0]) | limits
     if origin is Literal:
         return {"enum": list(args)}
+    if origin in (types.UnionType, typing.Union):
+        return {"anyOf": [_value(arg) for arg in args]}
     if origin is tuple and args[-1] is Ellipsis:
         return {"type": "array", "items": _value(args[0])}
     if origin is tuple:

@@ -11,7 +11,7 @@ from samovar.ranges import Range
 Crop = Literal["none", "affine", "pad", "inception"]
 Loader = Literal["auto", "resident", "streaming"]
 AutoAugment = Literal["none", "imagenet", "cifar10"]
-Schedule = Literal["cosine", "linear", "constant", "exponential"]
+Schedule = Literal["cosine", "linear", "constant", "exponential", "wsd"]
 
 Share = Annotated[float, Range("a share from 0 to 1", ge=0, le=1)]
 Rate = Annotated[float, Range("a rate from 0 to 1", ge=0, le=1)]
@@ -133,8 +133,13 @@ class OptimConfig:
     """`kernels`: decay only weights of linear and convolution layers, as the paper does; `all`:
     decay every parameter."""
     schedule: Schedule = "cosine"
-    """Shape of the learning rate after warm-up: cosine to 0, linear or exponential to an end, or
-    constant."""
+    """Shape of the learning rate after warm-up: cosine to 0, linear or exponential to an end,
+    constant, or `wsd` (warmup-stable-decay: constant, then to 0 in the last part of the run)."""
+    decay_share: Annotated[float, Range("a share above 0, up to 1", gt=0, le=1)] = 0.25
+    """Share of the run, at its end, in which the rate of `wsd` falls."""
+    decay_shape: Literal["linear", "sqrt"] = "linear"
+    """How the rate of `wsd` falls to 0 after a share t of its decay: `linear` 1 - t, `sqrt`
+    1 - sqrt(t)."""
     warmup_steps: Annotated[int, Range("a number of steps, 0 for none", ge=0)] = 0
     """Steps over which the learning rate rises linearly from 0."""
     linear_end: Share = 1e-5

@@ -29,6 +29,10 @@ Eps = Annotated[
 ]
 
 
+Decay = Literal["decay"]
+"""A word in place of a share of the run: where the learning rate of `wsd` begins to fall."""
+
+
 @dataclass(frozen=True)
 class SamConfig(SamVariant):
     """Sharpness-aware minimization; rho = 0 is plain training.
@@ -53,9 +57,9 @@ class SamConfig(SamVariant):
     batch)."""
     fraction: Annotated[float, Range("a share above 0, up to 1", ge=1e-6, le=1)] = 1.0
     """Share of a group's images used for the gradient of the ascent."""
-    start: Annotated[float, Range("a share of the run from 0 to 1", ge=0, le=1)] = 0.0
+    start: Annotated[float, Range("a share of the run from 0 to 1", ge=0, le=1)] | Decay = 0.0
     """Share of the run before the first ascent; 0.8 is SAM late in training, after 80 % plain
-    steps."""
+    steps. `decay`: where the decay of `--optim.schedule wsd` begins."""
     end: Annotated[float, Range("a share of the run from 0 to 1", ge=0, le=1)] = 1.0
     """Share of the run after the last ascent."""
 

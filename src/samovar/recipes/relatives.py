@@ -46,6 +46,7 @@ RELATIVES: dict[str, Relative] = {
         source="Liu et al. (LookSAM), arXiv:2203.02714",
     ),
     "late": Relative("SAM in the last fifth of the run", {"start": 0.8}),
+    "decay": Relative("SAM in the decay of --optim.schedule wsd", {"start": "decay"}),
     "latehalf": Relative("SAM in the last half of the run", {"start": 0.5}),
     "early": Relative("SAM in the first fifth of the run", {"end": 0.2}),
     "msam": Relative(

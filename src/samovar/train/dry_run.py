@@ -251,7 +251,10 @@ def lines(config: Config, data: Data, found: Rehearsal, ranks: int) -> list[str]
 
 def _schedule(config: Config, total: int) -> list[str]:
     o = config.optim
-    points = sorted({0, min(o.warmup_steps, total), total // 4, total // 2, 3 * total // 4, total})
+    decay = {configs.decay_start(o, total)} if o.schedule == "wsd" else set()
+    points = sorted(
+        {0, min(o.warmup_steps, total), total // 4, total // 2, 3 * total // 4, total} | decay
+    )
     rates = ", ".join(f"{lr_at(step, o, total):.3g} at {step:,}" for step in points)
     return [
         f"steps      {total:,} of {config.data.batch_size} images; "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from samovar.config import Config, OptimConfig
+from samovar.config import Config, OptimConfig, decay_start, sam_span
 
 
 def _cosine(progress: float, config: OptimConfig) -> float:
@@ -20,21 +20,27 @@ def _exponential(progress: float, config: OptimConfig) -> float:
     return float(config.exponential_end**progress)
 
 
+def _wsd(progress: float, config: OptimConfig) -> float:
+    return 1 - (math.sqrt(progress) if config.decay_shape == "sqrt" else progress)
+
+
 def _constant(progress: float, config: OptimConfig) -> float:
     return 1.0
 
 
-# Rate relative to the peak, after a share of the steps that follow warm-up.
+# Rate relative to the peak, after a share of the steps that follow warm-up or, of `wsd`, of those
+# in which it falls.
 _SHAPES: dict[str, Callable[[float, OptimConfig], float]] = {
     "cosine": _cosine,
     "linear": _linear,
     "exponential": _exponential,
     "constant": _constant,
+    "wsd": _wsd,
 }
 
 
 def check_warmup(config: OptimConfig, total_steps: int, section: str = "optim") -> None:
-    """Refuse a warm-up that is longer than the training it starts.
+    """Refuse a warm-up that is longer than the training it starts, or reaches into its decay.
 
     Args:
         section: prefix of the flags that set `config`: `optim` or `head.optim`.
@@ -46,21 +52,30 @@ def check_warmup(config: OptimConfig, total_steps: int, section: str = "optim") 
             f"--{section}.warmup-steps {config.warmup_steps} is more than the run's "
             f"{total_steps} steps; lower it or train longer"
         )
+    decay = decay_start(config, total_steps)
+    if config.schedule == "wsd" and config.warmup_steps > decay:
+        raise ValueError(
+            f"--{section}.warmup-steps {config.warmup_steps} reaches into the decay of wsd, which "
+            f"begins at step {decay} of {total_steps}; lower it or --{section}.decay-share"
+        )
 
 
 def lr_at(step: int, config: OptimConfig, total_steps: int) -> float:
     """Return the learning rate of a step, counted from 0.
 
-    It is the decayed rate times min(1, step / warmup_steps); the decay starts after warm-up. With
-    warm-up the first step therefore has rate 0: it fills the optimizer's moments and moves nothing.
+    It is the decayed rate times min(1, step / warmup_steps); the decay starts after warm-up, that
+    of `wsd` at `decay_start`. With warm-up the first step therefore has rate 0: it fills the
+    optimizer's moments and moves nothing.
 
     Raises:
-        ValueError: warm-up is longer than the run.
+        ValueError: warm-up is longer than the run, or than what precedes the decay of `wsd`.
 
-    Source: big_vision's schedules."""
+    Source: big_vision's schedules; wsd: Hu et al., arXiv:2404.06395, its shapes Haegele et al.,
+    arXiv:2405.18392."""
     check_warmup(config, total_steps)
     warmup = config.warmup_steps
-    progress = min(1.0, max(0.0, (step - warmup) / max(1, total_steps - warmup)))
+    flat = decay_start(config, total_steps) if config.schedule == "wsd" else warmup
+    progress = min(1.0, max(0.0, (step - flat) / max(1, total_steps - flat)))
     ramp = min(1.0, step / warmup) if warmup else 1.0
     return config.lr * ramp * _SHAPES[config.schedule](progress, config)
 
@@ -74,7 +89,8 @@ def rho_at(step: int, config: Config, total_steps: int) -> float:
 
     Source: GSAM, Zhuang et al., arXiv:2203.08065."""
     sam = config.sam
-    if not round(sam.start * total_steps) <= step < round(sam.end * total_steps):
+    first, end = sam_span(config, total_steps)
+    if not first <= step < end:
         return 0.0
     if sam.rho_schedule == "constant":
         return sam.rho

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
-from samovar.config import SamConfig
+from samovar.config import Config, sam_span
 
 Kind = Literal["climb", "between", "outside"]
 """Kind of a step: it climbs; it lies between two climbs under `every`; SAM is off at it."""
@@ -30,9 +30,9 @@ class Cost:
     """Gradients of each image, counted."""
 
 
-def shares(sam: SamConfig, total: int) -> dict[Kind, float]:
+def shares(config: Config, total: int) -> dict[Kind, float]:
     """Return the share of each kind of step in a run of `total` steps; kinds may be absent."""
-    first, last = (round(at * total) for at in (sam.start, sam.end))
+    sam, (first, last) = config.sam, sam_span(config, total)
     inside = last - first if sam.rho else 0
     # steps climb at the multiples of `every` from first to before last
     climbs = math.ceil(last / sam.every) - math.ceil(first / sam.every) if sam.rho else 0

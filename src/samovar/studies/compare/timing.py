@@ -15,7 +15,7 @@ import torch
 
 from samovar import config as configs
 from samovar.anymodel.devices import to_device
-from samovar.config import Config
+from samovar.config import Config, sam_span
 from samovar.data.loader import Batch
 from samovar.models.load import resolve
 from samovar.objectives import make_objective
@@ -103,7 +103,7 @@ class Timer:
     """A training of one relative whose steps can be timed repeatedly."""
 
     def __init__(self, config: Config, data: Data, runtime: Runtime) -> None:
-        self.share = shares(config.sam, configs.num_steps(config, data.num_train))
+        self.share = shares(config, configs.num_steps(config, data.num_train))
         # the model may follow from the weights to start from, which are then left out
         if not (config.model.name and config.data.image_size):
             config = resolve(config)
@@ -135,16 +135,16 @@ class Timer:
 
     def _blocks(self, count: int) -> Iterator[tuple[int, int]]:
         """Yield the first step and the number of steps of each stretch that is timed."""
-        sam = self.config.sam
+        sam, (first, end) = self.config.sam, sam_span(self.config, TOTAL)
         if "climb" in self.share or "between" in self.share:
             # so many steps in a row have `count` climbs
-            yield round(sam.start * TOTAL), count * sam.every
+            yield first, count * sam.every
         if "outside" in self.share:
             # SAM is off before its start if it has one, else after its end
-            yield (0 if sam.start or not sam.rho else round(sam.end * TOTAL)), count
+            yield (0 if first or not sam.rho else end), count
 
     def _kind(self, step: int) -> Kind:
-        sam = self.config.sam
-        if not sam.rho or not round(sam.start * TOTAL) <= step < round(sam.end * TOTAL):
+        sam, (first, end) = self.config.sam, sam_span(self.config, TOTAL)
+        if not sam.rho or not first <= step < end:
             return "outside"
         return "between" if step % sam.every else "climb"
