@@ -2,10 +2,11 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
-from samovar.runs.records import Record, RunDir, from_json, replace_text, to_json
+from samovar.runs.records import BAD_RECORDS, Record, RunDir, from_json, replace_text, to_json
 
 
 def test_a_record_comes_back_from_its_line_with_non_finite_values() -> None:
@@ -63,3 +64,46 @@ def test_a_line_cut_short_by_a_crash_does_not_swallow_the_next(tmp_path):
         file.write('{"name": "a/b", "val')
     run.append(Record("a/b", 3.0))
     assert [record.value for record in run.records()] == [1.0, 2.0, 3.0]
+
+
+def test_damaged_lines_are_left_out_named_once_and_set_aside_when_a_run_goes_on(tmp_path, caplog) -> None:
+    run = RunDir.create(tmp_path, "r")
+    run.append(*(Record("train/loss", float(step), where={"step": step}) for step in range(5)))
+    lines = run.records_path.read_bytes().splitlines(keepends=True)
+    bad = [b"\xff\n", b'{"name": "train/loss"\n', b'{"name": 3, "value": 1}\n', b'{"name": "a", "value": null}\n']
+    bad += [b"[" * 100_000 + b"\n", b'{"name": "a", "value": 1, "where": 3}\n', b"null\n"]
+    run.records_path.write_bytes(lines[0] + b"".join(bad) + b"".join(lines[1:]))
+    for _ in range(2):
+        assert [record.value for record in run.records()] == [0, 1, 2, 3, 4]
+    said = [record.message for record in caplog.records]
+    assert said == [f"{run.records_path}, line {k} is damaged and left out" for k in range(2, 9)]
+    run.rewind(2)
+    assert (run.path / BAD_RECORDS).read_bytes() == b"".join(bad)
+    assert run.records_path.read_bytes() == b"".join(lines[:3])
+    run.append(Record("train/loss", 3.0, where={"step": 3}))
+    assert [record.value for record in run.records()] == [0, 1, 2, 3]
+
+
+def test_records_that_two_processes_wrote_are_read_once(tmp_path) -> None:
+    run = RunDir.create(tmp_path, "r")
+    first = Record("hessian/lambda_max", 2.0, where={"step": 3}, settings={"k": 1}, cost={"seconds": 1.5})
+    run.append(first, replace(first, cost={"seconds": 2.5}), first, replace(first, value=2.5))
+    assert [record.value for record in run.records()] == [2.0, 2.5]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('["a"\n, 3', "classes.json is damaged: line 2: "),
+        ("[3]", "classes.json is damaged: it holds no list of names"),
+        ("[" * 100_000, "classes.json is damaged: it is nested too deeply"),
+        ("9" * 10_000, "classes.json is damaged: "),
+    ],
+    ids=["cut", "numbers", "deep", "huge"],
+)
+def test_a_damaged_file_of_class_names_is_told_with_path_and_line(tmp_path, text: str, line: str) -> None:
+    run = RunDir.create(tmp_path, "r")
+    run.classes_path.write_text(text)
+    with pytest.raises(ValueError, match=line) as error:
+        run.classes()
+    assert len(str(error.value).splitlines()) == 1

@@ -3,8 +3,11 @@
 import errno
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from samovar.config import Config, load, save, to_flags
 from samovar.runs import progress
 from samovar.runs.progress import RunProgress
 from samovar.runs.records import RunDir
-from samovar.runtime.lock import Locked, is_locked, locked
+from samovar.runtime.lock import Locked, file_of, is_locked, locked
 from tests.conftest import Shell, assert_refused
 
 SHORT = ("--steps", "8", "--run.eval-every", "4", "--data.batch-size", "32")
@@ -136,7 +139,9 @@ def test_a_run_that_another_process_trains_is_left_alone(shell: Shell) -> None:
     assert is_locked(run)
     result = shell.run_here("train", "--resume", "runs/r")
     assert result.returncode == 2
-    assert "runs/r is being trained by another process; wait for its end or stop it" in result.stderr
+    line = f"runs/r is being trained by process {other.pid} on {socket.gethostname()}, since "
+    assert line in result.stderr
+    assert "wait for its end (--wait) or stop it" in result.stderr
     other.kill()
     other.communicate()
     assert not is_locked(run)
@@ -229,7 +234,9 @@ def test_the_command_that_replays_a_shorter_run_gives_its_warm_up() -> None:
     assert to_flags(replace(base, seed=3), base) == ["--seed", "3"]
 
 
-def test_a_file_system_without_locks_grants_them_and_other_errors_are_not_hidden(tmp_path, monkeypatch) -> None:
+def test_without_locks_the_name_of_a_living_owner_keeps_others_out_and_other_errors_are_not_hidden(
+    tmp_path, monkeypatch
+) -> None:
     def fails(number: int) -> None:
         def flock(*args: object) -> None:
             raise OSError(number, os.strerror(number))
@@ -238,7 +245,31 @@ def test_a_file_system_without_locks_grants_them_and_other_errors_are_not_hidden
 
     fails(errno.ENOLCK)
     with locked(tmp_path):
-        assert not is_locked(tmp_path)
+        assert is_locked(tmp_path)
+    assert not is_locked(tmp_path)
+    # a process that was killed leaves its name behind
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    owner = {"host": socket.gethostname(), "pid": ended.pid, "since": "2026-12-01 00:00:00 UTC"}
+    file_of(tmp_path).write_text(json.dumps(owner))
+    assert not is_locked(tmp_path)
+    file_of(tmp_path).write_text(json.dumps(owner | {"host": "elsewhere"}))
+    with pytest.raises(Locked, match=rf"by process {ended.pid} on elsewhere, since 2026-12-01 00:00:00 UTC; wait"):
+        locked(tmp_path).__enter__()
     fails(errno.EIO)
     with pytest.raises(OSError, match="Input/output error"), locked(tmp_path):
         pass
+
+
+def test_a_waiting_process_takes_the_lock_when_the_other_ends(tmp_path, capsys) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with locked(tmp_path, "measure"):
+            waiting = pool.submit(lambda: locked(tmp_path, "measure", wait=True).__enter__())
+            while "waiting for process" not in (said := capsys.readouterr().err):
+                time.sleep(0.01)
+            assert not waiting.done()
+            # training and measuring do not keep each other out
+            assert not is_locked(tmp_path, "train")
+        waiting.result(timeout=30)
+    assert said == f"samovar: waiting for {said.split('waiting for ')[1]}"
+    assert str(os.getpid()) in said

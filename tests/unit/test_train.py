@@ -116,6 +116,28 @@ def test_ten_non_finite_steps_in_a_row_end_the_run_with_the_last_checkpoint_inta
     assert all(torch.isfinite(t).all() for t in found.model.values())
 
 
+@pytest.mark.parametrize("part", ["optimizer", "tally", "model", "best"])
+def test_a_checkpoint_whose_contents_are_of_no_such_run_is_named_and_the_one_before_is_used(tmp_path, part) -> None:
+    settings = replace(config(), steps=6, run=replace(config().run, eval_every=2, keep=3))
+    source, state = prepare(settings, CPU)
+    run = RunDir.create(tmp_path, "r")
+    list(fit(settings, run, CPU, source, state))
+    # whole by its hashes, but written by something else
+    last = checkpoint.load(checkpoint.path_of(run.checkpoints, 6))
+    if part == "model":
+        last = replace(last, model=dict(list(last.model.items())[1:]))
+    else:
+        last.state.pop(part)
+    checkpoint.save(run.checkpoints, last, fingerprint(settings))
+    source, state = prepare(settings, CPU)
+    events = list(fit(settings, run, CPU, source, state))
+    assert events[0].step == 4
+    notes = "\n".join(events[0].notes)
+    assert "the checkpoint of step 6 holds no state of this run: " in notes
+    assert "using the one before" in notes
+    assert events[-1].step == 6
+
+
 def test_evaluation_weighs_batches_by_their_size_and_restores_the_mode() -> None:
     settings = config()
     state, batch = start(settings)

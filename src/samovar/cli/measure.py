@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from samovar import config as configs
-from samovar.cli.flags import lines, read
+from samovar.cli.flags import SWITCH, Flag, flag_lines, lines, read
 from samovar.cli.settings import parse_settings
 from samovar.config import MeasureConfig
 from samovar.measure import catalog
@@ -27,10 +27,12 @@ def _rows(split: str) -> str:
     )
 
 
+FLAGS = (Flag("--wait", SWITCH, "wait while another command measures into the same folder"),)
+
 _ADDED = [name for name in catalog.names() if name not in catalog.CATALOG]
 
 HELP = f"""\
-usage: samovar measure RUN|MODEL [NAME...] [--flags]
+usage: samovar measure RUN|MODEL [NAME...] [--wait] [--flags]
 
 Measure a run at its best checkpoint, or a model: a name of `samovar list models`, any timm name, a
 file of weights or module:function. Without a NAME: {" ".join(DEFAULT)}.
@@ -41,6 +43,8 @@ on the training images:
 on the held-out images:
 {_rows("val")}
 {f"{chr(10)}added by installed packages: {', '.join(_ADDED)}{chr(10)}" if _ADDED else ""}
+{flag_lines(FLAGS)}
+
 Networks are measured in eval mode, without augmentation, with softmax cross-entropy. Flags change
 each of these, and every record states them. An interrupted command goes on where it stopped.
 `samovar measure RUN --help` lists all flags with their defaults.
@@ -60,6 +64,8 @@ class MeasureCommand(NamedTuple):
     names: tuple[str, ...]
     """Measurements, in the order in which they are made."""
     config: MeasureConfig
+    wait: bool = False
+    """Wait for another process that measures into the same folder."""
 
 
 def parse(args: Sequence[str]) -> MeasureCommand:
@@ -68,7 +74,7 @@ def parse(args: Sequence[str]) -> MeasureCommand:
     Raises:
         ValueError: no subject or one that is not there, an unknown measurement or flag, a value
             that does not fit."""
-    line = read(args, (), "measure", settings=True)
+    line = read(args, FLAGS, "measure", settings=True)
     if not line.words:
         place = " before the flags" if line.settings else ""
         raise ValueError(
@@ -77,10 +83,10 @@ def parse(args: Sequence[str]) -> MeasureCommand:
     subject, *names = line.words
     for name in names:
         catalog.get(name)
-    config = parse_settings(MeasureConfig(), line.settings, f"measure {subject}")
+    config = parse_settings(MeasureConfig(), line.settings, f"measure {subject}", FLAGS)
     configs.validate_measure(config)
     _refuse_missing(subject)
-    return MeasureCommand(subject, tuple(names) or DEFAULT, config)
+    return MeasureCommand(subject, tuple(names) or DEFAULT, config, line["--wait"])
 
 
 def _refuse_missing(subject: str) -> None:
@@ -104,7 +110,7 @@ def explained(args: Sequence[str]) -> MeasureConfig:
 
 def run(args: Sequence[str]) -> None:
     """Measure a run or a model."""
-    subject, names, config = parse(args)
+    asked = parse(args)
     from samovar.measure import command
 
-    command.run(subject, names, config)
+    command.run(asked.subject, asked.names, asked.config, wait=asked.wait)

@@ -11,6 +11,7 @@ from samovar import recipes
 from samovar.cli.flags import SWITCH, Flag, flag_lines, read
 from samovar.config import Config
 from samovar.models import table
+from samovar.runs.json_files import read_object
 from samovar.words import suggest
 
 FLAGS = (Flag("--schema", SWITCH, "print the JSON schema of a run's config.json"),)
@@ -76,7 +77,7 @@ def _show_run(folder: Path) -> None:
     print(f"{folder}\nreplay: samovar train {config.recipe} {flags}".rstrip() + "\n")
     best = folder / "checkpoints" / "best.json"
     if best.is_file():
-        values = json.loads(best.read_text(encoding="utf-8"))
+        values = read_object(best)
         print("best: " + ", ".join(f"{k} {v:g}" for k, v in values.items()) + "\n")
     _print_settings(config)
 

@@ -29,6 +29,7 @@ FLAGS = (
         "--dry-run", SWITCH,
         "print schedule, ascent groups, memory and FLOPs, and take 3 steps on made-up data",
     ),
+    Flag("--wait", SWITCH, "wait while another command trains the same run"),
     Flag("--ranks", COUNT, "ranks that --dry-run plans for", shown="1"),
 )  # fmt: skip
 
@@ -69,6 +70,8 @@ class TrainCommand(NamedTuple):
     """Fits warm-up to a length that flags gave; None for a run that goes on."""
     again: Callable[[RunDir], Config] | None = None
     """Under `--resume auto` the settings of the run if it was begun."""
+    wait: bool = False
+    """Wait for another process that trains the run."""
 
 
 def parse(args: Sequence[str]) -> TrainCommand:
@@ -92,7 +95,7 @@ def parse(args: Sequence[str]) -> TrainCommand:
     planned = (ranks or 1) if dry_run else 0
     if resumed is not None and not auto:
         configs.validate(config)
-        return TrainCommand(config, resumed, planned)
+        return TrainCommand(config, resumed, planned, wait=line["--wait"])
     given = frozenset(given_settings(base, line.settings))
     config = _timed(config, given)
     configs.validate(config)
@@ -105,7 +108,7 @@ def parse(args: Sequence[str]) -> TrainCommand:
     def again(run: RunDir) -> Config:
         return _begun(run, line, base.recipe)
 
-    return TrainCommand(config, None, planned, shorten, again if auto else None)
+    return TrainCommand(config, None, planned, shorten, again if auto else None, line["--wait"])
 
 
 AUTO = Path("auto")
@@ -202,4 +205,10 @@ def run(args: Sequence[str]) -> None:
         return
     from samovar.train.command import train
 
-    train(command.config, command.resumed, shorten=command.shorten, again=command.again)
+    train(
+        command.config,
+        command.resumed,
+        shorten=command.shorten,
+        again=command.again,
+        wait=command.wait,
+    )

@@ -102,7 +102,9 @@ def load(path: Path) -> Config:
         ValueError: not JSON, or not a config of this version."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except RecursionError:
+        raise ValueError(f"cannot read a config from {path}: it is nested too deeply") from None
+    except (OSError, ValueError) as error:  # no JSON, no UTF-8, or a number of thousands of digits
         raise ValueError(f"cannot read a config from {path}: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(

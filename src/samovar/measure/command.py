@@ -6,6 +6,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,23 +24,32 @@ from samovar.runs.records import Record, RunDir, timestamp
 from samovar.runs.saddle import saddles
 from samovar.runtime import Runtime, started
 from samovar.runtime.heartbeat import doing
+from samovar.runtime.lock import locked
 from samovar.runtime.precision import check_precision, computing
 
 ROWS = 20
 """Most records of one name that a table shows one by one; more become one row."""
 
 
-def run(name: str, measurements: Sequence[str], config: MeasureConfig) -> RunDir:
+def run(
+    name: str, measurements: Sequence[str], config: MeasureConfig, *, wait: bool = False
+) -> RunDir:
     """Measure a run or a model, record the numbers and print a table.
+
+    One process at a time measures into a folder.
 
     Under torchrun the ranks share the products of `hessian`, `blocks`, `trace` and `density`; the
     main rank records.
+
+    Args:
+        wait: for another process that measures into the same folder.
 
     Returns:
         The run folder that has the records.
 
     Raises:
-        ValueError: an unknown subject, or settings that do not fit it.
+        ValueError: an unknown subject, or settings that do not fit it; another process measures
+            into the folder.
         SystemExit: 130 after an interruption; finished measurements are kept."""
     _import_from_working_folder(name, config.model)
     # float32 and not `auto`: bf16 rounding would look like sharpness; --precision changes some
@@ -54,8 +64,10 @@ def run(name: str, measurements: Sequence[str], config: MeasureConfig) -> RunDir
             for note in subject.notes:
                 print(f"samovar: {note}", file=sys.stderr)
         folder = subject.run or _folder_for(subject, config)
+        lock = locked(folder.path, "measure", wait=wait) if runtime.is_main else nullcontext()
         try:
-            found = _measure_all(subjects, config, folder)
+            with lock:
+                found = _measure_all(subjects, config, folder)
         except KeyboardInterrupt:
             print("samovar: interrupted; the same command goes on from here", file=sys.stderr)
             raise SystemExit(130) from None

@@ -5,7 +5,7 @@
 - `model.safetensors`: the body's weights under timm's own names;
 - `ema.safetensors`, if the run keeps an average of the weights;
 - `state.pt`: optimizer and counters, read with `weights_only=True`, so nothing in it can execute;
-- `meta.json`: the size and SHA-256 of each.
+- `meta.json`: the size and SHA-256 of each, and a SHA-256 of all that it says itself.
 
 It is written to a folder aside, flushed to disk, and renamed."""
 
@@ -16,6 +16,7 @@ import json
 import os
 import pickle
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-FORMAT = "samovar-checkpoint-1"
+from samovar.runs.json_files import Damaged, read_object
+
+FORMAT = "samovar-checkpoint-2"
+OLDER = "samovar-checkpoint-1"
+"""Format whose description has no hash of its own; it is still read. Two bits of the name differ
+from `FORMAT`, so that no flip of one bit makes a checkpoint pass for an older one."""
+FILES = ("model.safetensors", "state.pt")
+"""Files that every checkpoint has."""
 _ASIDE = ".partial-"
 
 
@@ -75,6 +83,7 @@ def save(folder: Path, checkpoint: Checkpoint, fingerprint: str) -> Path:
             "fingerprint": fingerprint,
             "files": files,
         }
+        meta["sha256"] = _hash_of(meta)
         (aside / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
         # flushed before the rename: after a power cut the new name must not point at empty files
         for path in [*aside.iterdir(), aside]:
@@ -109,31 +118,58 @@ def load(path: Path, fingerprint: str | None = None) -> Checkpoint:
         state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
         ema = load_file(path / "ema.safetensors") if "ema.safetensors" in meta["files"] else {}
         return Checkpoint(meta["step"], load_file(path / "model.safetensors"), ema, state)
-    except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError, KeyError) as error:
+    # the hashes are right, so these are files that something else has written
+    except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError, LookupError,
+            ValueError, TypeError, AttributeError, EOFError) as error:  # fmt: skip
         raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """Read a checkpoint's `meta.json`.
+    """Read a checkpoint's `meta.json`: format, step, fingerprint, size and SHA-256 of each file.
 
     Raises:
-        CheckpointError: there is none, or it is not samovar's."""
+        CheckpointError: there is none, it is not samovar's, or it is not what was written."""
     try:
-        meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        meta = read_object(path / "meta.json")
+    except Damaged as error:
+        raise CheckpointError(f"{path} is no whole checkpoint: {error}") from error
+    form = meta.get("format")
+    if form not in (FORMAT, OLDER):
         raise CheckpointError(
-            f"{path} is no checkpoint: meta.json cannot be read ({error})"
-        ) from error
-    found = meta.get("format") if isinstance(meta, dict) else None
-    if (
-        found != FORMAT
-        or not isinstance(meta.get("files"), dict)
-        or not isinstance(meta.get("step"), int)
-    ):
-        raise CheckpointError(
-            f"{path} is no samovar checkpoint: its format is {found!r}, expected {FORMAT!r}"
+            f"{path} is no samovar checkpoint: its format is {form!r}, expected {FORMAT!r}"
         )
-    return dict(meta)
+    if form == FORMAT and meta.get("sha256") != _hash_of(meta):
+        raise CheckpointError(f"{path} is damaged: the contents of meta.json have changed")
+    if fault := _fault(meta, path.name):
+        raise CheckpointError(f"{path} is damaged: {fault}")
+    return meta
+
+
+def _hash_of(meta: dict[str, Any]) -> str:
+    """Return the SHA-256 of a description without its own."""
+    rest = {key: value for key, value in meta.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _fault(meta: dict[str, Any], name: str) -> str:
+    """Return what is wrong with the form of a description, or ""."""
+    step, files = meta.get("step"), meta.get("files")
+    number = name.removeprefix("step-")
+    if type(step) is not int or not isinstance(meta.get("fingerprint"), str):
+        return "meta.json names no step or no run"
+    # a folder that was renamed would go on from another step than its state's
+    if name.startswith("step-") and number.isdecimal() and int(number) != step:
+        return f"meta.json says step {step}"
+    if not isinstance(files, dict) or not set(FILES) <= set(files):
+        return f"meta.json does not name {' and '.join(FILES)}"
+    for file, facts in files.items():
+        if not isinstance(facts, dict) or (
+            type(facts.get("bytes")) is not int or not isinstance(facts.get("sha256"), str)
+        ):
+            return f"meta.json has no size and hash of {file}"
+        if Path(file).name != file:
+            return f"meta.json names {file}, which is not in its folder"
+    return ""
 
 
 def steps_saved(folder: Path) -> list[int]:
@@ -160,19 +196,34 @@ def choose(folder: Path, which: str) -> Path:
     if which == "last" or (which == "best" and not best.is_file()):
         return path_of(folder, steps[-1])
     if which == "best":
-        return path_of(folder, int(json.loads(best.read_text(encoding="utf-8"))["step"]))
+        return path_of(folder, _best_step(best))
     if which.isdigit() and int(which) in steps:
         return path_of(folder, int(which))
     known = ", ".join(map(str, steps))
     raise ValueError(f"--checkpoint {which} is not there; give best, last, init or one of {known}")
 
 
-def load_latest(folder: Path, fingerprint: str) -> tuple[Checkpoint | None, list[str]]:
-    """Return the newest intact checkpoint, and the error of each newer one."""
+def _best_step(path: Path) -> int:
+    step = read_object(path).get("step")
+    if not isinstance(step, int | float):
+        raise Damaged(f"{path} is damaged: it names no step; give --checkpoint last or a step")
+    return int(step)
+
+
+def load_latest(
+    folder: Path, fingerprint: str, use: Callable[[Checkpoint], object] = lambda found: None
+) -> tuple[Checkpoint | None, list[str]]:
+    """Return the newest intact checkpoint, and the error of each newer one.
+
+    Args:
+        use: called with a checkpoint whose files are whole; its `CheckpointError` says that what
+            they hold cannot be used either, and the one before is tried."""
     complaints: list[str] = []
     for step in reversed(steps_saved(folder)):
         try:
-            return load(path_of(folder, step), fingerprint), complaints
+            found = load(path_of(folder, step), fingerprint)
+            use(found)
+            return found, complaints
         except CheckpointError as error:
             complaints.append(str(error))
     return None, complaints

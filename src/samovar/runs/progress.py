@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from samovar.runs.json_files import Damaged, read_object
 from samovar.runs.records import RunDir
 
 FILE = "progress.json"
@@ -38,10 +38,10 @@ def read(run: RunDir) -> RunProgress | None:
     if not path.is_file():
         return None
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_object(path)
         return RunProgress(values["status"], int(values["step"]), int(values["total"]))
-    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}; delete it") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise Damaged(f"{path} cannot be read: {error}; delete it") from error
 
 
 def unfinished(output: Path) -> list[RunDir]:

@@ -7,15 +7,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from samovar.runs.json_files import Damaged, parsed, read_json
+
 Sink = Callable[["Record"], None]
+
+BAD_RECORDS = "records.bad.jsonl"
+"""File of the run folder with damaged lines of `records.jsonl`, set aside when a run goes on."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +75,11 @@ def from_json(line: str) -> Record:
 
     Raises:
         ValueError: the line is not a record."""
-    values = json.loads(line)
+    values = parsed(line)
     if not isinstance(values, dict) or "name" not in values or "value" not in values:
+        raise ValueError(f"not a record: {line[:80]!r}")
+    sections = [values.get(name, {}) for name in ("where", "settings", "cost")]
+    if not isinstance(values["name"], str) or not all(isinstance(each, dict) for each in sections):
         raise ValueError(f"not a record: {line[:80]!r}")
     known = {item.name for item in dataclasses.fields(Record)}
     values["value"] = float(values["value"])
@@ -157,21 +167,42 @@ class RunDir:
     def records(self, name: str | None = None) -> Iterator[Record]:
         """Yield the records in order, all or those of one name.
 
-        A last line that a crash cut short is left out."""
+        Left out are a last line that a crash cut short, lines that are damaged, each of which the
+        log names once, and lines that repeat an earlier one but for the cost: two processes may
+        have written into the folder."""
+        for record in self._read():
+            if isinstance(record, Record) and name in (None, record.name):
+                yield record
+
+    def _read(self) -> Iterator[Record | bytes]:
+        """Yield the records, and damaged lines as they are."""
         if not self.records_path.exists():
             return
-        with self.records_path.open(encoding="utf-8") as file:
-            for line in file:
-                if line.endswith("\n"):
-                    record = from_json(line)
-                    if name in (None, record.name):
-                        yield record
+        seen: set[int] = set()
+        with self.records_path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    return
+                try:
+                    record = from_json(line.decode())
+                except (ValueError, TypeError, OverflowError):
+                    _say_once(f"{self.records_path}, line {number} is damaged and left out")
+                    yield line
+                    continue
+                same = line if not record.cost else to_json(replace(record, cost={}))
+                if hash(same) not in seen:
+                    seen.add(hash(same))
+                    yield record
 
     def rewind(self, step: int) -> None:
         """Drop records of steps after `step`, which a resumed run writes again.
 
-        Records without a step stay."""
-        kept = [r for r in self.records() if r.where.get("step", 0) <= step]
+        Records without a step stay. Damaged lines move to `records.bad.jsonl`."""
+        found = list(self._read())
+        kept = [r for r in found if isinstance(r, Record) and r.where.get("step", 0) <= step]
+        if bad := [line for line in found if isinstance(line, bytes)]:
+            with (self.path / BAD_RECORDS).open("ab") as file:
+                file.writelines(bad)
         replace_text(self.records_path, "".join(to_json(r) + "\n" for r in kept))
 
     def classes(self) -> tuple[str, ...]:
@@ -181,13 +212,10 @@ class RunDir:
             ValueError: the file of names is damaged."""
         if not self.classes_path.exists():
             return ()
-        try:
-            found = json.loads(self.classes_path.read_text(encoding="utf-8"))
-            if isinstance(found, list) and all(isinstance(name, str) for name in found):
-                return tuple(found)
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{self.classes_path} cannot be read: {error}") from error
-        raise ValueError(f"{self.classes_path} holds no list of names")
+        found = read_json(self.classes_path)
+        if isinstance(found, list) and all(isinstance(name, str) for name in found):
+            return tuple(found)
+        raise Damaged(f"{self.classes_path} is damaged: it holds no list of names")
 
     def keep_classes(self, names: Sequence[str]) -> None:
         """Write the names of the classes, unless the run has them already."""
@@ -197,6 +225,11 @@ class RunDir:
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         """Write a JSON file of the run folder, whole or not at all."""
         replace_text(self.path / name, json.dumps(values, indent=2) + "\n")
+
+
+@cache
+def _say_once(note: str) -> None:
+    logging.getLogger("samovar").warning(note)
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from samovar.config.encoded import dashed
 from samovar.measure.catalog import default_split
 from samovar.measure.command import measure_once
 from samovar.measure.subject import open_subject
+from samovar.runs.json_files import read_object
 from samovar.runs.records import Record, RunDir, replace_text, to_json
 from samovar.runtime import Runtime, provenance, started
 from samovar.runtime.workers import Stopped, share, signals_raise
@@ -79,7 +79,7 @@ def _moved(before: Path, now: Path) -> bool:
 
 def _read(run: RunDir) -> dict[str, Any]:
     path = run.path / DONE_FILE
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    return read_object(path) if path.is_file() else {}
 
 
 def _key(measured: Measured) -> str:

@@ -57,12 +57,14 @@ def train(
     *,
     shorten: Shorten | None = None,
     again: Again | None = None,
+    wait: bool = False,
 ) -> RunDir:
     """Train a config in a new run folder, or the run in folder `resumed` to its end.
 
     Args:
         shorten: applied to a new run.
         again: continue the run of `config.name` with the config this returns, if it was begun.
+        wait: for another process that trains the run.
 
     Returns:
         The run.
@@ -84,7 +86,7 @@ def train(
                 return found
             if found:
                 config, resumed = again(found), found.path
-        return _train(config, resumed, runtime, shorten, take_over=again is not None)
+        return _train(config, resumed, runtime, shorten, take_over=again is not None, wait=wait)
 
 
 def _train(
@@ -94,6 +96,7 @@ def _train(
     shorten: Shorten | None,
     *,
     take_over: bool,
+    wait: bool,
 ) -> RunDir:
     # a run with a checkpoint no longer needs the weights it started from, which may be gone
     saved = resumed is not None and any(RunDir(resumed).checkpoints.glob("step-*"))
@@ -114,7 +117,7 @@ def _train(
         for line in filter(None, (note, *notes)):
             _print(runtime, line)
     try:
-        with locked(run.path) if runtime.is_main else nullcontext():
+        with locked(run.path, wait=wait) if runtime.is_main else nullcontext():
             if config.init and config.grid.lr and not saved:
                 _print(runtime, frozen_line(frozen_scores(config, run, runtime)))
             chosen = choose_lr(config, run, runtime, partial(_print, runtime))

@@ -22,7 +22,7 @@ from samovar.measure.watch import Watch
 from samovar.models.normalization import note_of_training
 from samovar.models.table import has_constructor
 from samovar.objectives import make_objective
-from samovar.runs.checkpoint import Checkpoint
+from samovar.runs.checkpoint import Checkpoint, CheckpointError
 from samovar.runs.records import RunDir
 from samovar.runtime import Runtime
 from samovar.runtime.heartbeat import doing
@@ -151,9 +151,11 @@ def fit(
 
     # Every rank reads the checkpoint itself. Nothing is written before one has been found to fit,
     # so a refused resume leaves the folder as it was.
-    found, notes = resume.newest(run, keeper.fingerprint)
+    states: list[TrainState] = []
+    bring = lambda found: states.append(_resumed(state, found, parts, runtime))  # noqa: E731
+    found, notes = resume.newest(run, keeper.fingerprint, bring)
     if found:
-        state = _resumed(state, found, parts, runtime)
+        state = states[-1]
         notes.append(f"resumed at step {found.step}")
     counts = class_notes(source)
     data_notes = (*source.notes, *counts)
@@ -184,7 +186,11 @@ def _resumed(
     state: TrainState, found: Checkpoint, parts: list[_Stage], runtime: Runtime
 ) -> TrainState:
     """Return the state of a checkpoint, built for the stage in which it was saved."""
-    part = next(part for part in parts if found.step <= part.stop)
+    part = next((part for part in parts if found.step <= part.stop), None)
+    if part is None:
+        raise CheckpointError(
+            f"the checkpoint of step {found.step} is beyond the run's {parts[-1].stop} steps"
+        )
     if part.first:
         state = next_stage(state, part.config, runtime)
     resume.restore(state, found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import torch.distributed as dist
@@ -10,6 +9,7 @@ import torch.distributed as dist
 from samovar import config as configs
 from samovar.config import Config
 from samovar.runs import checkpoint, progress
+from samovar.runs.json_files import read_object
 from samovar.runs.progress import RunProgress
 from samovar.runs.records import RunDir, timestamp
 from samovar.runtime import Runtime
@@ -74,7 +74,7 @@ def finished_line(run: RunDir) -> str:
     found = progress.read(run)
     steps = f" at step {found.step:,}" if found else ""
     best = run.checkpoints / "best.json"
-    values = json.loads(best.read_text(encoding="utf-8")) if best.is_file() else {}
+    values = read_object(best) if best.is_file() else {}
     accuracy = values.get("val/accuracy")
     words = f", best val accuracy {100 * accuracy:.2f} %" if accuracy is not None else ""
     return f"{run.path} has come to its end{steps}{words}; nothing is left to do"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -57,15 +57,19 @@ def fingerprint(config: Config) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def newest(run: RunDir, mark: str) -> tuple[Checkpoint | None, list[str]]:
-    """Return a run's newest intact checkpoint, and a line for the reader on each newer one.
+def newest(
+    run: RunDir, mark: str, use: Callable[[Checkpoint], object]
+) -> tuple[Checkpoint | None, list[str]]:
+    """Return a run's newest usable checkpoint, and a line for the reader on each newer one.
 
     Args:
         mark: the run's `fingerprint`; checkpoints that carry another are refused.
+        use: brings a state to a checkpoint, as `restore` does; where it fails by a
+            `CheckpointError`, the one before is tried.
 
     Raises:
         CheckpointError: there are checkpoints, and none can be used."""
-    found, complaints = checkpoint.load_latest(run.checkpoints, mark)
+    found, complaints = checkpoint.load_latest(run.checkpoints, mark, use)
     if complaints and not found:
         raise CheckpointError(
             f"{complaints[0]}; no older checkpoint is whole; start anew with --config "
@@ -98,7 +102,23 @@ def snapshot(state: TrainState) -> Checkpoint:
 
 
 def restore(state: TrainState, found: Checkpoint) -> None:
-    """Bring a freshly built state to where a checkpoint was taken, bit for bit."""
+    """Bring a state to where a checkpoint was taken, bit for bit.
+
+    Raises:
+        CheckpointError: the checkpoint holds no state of this run: tensors or counters are missing,
+            of another shape, or foreign. The state may be changed in part."""
+    try:
+        _restore(state, found)
+    except torch.OutOfMemoryError:
+        raise
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise CheckpointError(
+            f"the checkpoint of step {found.step} holds no state of this run: {reason}"
+        ) from error
+
+
+def _restore(state: TrainState, found: Checkpoint) -> None:
     state.model.body.load_state_dict(found.model)
     state.optimizer.load_state_dict(found.state["optimizer"])
     if "sam" in found.state:

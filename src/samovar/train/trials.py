@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import shutil
 import time
@@ -17,6 +16,7 @@ import torch.distributed as dist
 from samovar import config as configs
 from samovar.config import Config, cores
 from samovar.data.splits import Source
+from samovar.runs.json_files import read_object
 from samovar.runs.records import RunDir
 from samovar.runtime import Runtime, started
 from samovar.runtime.workers import Stopped, share, signals_raise
@@ -98,7 +98,7 @@ def finished(config: Config, folder: Path) -> Trial | None:
 def _read(run: RunDir) -> dict[str, Any]:
     """Return what a trial has written: nothing, the seconds so far, or its result."""
     path = run.path / RESULT
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    return read_object(path) if path.is_file() else {}
 
 
 def _by_main(look: Callable[[], T], runtime: Runtime) -> T:
