@@ -40,7 +40,7 @@ def render(runs: Sequence[RunData]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"json": embed, "image": images.__getitem__, "math": _math}
+    environment.filters |= {"json": embed, "image": images.__getitem__, "math": _math, "code": _code}
     page = environment.get_template("template.html.j2").render(
         title=title(runs),
         runs=runs,
@@ -119,3 +119,9 @@ def _updated(runs: Sequence[RunData]) -> str:
 def _math(text: str) -> Markup:
     """Escape text, and set the index of λ_max as a subscript."""
     return Markup(str(escape(text)).replace("λ_max", "λ<sub>max</sub>"))
+
+
+def _code(text: str) -> Markup:
+    """Escape text, and set what stands between backquotes as code."""
+    parts = str(escape(text)).split("`")
+    return Markup("".join(f"<code>{p}</code>" if k % 2 else p for k, p in enumerate(parts)))
