@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from samovar.report.chapters.activations import activations
 from samovar.report.chapters.attention import attention
 from samovar.report.chapters.blocks import blocks
+from samovar.report.chapters.classes import classes
 from samovar.report.chapters.comparison import comparison, is_comparison
 from samovar.report.chapters.headline import headline
 from samovar.report.chapters.landscape import landscape
@@ -86,6 +87,7 @@ CHAPTERS: dict[str, Entry] = {
     "blocks": Entry(blocks),
     "activations": Entry(activations),
     "attention": Entry(attention),
+    "classes": Entry(classes),
     "predictions": Entry(predictions),
     "robustness": Entry(robustness),
     # Last come the facts that one looks up.
@@ -101,7 +103,9 @@ def chapters(runs: Runs) -> list[Chapter]:
     A chapter that has nothing to show is left out; the last one lists what was not measured."""
     found = [entry.build(about) for entry in CHAPTERS.values() if (about := entry.about(runs))]
     shown = [
-        replace(chapter, missing=()) for chapter in found if chapter.parts or chapter.notes
+        replace(chapter, missing=())
+        for chapter in found
+        if chapter.parts or chapter.notes or chapter.lead
     ]
     return [*shown, *unmeasured(found, runs)]
 

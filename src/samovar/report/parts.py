@@ -177,7 +177,8 @@ class Statement:
     """A sentence on what the runs decide."""
 
     tone: str
-    """`decided`; `open` if not decided; `apart` if the numbers must not be compared."""
+    """`decided`; `open` if not decided; `apart` if the numbers must not be compared; `alone`
+    if there is nothing to compare."""
     about: str
     text: str
     more: str = ""

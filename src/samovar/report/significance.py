@@ -86,9 +86,7 @@ def _least_mcnemar(differing: int, level: float) -> int:
     return tried - 2 * max(lost, 0)
 
 
-def shares(
-    first: tuple[float, int], second: tuple[float, int], level: float = LEVEL
-) -> Difference:
+def shares(first: tuple[float, int], second: tuple[float, int], level: float = LEVEL) -> Difference:
     """Compare two shares of separate images; of the same images it is too careful.
 
     Args:

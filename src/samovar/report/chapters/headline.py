@@ -16,7 +16,6 @@ from samovar.report.read import RunData, number
 from samovar.report.run_names import MANY, command
 from samovar.report.text import count, setting
 
-
 _LEAD = (
     "λ_max is the largest curvature of the loss around the trained weights, an eigenvalue of its "
     "Hessian; lower is flatter. Its ± is the Ritz residual: a true eigenvalue lies at most so far "

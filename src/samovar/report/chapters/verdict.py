@@ -36,7 +36,7 @@ CLEAN_LOSS = "sharpness/clean_loss"
 
 _LEAD = (
     "What these runs decide and what they leave open, by the tests named in each line. Held-out "
-    "images are photos that training did not see."
+    "images are those that training did not see."
 )
 
 
@@ -75,7 +75,7 @@ def verdict(runs: Sequence[RunData]) -> Chapter:
     """Build the chapter: sentences on accuracy, corruptions and flatness of each recipe."""
     found = _recipes(runs)
     if len(found) < 2:
-        statements = [alone(found[0], _accuracies(found[0].runs))] if found else []
+        statements = alone(found[0], _accuracies(found[0].runs)) if found else []
         return _chapter(statements)
     # The first is what the others are compared with; the level holds for all of them together.
     level = 1 - (1 - LEVEL) / (len(found) - 1)
@@ -231,5 +231,3 @@ def _differs(
 def _over_seeds(records: Sequence[Record], k: int, level: float, paired: bool) -> Difference:
     values = [record.value for record in records]
     return over_seeds(values[:k], values[k:], level, paired=paired)
-
-

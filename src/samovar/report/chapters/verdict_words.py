@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 _SEEDS = "train each recipe with two more seeds (`--seed 1`, `--seed 2`) and report on them all"
 
 
-def alone(recipe: Recipe, found: Sequence[Record]) -> Statement:
-    """Return the sentence on a report of one recipe."""
+def alone(recipe: Recipe, found: Sequence[Record]) -> list[Statement]:
+    """Return the sentence on a report of one recipe; nothing if its accuracy is not known."""
     if not found or not found[0].n:
-        return Statement("open", recipe.label, "No accuracy on held-out images is known.")
+        return []
     values = [record.value for record in found]
     n = found[0].n
     if len(values) == 1:
@@ -37,9 +37,8 @@ def alone(recipe: Recipe, found: Sequence[Record]) -> Statement:
             f"{mean:.1f} % of {count(n, 'held-out image')} are classified rightly on average over "
             f"{count(len(values), 'seed')} ({100 * min(values):.1f} to {100 * max(values):.1f} %)."
         )
-    return Statement(
-        "open", recipe.label, text, "Nothing is compared: name a second run to compare it with."
-    )
+    more = "Nothing is compared: name a second run to compare it with."
+    return [Statement("alone", recipe.label, text, more)]
 
 
 def not_compared(pair: Pair, what: str, why: str) -> Statement:
@@ -64,9 +63,9 @@ def accuracy_sentence(pair: Pair, one: RunData, two: RunData, gap: Difference) -
         more = f"It is one seed of each: to decide it for the recipes, {_SEEDS}."
         return Statement("decided", _topic(pair), text, more)
     text = (
-        f"Accuracy is not decided: {two.label} minus {one.label} is {100 * gap.value:+.1f} points "
-        f"on {images} ({evidence})."
-    ).replace("-", "−")
+        f"Accuracy is not decided: {two.label} minus {one.label} is {_signed(100 * gap.value, 1)} "
+        f"points on {images} ({evidence})."
+    )
     more = (
         f"One seed of each on {images}: a difference under {least} points is noise. To decide it, "
         f"{_SEEDS}, or hold out more images."
@@ -160,8 +159,8 @@ def _interval(pair: Pair, gap: Difference, scale: float) -> str:
     return f"{start} {_signed(scale * gap.low)} to {_signed(scale * gap.high)}"
 
 
-def _signed(value: float) -> str:
-    digits = 1 if abs(value) >= 10 else 2
+def _signed(value: float, digits: int | None = None) -> str:
+    digits = digits if digits is not None else 1 if abs(value) >= 10 else 2
     return f"{value:+.{digits}f}".replace("-", "−")
 
 
