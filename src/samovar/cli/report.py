@@ -94,7 +94,7 @@ def run(args: Sequence[str]) -> None:
     from samovar import report
 
     if served:
-        return report.serve(runs, *served)
+        report.serve(runs, *served)
     if page is not None:
         report.write(runs, page)
         print(f"report: {page} ({page.stat().st_size / 1e6:.1f} MB)")

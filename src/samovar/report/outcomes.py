@@ -72,7 +72,9 @@ def outcomes(run: RunData) -> Outcomes | None:
     highest = max((int(np.max(entry)) for entry in entries[:2] if entry.size), default=0)
     if not n or any(entry.shape != (n,) for entry in entries) or highest >= len(names):
         raise UnreadableArrays(f"{record.arrays} holds no predictions that fit each other")
-    return Outcomes(run, record, *entries, tuple(str(name) for name in names))
+    labels, predicted, probability, probability_true = entries
+    classes = tuple(str(name) for name in names)
+    return Outcomes(run, record, labels, predicted, probability, probability_true, classes)
 
 
 def corrupted_outcomes(run: RunData) -> CorruptedOutcomes | None:

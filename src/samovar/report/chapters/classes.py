@@ -86,7 +86,7 @@ def _confusion(item: Outcomes) -> Figure:
         "xgap": 1,
         "ygap": 1,
         "showscale": False,
-        "hovertemplate": "%{y} taken for %{x}: %{text} images, %{z:.1%} of the class<extra></extra>",
+        "hovertemplate": "%{y} taken for %{x}: %{text} images, %{z:.1%} of it<extra></extra>",
     }
     category = {"type": "category", "showgrid": False, "showline": False}
     axes = layout("predicted", xaxis=category, yaxis=category | {"autorange": "reversed"})

@@ -125,13 +125,13 @@ def _accuracy(pair: Pair) -> Statement | None:
         gap = _over_seeds(found, len(a), pair.level, paired)
         return seeds_sentence(pair, "accuracy", gap, found[0].n, points=True)
     one, two = pair.one_of_each
-    gap = _tested(one, two, pair.level)
-    if gap is None:
+    tested = _tested(one, two, pair.level)
+    if tested is None:
         first, second = _accuracies([one]), _accuracies([two])
         if not first or not second or not first[0].n or not second[0].n:
             return None
-        gap = shares((first[0].value, first[0].n), (second[0].value, second[0].n), pair.level)
-    return accuracy_sentence(pair, one, two, gap)
+        tested = shares((first[0].value, first[0].n), (second[0].value, second[0].n), pair.level)
+    return accuracy_sentence(pair, one, two, tested)
 
 
 def _tested(one: RunData, two: RunData, level: float) -> Difference | None:
