@@ -274,11 +274,11 @@ def test_a_served_report_follows_a_run_in_progress(browser, folder, tmp_path) ->
         with server([out / "r"], port=0) as running:
             thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
             thread.start()
-            page = browser.new_context().new_page()
+            page = browser.new_context(viewport={"width": 1280, "height": 4000}).new_page()  # all in view
             noise: list[str] = []
             page.on("console", lambda message: noise.append(message.text))
             page.on("pageerror", lambda error: noise.append(str(error)))
-            page.goto(f"http://127.0.0.1:{running.server_port}/#training")
+            page.goto(f"http://127.0.0.1:{running.server_port}/")
             page.wait_for_function("document.getElementById('live').textContent.includes('running, step')")
             drawn = "document.querySelector('#p-train-loss .canvas')?.data?.[0]?.x?.length ?? 0"
             page.wait_for_function(f"2 <= ({drawn}) && ({drawn}) < 80")
@@ -288,6 +288,7 @@ def test_a_served_report_follows_a_run_in_progress(browser, folder, tmp_path) ->
             assert noise == []
             running.shutdown()
             thread.join()
+            running.server_close()
             page.wait_for_function("document.getElementById('live').textContent.includes('no longer served')")
             page.context.close()
 
