@@ -2,12 +2,17 @@
 
 import os
 import re
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from samovar import report
+from samovar.report.serve import server
 from tests.conftest import CHROMIUM
 from tests.unit.report_runs import HOSTILE, NOTHING, SECTIONS, make_run
 
@@ -66,7 +71,7 @@ class Watched:
 
     def scroll_through(self) -> None:
         """Slowly enough for every plot to be drawn."""
-        for section in SECTIONS:
+        for section in [name for name in SECTIONS if self.page.locator(f"#{name}").count()]:
             self.page.locator(f"#{section}").scroll_into_view_if_needed()
             for plot in self.page.locator(f"#{section} .plot:not(:has(.poster))").all():
                 if plot.is_visible():
@@ -143,7 +148,7 @@ def test_the_keyboard_reaches_everything_that_can_be_pressed(opened, twins) -> N
                 "(e => e.dataset.csv || e.dataset.toggle || e.dataset.plot || e.id || e.hash)(document.activeElement)"
             )
         )
-    assert reached[0] == "#headline", "first comes the way past the navigation"
+    assert reached[0] == "#verdict", "first comes the way past the navigation"
     assert {"theme", "#provenance", "0", "1", "headline-table", "train-loss", "surface-random-0"} <= set(reached)
     page.keyboard.press("Home")
     page.locator("#theme").focus()
@@ -252,3 +257,57 @@ def test_twenty_runs_stay_small_and_open_fast(opened, folder) -> None:
     assert 0.05 < seconds < 3, f"opens in {seconds:.1f} s"
     seen.scroll_through()
     assert seen.noise == []
+
+
+@pytest.mark.costly
+def test_a_served_report_follows_a_run_in_progress(browser, folder, tmp_path) -> None:
+    """A real training run, begun after the page was opened."""
+    out = tmp_path / "runs"
+    with subprocess.Popen(
+        [sys.executable, "-m", "samovar", "train", "vit-digits", "--steps", "400", "--run.log-every", "5",
+         "--output", str(out), "--name", "r"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    ) as training:  # fmt: skip
+        records = out / "r" / "records.jsonl"
+        while not (records.is_file() and records.read_text().count("train/loss") >= 2):
+            assert training.poll() is None, training.stdout.read().decode()
+            time.sleep(0.05)
+        with server([out / "r"], port=0) as running:
+            thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+            thread.start()
+            page = browser.new_context(viewport={"width": 1280, "height": 4000}).new_page()  # all in view
+            noise: list[str] = []
+            page.on("console", lambda message: noise.append(message.text))
+            page.on("pageerror", lambda error: noise.append(str(error)))
+            page.goto(f"http://127.0.0.1:{running.server_port}/")
+            page.wait_for_function("document.getElementById('live').textContent.includes('running, step')")
+            drawn = "document.querySelector('#p-train-loss .canvas')?.data?.[0]?.x?.length ?? 0"
+            page.wait_for_function(f"2 <= ({drawn}) && ({drawn}) < 80")
+            assert training.wait() == 0, training.stdout.read().decode()
+            page.wait_for_function(f"({drawn}) >= 80")
+            page.wait_for_function("document.getElementById('live').textContent.includes('step 400')")
+            assert noise == []
+            running.shutdown()
+            thread.join()
+            running.server_close()
+            page.wait_for_function("document.getElementById('live').textContent.includes('no longer served')")
+            page.context.close()
+
+
+SERIOUS = (Path(__file__).parent / "accessibility.js").read_text(encoding="utf-8")
+
+OVERLAPS = (Path(__file__).parent / "overlaps.js").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 768, 1400])
+def test_no_serious_fault_of_accessibility_and_no_text_over_text(opened, twins, scheme: str, width: int) -> None:
+    seen = opened(twins, color_scheme=scheme, viewport={"width": width, "height": 900})
+    for details in seen.page.locator("details").all():
+        details.evaluate("e => { e.open = true; }")
+    assert seen.page.evaluate(SERIOUS) == []
+    assert seen.page.evaluate(OVERLAPS) == []
+    assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
+    for table in seen.page.locator("table.numbers").all():
+        hidden = table.evaluate("e => e.parentElement.scrollWidth - e.parentElement.clientWidth")
+        assert hidden <= 1, "a column is out of sight"

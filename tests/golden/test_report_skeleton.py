@@ -4,6 +4,7 @@ from samovar.report.parts import Group
 from tests.unit.report_runs import SECTIONS, load, make_run
 
 SKELETON = {
+    "verdict": ["verdicts"],
     "headline": ["headline-table", "all-records", "records-table"],
     "training": ["train-loss", "val-loss", "val-accuracy", "train-grad-norm",
                  "more-curves", "train-lr", "train-images-per-second"],
@@ -14,6 +15,7 @@ SKELETON = {
     "blocks": ["blocks-figure", "blocks-table"],
     "activations": ["inside-active-fraction-mlp", "inside-activation-norm", "inside-weight-norm"],
     "attention": ["maps", "attention-0", "attention-1", "distance"],
+    "classes": ["confusion", "confusion-0", "confusion-1", "recall-0", "precision-0"],
     "predictions": ["examples", "predictions-0", "predictions-1"],
     "robustness": ["corruptions", "corruptions-0", "corruptions-1", "corruptions-difference", "attack-curve",
                    "reliability", "spoilt", "spoilt-0", "spoilt-1"],

@@ -112,6 +112,11 @@ def test_accuracy_is_what_training_recorded_and_classes_add_up_to_it(run, tmp_pa
     arrays = np.load(tmp_path / by_name["accuracy/ece"].arrays.removeprefix("arrays/"))
     assert arrays["counts"].sum() == top1.n
     assert all(from_json(to_json(record)) == record for record in records)
+    kept = np.load(tmp_path / top1.arrays.removeprefix("arrays/"))
+    assert kept["labels"].shape == kept["probability"].shape == (top1.n,)
+    assert (kept["labels"] == kept["predicted"]).mean() == pytest.approx(top1.value)
+    assert (kept["probability"] >= kept["probability_true"]).all()
+    assert kept["classes"].tolist() == list(subject.classes)
 
 
 def test_the_model_runs_once_over_each_batch_and_comes_back_in_its_mode(run):

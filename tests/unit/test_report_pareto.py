@@ -114,11 +114,11 @@ def test_a_comparison_comes_first_and_has_no_place_among_the_runs(tmp_path) -> N
     folder = make_comparison(tmp_path / "c")
     runs = load(folder, make_run(tmp_path / "r"))
     found = chapters(runs)
-    assert [section.id for section in found[:2]] == ["comparison", "headline"]
+    assert [section.id for section in found[:3]] == ["comparison", "verdict", "headline"]
     assert title(runs) == "SAM and its relatives on digits"
     (one,) = load(tmp_path / "r")
     alone = {section.id: section.parts for section in chapters([replace(one, label=runs[1].label)])}
-    assert [part.id for part in found[1].parts] == [part.id for part in alone["headline"]]
+    assert [part.id for part in found[2].parts] == [part.id for part in alone["headline"]]
     assert [section.id for section in chapters(load(folder))] == ["comparison", "settings", "provenance"]
     report.write([folder, tmp_path / "r"], tmp_path / "page.html")
 

@@ -129,7 +129,10 @@ def test_beside_runs_a_search_has_its_own_chapter_and_is_missing_in_none(tmp_pat
 
 
 def test_without_a_search_the_chapters_are_those_of_runs(tmp_path) -> None:
-    assert [section.id for section in chapters(load(make_run(tmp_path / "r", without=NOTHING)))] == list(SECTIONS)
+    found = [section.id for section in chapters(load(make_run(tmp_path / "r")))]
+    assert found == list(SECTIONS)
+    bare = [section.id for section in chapters(load(make_run(tmp_path / "s", without=NOTHING)))]
+    assert bare == ["headline", "settings", "provenance", "unmeasured"]
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,12 @@ def test_corruption_accuracy_is_that_of_each_image_corrupted_by_hand(subject, tm
     assert mean.value == pytest.approx(np.mean(list(by_hand.values())))
     assert mean.settings["corruption_names"] == ["fog", "contrast"]
     assert not any("ImageNet-C" in str(r) for r in records)
+    kept = np.load(tmp_path / mean.arrays.removeprefix("arrays/"))
+    places = zip(kept["outcome_corruptions"].tolist(), kept["outcome_severities"].tolist(), strict=True)
+    assert dict(zip(places, kept["outcomes"].mean(1).tolist(), strict=True)) == pytest.approx(by_hand)
+    assert kept["outcome_labels"].tolist() == few.labels.tolist()
+    with torch.no_grad():
+        assert kept["outcome_clean"].tolist() == (subject.model(few.images).argmax(1) == few.labels).tolist()
 
 
 def test_chunks_and_workers_do_not_change_a_bit(subject, tmp_path, monkeypatch):

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +27,8 @@ from samovar.runs.records import Record
 
 CHUNK = 2048
 """Images that are decoded and kept in memory at once, while every corruption of them is made."""
+CLEAN = ("", 0)
+"""The condition of images as they are, beside (corruption, severity)."""
 PER_TASK = 64
 """Images a worker corrupts at a time."""
 
@@ -78,7 +79,9 @@ def robustness(subject: Subject, config: MeasureConfig, arrays: Path) -> Iterato
     batches = subject.batches
     if config.corruption_images:
         batches = batches.few(config.corruption_images, config.seed)
-    right, count = _count_right(subject, batches, names, config)
+    hits, labels = _hits(subject, batches, names, config)
+    clean = hits.pop(CLEAN)
+    count, right = len(labels), {each: int(found.sum()) for each, found in hits.items()}
     settings = {"corruptions": "made here of these images", "corrupted_images": count}
     values = [correct / count for correct in right.values()]
     mean = sum(values) / len(values)
@@ -92,7 +95,7 @@ def robustness(subject: Subject, config: MeasureConfig, arrays: Path) -> Iterato
         settings=settings | {"corruption_names": names, "severities": list(config.severities)},
         cost={"forwards": len(values) * count},
         source="plain mean over corruptions and severities: arXiv:2106.01548",
-        arrays=_pictures(subject, config, names, arrays),
+        arrays=_save(subject, config, names, arrays, hits, clean, labels),
     )
     for (name, severity), correct in right.items():
         yield share(
@@ -115,11 +118,15 @@ def _names(asked: tuple[str, ...]) -> list[str]:
     return [name for name in CORRUPTIONS if not asked or name in asked]
 
 
-def _count_right(
+def _hits(
     subject: Subject, batches: Batches, names: list[str], config: MeasureConfig
-) -> tuple[Counter[tuple[str, int]], int]:
-    """Count the images classified rightly under each (corruption, severity), and all images."""
-    right: Counter[tuple[str, int]] = Counter()
+) -> tuple[dict[tuple[str, int], Tensor], Tensor]:
+    """Return which images are classified rightly under each (corruption, severity), and labels.
+
+    Both are in the order of the images: [n] bool each, and [n]. The condition ("", 0) is the images
+    as they are."""
+    parts: dict[tuple[str, int], list[Tensor]] = {}
+    seen: list[Tensor] = []
     count = 0
     for images, labels in _chunks(batches):
         tasks = [
@@ -132,14 +139,20 @@ def _count_right(
         dataset = Corrupted(images, count, config.seed)
         made = _corrupt_all(dataset, tasks, num_workers(batches.config))
         with evaluating(subject.model), torch.no_grad():
+            for start in range(0, len(images), PER_TASK):
+                clean = torch.from_numpy(images[start : start + PER_TASK]).permute(0, 3, 1, 2)
+                pixels = to_device(clean, subject.runtime.device).float() / 255
+                hits = predict_classes(subject.model, pixels) == labels[start : start + PER_TASK]
+                parts.setdefault(CLEAN, []).append(hits)
             for task, each in zip(tasks, made, strict=True):
                 pixels = to_device(each, subject.runtime.device).float() / 255
                 hits = predict_classes(subject.model, pixels) == labels[task.start : task.stop]
-                right[task.name, task.severity] += int(hits.sum())
+                parts.setdefault((task.name, task.severity), []).append(hits)
+        seen.append(labels)
         count += len(images)
     if not count:
         raise ValueError("no image can be read; check --source and --root")
-    return right, count
+    return {each: torch.cat(found) for each, found in parts.items()}, torch.cat(seen)
 
 
 def _chunks(batches: Batches) -> Iterator[tuple[Pixels, Tensor]]:
@@ -179,8 +192,28 @@ def _corrupt_all(dataset: Corrupted, tasks: list[CorruptionTask], workers: int) 
     )
 
 
-def _pictures(subject: Subject, config: MeasureConfig, names: list[str], arrays: Path) -> str:
-    """Save a few images under each corruption, and their predictions; return the file's path.
+def _save(
+    subject: Subject,
+    config: MeasureConfig,
+    names: list[str],
+    arrays: Path,
+    hits: dict[tuple[str, int], Tensor],
+    clean: Tensor,
+    labels: Tensor,
+) -> str:
+    """Save pictures under each corruption, and the outcome of every image; return the path."""
+    columns = _pictures(subject, config, names) | {
+        "outcomes": torch.stack(list(hits.values())).numpy(),
+        "outcome_clean": clean.numpy(),
+        "outcome_labels": labels.int().numpy(),
+        "outcome_corruptions": np.array([name for name, _ in hits]),
+        "outcome_severities": np.array([severity for _, severity in hits]),
+    }
+    return save(arrays, "robustness", subject, config, columns, title="corrupted")
+
+
+def _pictures(subject: Subject, config: MeasureConfig, names: list[str]) -> dict[str, Any]:
+    """Return a few images under each corruption, and their predictions, as arrays by name.
 
     The severity is 3, or the closest one asked for."""
     severity = min(config.severities, key=lambda each: abs(each - 3))
@@ -193,7 +226,7 @@ def _pictures(subject: Subject, config: MeasureConfig, names: list[str], arrays:
         Batch(to_device(pixels.float() / 255, device), to_device(labels, device)) for pixels in made
     ]
     rows = [predict(subject.model, batch) for batch in batches]
-    columns = {
+    return {
         "images": np.stack([to_rgb(row.images) for row in rows]),
         "labels": labels.numpy(),
         "predicted": np.stack([row.predicted.cpu().numpy() for row in rows]),
@@ -202,4 +235,3 @@ def _pictures(subject: Subject, config: MeasureConfig, names: list[str], arrays:
         "severity": np.array(severity),
         "classes": np.array(subject.classes),
     }
-    return save(arrays, "robustness", subject, config, columns, title="corrupted")

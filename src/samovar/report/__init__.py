@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["figures", "write"]
+__all__ = ["figures", "serve", "write"]
 
 
 def write(runs: Sequence[Path], output: Path) -> Path:
@@ -58,3 +58,18 @@ def figures(
     from samovar.report.run_names import named
 
     return save(named(read_runs(runs)), folder, formats)
+
+
+def serve(runs: Sequence[Path], host: str, port: int) -> None:
+    """Serve the page on run folders until Ctrl-C; it keeps itself up to date while they grow.
+
+    Args:
+        runs: run folders, each with a config.json.
+        host: address to listen on.
+        port: 0 takes a free one.
+
+    Raises:
+        ValueError: as for `write`; the address cannot be used."""
+    from samovar.report.serve import serve as begin
+
+    begin(runs, host, port)

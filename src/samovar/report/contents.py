@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from samovar.report.chapters.activations import activations
 from samovar.report.chapters.attention import attention
 from samovar.report.chapters.blocks import blocks
+from samovar.report.chapters.classes import classes
 from samovar.report.chapters.comparison import comparison, is_comparison
 from samovar.report.chapters.headline import headline
 from samovar.report.chapters.landscape import landscape
@@ -20,6 +21,8 @@ from samovar.report.chapters.settings import settings
 from samovar.report.chapters.spectrum import spectrum
 from samovar.report.chapters.training import training
 from samovar.report.chapters.tuning import is_search, tuning
+from samovar.report.chapters.unmeasured import unmeasured
+from samovar.report.chapters.verdict import verdict
 from samovar.report.chapters.watch import watch
 from samovar.report.parts import Chapter, labels_of
 from samovar.report.read import RunData
@@ -75,6 +78,7 @@ CHAPTERS: dict[str, Entry] = {
     "comparison": Entry(comparison, comparisons),
     "tuning": Entry(tuning, searches),
     # Then the networks, from numbers to pictures.
+    "verdict": Entry(verdict),
     "headline": Entry(headline),
     "training": Entry(training),
     "watch": Entry(watch),
@@ -83,6 +87,7 @@ CHAPTERS: dict[str, Entry] = {
     "blocks": Entry(blocks),
     "activations": Entry(activations),
     "attention": Entry(attention),
+    "classes": Entry(classes),
     "predictions": Entry(predictions),
     "robustness": Entry(robustness),
     # Last come the facts that one looks up.
@@ -93,8 +98,16 @@ CHAPTERS: dict[str, Entry] = {
 
 
 def chapters(runs: Runs) -> list[Chapter]:
-    """Build the chapters of a report on these folders."""
-    return [entry.build(about) for entry in CHAPTERS.values() if (about := entry.about(runs))]
+    """Build the chapters of a report on these folders.
+
+    A chapter that has nothing to show is left out; the last one lists what was not measured."""
+    found = [entry.build(about) for entry in CHAPTERS.values() if (about := entry.about(runs))]
+    shown = [
+        replace(chapter, missing=())
+        for chapter in found
+        if chapter.parts or chapter.notes or chapter.lead
+    ]
+    return [*shown, *unmeasured(found, runs)]
 
 
 def title(runs: Runs) -> str:

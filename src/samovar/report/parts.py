@@ -172,7 +172,30 @@ class Group:
         return columns_of(len(self.parts))
 
 
-Part = Figure | Table | Gallery | Group
+@dataclass(frozen=True)
+class Statement:
+    """A sentence on what the runs decide."""
+
+    tone: str
+    """`decided`; `open` if not decided; `apart` if the numbers must not be compared; `alone`
+    if there is nothing to compare."""
+    about: str
+    text: str
+    more: str = ""
+    """What would decide it, or what the sentence does not say."""
+
+
+@dataclass(frozen=True)
+class Statements:
+    """Sentences in the order of their weight."""
+
+    kind: ClassVar[str] = "statements"
+    id: str
+    title: str
+    statements: Sequence[Statement]
+
+
+Part = Figure | Table | Gallery | Group | Statements
 
 
 @dataclass(frozen=True)

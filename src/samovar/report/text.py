@@ -82,8 +82,9 @@ def clean(text: Any, length: int = 200) -> str:
 
 
 def plain(text: Any) -> str:
-    """Escape text for Plotly, which reads HTML tags and entities in every label."""
-    return clean(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    """Escape text for Plotly, which reads HTML tags, entities and $formulas$ in every label."""
+    signs = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "&#36;"}
+    return clean(text).translate(str.maketrans(signs))
 
 
 def slug(text: Any) -> str:

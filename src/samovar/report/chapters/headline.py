@@ -16,6 +16,14 @@ from samovar.report.read import RunData, number
 from samovar.report.run_names import MANY, command
 from samovar.report.text import count, setting
 
+_LEAD = (
+    "λ_max is the largest curvature of the loss around the trained weights, an eigenvalue of its "
+    "Hessian; lower is flatter. Its ± is the Ritz residual: a true eigenvalue lies at most so far "
+    "away. Losses are in nats, natural logarithms of probabilities: guessing among K classes costs "
+    "ln K. n counts what is behind a number: images, draws of noise, or log lines. For accuracy "
+    "higher is better; for λ_max, flatness and losses lower is."
+)
+
 
 @dataclass(frozen=True)
 class MetricColumn:
@@ -56,6 +64,7 @@ def headline(runs: Sequence[RunData]) -> Chapter:
         for metric in METRICS
         if (records := _records(metric, runs)) or metric.always
     ]
+    columns = _once(columns)
     metrics = [column.metric for column in columns]
     numbers, means = _table(columns, runs), seed_table(runs, metrics)
     # Readers of many runs look at the means first.
@@ -65,7 +74,28 @@ def headline(runs: Sequence[RunData]) -> Chapter:
         (run, record) for column in columns for record, run in column.records.values()
     )
     parts: list[Part] = [*tables, *record_table(runs)]
-    return Chapter("headline", "Main numbers", "", parts, missing, notes)
+    return Chapter("headline", "Main numbers", _LEAD, parts, missing, notes)
+
+
+def _once(columns: Sequence[MetricColumn]) -> list[MetricColumn]:
+    """Return the columns without a measured accuracy that only repeats that of training.
+
+    It does where each run has it, with the same images behind it, at the same step."""
+    best = next((c for c in columns if c.metric.title == "Accuracy, best"), None)
+
+    def repeats(column: MetricColumn) -> bool:
+        if column.metric.title != "Accuracy, measured" or not best or column.flags:
+            return False
+        pairs = [(r, best.records.get(label, (None, None))[0]) for label, (r, _) in
+                 column.records.items()]  # fmt: skip
+        return all(
+            b is not None
+            and (a.n, a.where.get("step")) == (b.n, b.where.get("step"))
+            and abs(a.value - b.value) < 1e-9
+            for a, b in pairs
+        )
+
+    return [column for column in columns if not repeats(column)]
 
 
 def _records(metric: Metric, runs: Sequence[RunData]) -> Measured:

@@ -56,11 +56,7 @@ def _lead(runs: Sequence[RunData]) -> str:
 def _missing(runs: Sequence[RunData]) -> list[Missing]:
     untrained = labels_of(run for run in runs if not run.trained)
     hint = "The folder was only measured, or training has not written a record yet."
-    return (
-        [Missing("training records", untrained, ("samovar train RECIPE",), hint)]
-        if untrained
-        else []
-    )
+    return [Missing("training records", untrained, (), hint)] if untrained else []
 
 
 def _objectives(runs: Sequence[RunData]) -> list[str]:

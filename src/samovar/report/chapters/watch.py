@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from typing import Any
 
 from samovar.report.chapters.curves import curve_figure, curves, line_trace
 from samovar.report.parts import Chapter, Missing, balanced, labels_of
 from samovar.report.read import RunData
-from samovar.report.text import clean, count
+from samovar.report.text import count
 
 _WATCHED = {
     "watch/lambda_max": "λ_max of the training loss",
@@ -22,7 +21,6 @@ _LEAD = (
     "gradient descent on a quadratic diverges (2 / learning rate; lower with SAM). For Adam-like "
     "optimizers it is only a landmark."
 )
-_UNTRAINED = "No run here was trained, so there are no curves."
 
 
 def watch(runs: Sequence[RunData]) -> Chapter:
@@ -38,7 +36,7 @@ def watch(runs: Sequence[RunData]) -> Chapter:
         )
         for name in present
     ]
-    lead = _LEAD if figures else "" if any(run.trained for run in runs) else _UNTRAINED
+    lead = _LEAD if figures else ""
     return Chapter(
         "watch", "Geometry while training", lead, balanced(figures), _missing(runs), _saddles(runs)
     )
@@ -78,10 +76,7 @@ def _thresholds(runs: Sequence[RunData]) -> list[dict[str, Any]]:
 
 
 def _missing(runs: Sequence[RunData]) -> list[Missing]:
-    """Return the commands that train the runs again with the watch on."""
+    """Return that the runs were trained without the watch."""
     without = [run for run in runs if run.trained and "watch/lambda_max" not in run.records]
-    if not without:
-        return []
-    paths = (shlex.quote(clean(run.path / "config.json", 4000)) for run in without)
-    commands = tuple(f"samovar train --config {path} --run.watch-every 100" for path in paths)
-    return [Missing("sharpness while training", labels_of(without), commands)]
+    hint = "It is recorded only during training, with --run.watch-every."
+    return [Missing("sharpness while training", labels_of(without), (), hint)] if without else []

@@ -23,15 +23,19 @@ from samovar.report.read import RunData
 HERE = Path(__file__).parent
 
 
-def render(runs: Sequence[RunData]) -> str:
-    """Return the whole page as HTML."""
+def render(runs: Sequence[RunData], *, live: str = "", scripted: bool = True) -> str:
+    """Return the whole page as HTML.
+
+    Args:
+        runs: the runs, with labels and colours.
+        live: version of a page that is served and keeps itself up to date; empty for a file.
+        scripted: False leaves the scripts out, for a page that only brings another up to date."""
     contents = chapters(runs)
     parts = [part for chapter in contents for part in _walk(chapter.parts)]
     images = _images(parts)
     # The page allows no scripts but these two, which it names by their digests.
-    scripts = [
-        _inline(text) for text in (get_plotlyjs(), (HERE / "script.js").read_text(encoding="utf-8"))
-    ]
+    texts = (get_plotlyjs(), (HERE / "script.js").read_text(encoding="utf-8"))
+    scripts = [_inline(text) for text in texts] if scripted else []
     environment = Environment(
         loader=FileSystemLoader(HERE),
         autoescape=True,
@@ -40,9 +44,15 @@ def render(runs: Sequence[RunData]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"json": embed, "image": images.__getitem__, "math": _math}
+    environment.filters |= {
+        "json": embed,
+        "image": images.__getitem__,
+        "math": _math,
+        "code": _code,
+    }
     page = environment.get_template("template.html.j2").render(
         title=title(runs),
+        live=live,
         runs=runs,
         keys=legend([run for run in runs if not is_summary(run)]),
         chapters=contents,
@@ -119,3 +129,9 @@ def _updated(runs: Sequence[RunData]) -> str:
 def _math(text: str) -> Markup:
     """Escape text, and set the index of λ_max as a subscript."""
     return Markup(str(escape(text)).replace("λ_max", "λ<sub>max</sub>"))
+
+
+def _code(text: str) -> Markup:
+    """Escape text, and set what stands between backquotes as code."""
+    parts = str(escape(text)).split("`")
+    return Markup("".join(f"<code>{p}</code>" if k % 2 else p for k, p in enumerate(parts)))

@@ -175,6 +175,52 @@
   addEventListener("scroll", () => requestAnimationFrame(mark), { passive: true });
   mark();
 
+  // --- served page: ask for news, and put new numbers and curves in place
+  const EVERY_MS = 2000;
+  let version = document.body.dataset.live;
+  async function refresh() {
+    const line = document.getElementById("live");
+    try {
+      const state = await (await fetch("/state", { cache: "no-store" })).json();
+      const said = state.lines.join(" · ");
+      if (line.textContent !== said) line.textContent = said;
+      if (state.version !== version) {
+        const text = await (await fetch("/fresh", { cache: "no-store" })).text();
+        const fresh = new DOMParser().parseFromString(text, "text/html");
+        replaceWith(fresh);
+        version = fresh.body.dataset.live;
+      }
+    } catch {
+      line.textContent = "The report is no longer served; this is its last state.";
+    }
+    setTimeout(refresh, EVERY_MS);
+  }
+  const shape = (page) => [...page.querySelectorAll("main [id]")].map((e) => e.id).join() + page.querySelector("style").textContent;
+  function replaceWith(fresh) {
+    // New chapters or pictures change the page as a whole.
+    if (shape(fresh) !== shape(document)) return location.reload();
+    for (const now of document.querySelectorAll(".table-card, .statements, .notice")) {
+      const then = now.id && fresh.getElementById(now.id);
+      if (then && then.innerHTML !== now.innerHTML) {
+        const open = now.querySelector("details")?.open;
+        now.innerHTML = then.innerHTML;
+        if (open) now.querySelector("details").open = true;
+      }
+    }
+    for (const now of document.querySelectorAll("script[data-for]")) {
+      const id = now.dataset.for;
+      const then = fresh.querySelector(`script[data-for="${CSS.escape(id)}"]`).textContent;
+      if (then === now.textContent) continue;
+      now.textContent = then;
+      const canvas = plots.get(id);
+      if (canvas && !isLive(canvas)) {
+        const { data, layout } = described(id);
+        Plotly.react(canvas, data, layout, config);
+      }
+    }
+  }
+  if (version) setTimeout(refresh, EVERY_MS);
+
   // --- print: draw everything, in the light theme, as wide as paper
   let before = null;
   addEventListener("beforeprint", () => {
