@@ -83,7 +83,7 @@ def clean(text: Any, length: int = 200) -> str:
 
 def plain(text: Any) -> str:
     """Escape text for Plotly, which reads HTML tags, entities and $formulas$ in every label."""
-    signs = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "&#36;"}
+    signs: dict[str, str | int | None] = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "&#36;"}
     return clean(text).translate(str.maketrans(signs))
 
 

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Literal
 
-from samovar.studies.intervals import mean_interval
+from samovar.studies.intervals import (
+    LEVEL,
+    holm,
+    mean_interval,
+    p_above,
+    seeds_needed,
+    smallest_effect,
+)
 
 Verdict = Literal["held", "not held", "undecided", "not measured"]
 
@@ -79,6 +86,19 @@ class Outcome:
     """True if one of the paper's numbers is only in later versions of it."""
     asked: int = 0
     """Seeds that were asked for; with fewer, nothing is decided."""
+    wide: tuple[float, float] = (-math.inf, math.inf)
+    """The 95 % interval of the mean contrast, shown as `value` is."""
+    p: float = math.nan
+    """p-value of the one-sided test that the claim holds; that of its opposite is 1 - p."""
+    smallest: float = math.nan
+    """Smallest distance from the threshold that these seeds see with a probability of 80 %, by
+    their spread: a difference, or for a ratio the factor."""
+    needed: int | None = None
+    """Seeds that would decide the claim with a probability of 80 % if mean and spread are right;
+    None where it is decided, or more than 1,000 would be needed."""
+    holm: Verdict = "undecided"
+    """The verdict where a false one among all of the table's claims must be rare; see
+    `corrected`."""
 
 
 def ratio(text: str, top: Cell, bottom: Cell, *, above: float = 1.0, ours: bool = False) -> Claim:
@@ -126,7 +146,31 @@ def decide(
     # equal contrasts differ by rounding, hence the tolerance
     if len(found) < len(seeds) or high - low < 1e-9 * max(map(abs, found)):
         verdict = "undecided"
-    value, low, high = (
-        claim.shown(end) if math.isfinite(end) else end for end in (fmean(found), low, high)
+    wide = mean_interval(found, LEVEL / 2)
+    value, low, high, *wide95 = (
+        claim.shown(end) if math.isfinite(end) else end for end in (fmean(found), low, high, *wide)
     )
-    return Outcome(claim, verdict, value, low, high, len(found), published, later, len(seeds))
+    whole = len(found) == len(seeds)
+    return Outcome(
+        claim, verdict, value, low, high, len(found), published, later, len(seeds),
+        wide=(wide95[0], wide95[1]),
+        p=p_above(found, claim.threshold) if whole else math.nan,
+        smallest=claim.shown(smallest_effect(found)),
+        needed=seeds_needed(found, claim.threshold) if verdict == "undecided" and whole else None,
+        holm="undecided",
+    )  # fmt: skip
+
+
+def corrected(outcomes: Sequence[Outcome]) -> tuple[Outcome, ...]:
+    """Return the outcomes of a table with their verdicts after Holm's correction.
+
+    Each claim and its opposite are two hypotheses: with a probability of 95 % none of the verdicts
+    `held` and `not held` of the table is false."""
+    rejected = holm([p for outcome in outcomes for p in (outcome.p, 1 - outcome.p)])
+    found = []
+    for outcome, held, not_held in zip(outcomes, rejected[::2], rejected[1::2], strict=True):
+        verdict: Verdict = "held" if held else "not held" if not_held else "undecided"
+        # nothing that a single test leaves open is decided by a stricter one
+        open_or_none = outcome.verdict in ("undecided", "not measured")
+        found.append(replace(outcome, holm=outcome.verdict if open_or_none else verdict))
+    return tuple(found)

@@ -124,6 +124,12 @@ def claims(study: RunData, name: str) -> Table:
         Column("Verdict", f"{test}: {_VERDICT}"),
         Column("Here", "mean over seeds; for a ratio, the geometric mean"),
         Column("90 % interval", "of that mean, from the same test"),
+        Column(
+            "All at once",
+            "the verdict after Holm’s correction: with a probability of 95 % no verdict in this "
+            "column is false. Below it, the smallest effect that these seeds would see in four "
+            "of five cases, and how many seeds would decide what is undecided",
+        ),
         Column("Paper", "the same difference or ratio of the published numbers"),
     ]
     return Table(
@@ -158,8 +164,24 @@ def _verdict(record: Record) -> list[Cell]:
         Cell(clean(settings.get("verdict", "")), details=[seeds_of(record)]),
         Cell(here, details=[clean(unit)] if unit != "x" else []),
         Cell(ends or "–"),
+        _at_once(record),
         Cell(paper),
     ]
+
+
+def _at_once(record: Record) -> Cell:
+    """Return the verdict among all claims of the table, and the power behind it."""
+    settings = record.settings
+    if "holm" not in settings:
+        return Cell("–")
+    smallest = number(settings.get("smallest_effect"))
+    details = []
+    if smallest is not None and math.isfinite(smallest):
+        details.append(f"sees {_amount(smallest, settings).lstrip('+')}")
+    if settings.get("verdict") == "undecided" and (record.n or 0) > 1:
+        needed = number(settings.get("seeds_needed"))
+        details.append(f"{needed:g} seeds decide" if needed else "over 1,000 seeds decide")
+    return Cell(clean(settings["holm"]), details=details)
 
 
 def _amount(value: float, settings: dict[str, Any], digits: int = 3) -> str:

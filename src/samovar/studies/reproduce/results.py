@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from samovar.runs.records import Record
-from samovar.studies.claims import TEST, Cell, Outcome, decide
+from samovar.studies.claims import TEST, Cell, Outcome, corrected, decide
 from samovar.studies.columns import COLUMNS
 from samovar.studies.intervals import stderr
 from samovar.studies.reproduce.paper import is_unverified, paper_number, stands_for
@@ -75,7 +75,7 @@ def results(name: str, request: ReproduceRequest, jobs: Sequence[ReproduceJob]) 
             values = tuple(seed[cell] for seed in seeds if math.isfinite(seed[cell]))
             numbers.append(ReproduceNumber(row, column, values, paper[cell], later, request.seeds))
     outcomes = (decide(claim, seeds, paper, unverified) for claim in claims_of(name, request))
-    return ReproduceResults(name, tuple(numbers), tuple(outcomes))
+    return ReproduceResults(name, tuple(numbers), corrected(tuple(outcomes)))
 
 
 def _values(
@@ -141,6 +141,11 @@ def _claim_record(outcome: Outcome, study: str, request: ReproduceRequest) -> Re
             "ours": claim.ours,
             "asked": request.seeds,
             "interval": "90 %",
+            "interval_95": list(outcome.wide),
+            "p": outcome.p,
+            "holm": outcome.holm,
+            "smallest_effect": outcome.smallest,
+            "seeds_needed": outcome.needed,
             "unverified": outcome.unverified,
         },
         interval=None if outcome.seeds < 2 else (outcome.low, outcome.high),

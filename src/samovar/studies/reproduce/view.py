@@ -17,7 +17,11 @@ from samovar.studies.reproduce.studies import STUDIES
 from samovar.studies.reproduce.study import title_of
 from samovar.studies.terminal import markdown_table
 
-_CLAIM_HEAD = ("claim", "verdict", "here", "90 % interval", "seeds", "paper")
+_CLAIM_HEAD = (
+    "claim", "verdict", "all at once", "here", "90 % interval", "seeds", "sees", "paper"
+)  # fmt: skip
+"""`all at once`: after Holm's correction over the table. `sees`: the smallest effect that these
+seeds would see."""
 
 
 def plan_head(request: ReproduceRequest) -> str:
@@ -110,7 +114,11 @@ def _claim(outcome: Outcome, digits: int, paper_digits: int) -> list[str]:
     if outcome.seeds > 1:
         ends = f"{outcome.low:.{digits}g} to {outcome.high:.{digits}g}"
     few = "" if outcome.seeds == outcome.asked else f" of {outcome.asked}"
+    if outcome.verdict == "undecided" and outcome.seeds > 1 and not few:
+        few = f" ({outcome.needed or 'over 1,000'} would decide)"
+    sees = f"{outcome.smallest:.2g}{unit}" if math.isfinite(outcome.smallest) else ""
     paper = ""
     if math.isfinite(outcome.paper):
         paper = f"{outcome.paper:.{paper_digits}g}{unit}{_star(outcome)}"
-    return [outcome.claim.text, outcome.verdict, here, ends, f"{outcome.seeds}{few}", paper]
+    seeds = f"{outcome.seeds}{few}"
+    return [outcome.claim.text, outcome.verdict, outcome.holm, here, ends, seeds, sees, paper]
