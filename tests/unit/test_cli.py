@@ -275,6 +275,8 @@ def test_names_of_other_packages_are_listed_and_ours_go_first(monkeypatch, capsy
 
 def test_the_lists_name_what_there_is(capsys) -> None:
     cli.main(["list"])
+    assert capsys.readouterr().out.startswith("usage: samovar list ")
+    cli.main(["list", "recipes", "models", "sources", "loggers", "--all"])
     out = capsys.readouterr().out
     known = getattr(loggers, "_LOGGERS", None) or loggers._OPENERS
     assert all(f"  {name} " in out for name in [*recipes.RECIPES, *table.MODELS, *known])

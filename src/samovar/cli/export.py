@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from samovar.cli.flags import DIR, NAME, Flag, Kind, flag_lines, lines, one_of, read
+from samovar.cli.named_run import run_path
 
 FORMATS = {
     "timm": "a folder for timm.create_model and the Hugging Face hub",
@@ -85,7 +86,7 @@ def run(args: Sequence[str]) -> None:
     from samovar.export import export as write
 
     path = write(
-        command.what,
+        run_path(command.what, models=True),
         command.kind,
         output=command.output,
         checkpoint=command.checkpoint,

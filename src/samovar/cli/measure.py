@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from samovar import config as configs
 from samovar.cli.flags import lines, read
+from samovar.cli.named_run import run_path
 from samovar.cli.settings import parse_settings
 from samovar.config import MeasureConfig
 from samovar.measure import catalog
@@ -107,4 +108,4 @@ def run(args: Sequence[str]) -> None:
     subject, names, config = parse(args)
     from samovar.measure import command
 
-    command.run(subject, names, config)
+    command.run(run_path(subject, models=True), names, config)

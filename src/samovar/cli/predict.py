@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from samovar.cli.export import CHECKPOINT, MODEL
 from samovar.cli.flags import COUNT, SWITCH, Flag, Kind, flag_lines, read
+from samovar.cli.named_run import run_path
 
 FLAGS = (
     Flag("--top-k", COUNT, "classes per image, the likeliest first", 5),
@@ -88,7 +89,7 @@ def run(args: Sequence[str]) -> None:
     from samovar.export.predict import show
 
     show(
-        command.what,
+        run_path(command.what, models=True),
         command.images,
         checkpoint=command.checkpoint,
         name=command.model,

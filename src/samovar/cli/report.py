@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from samovar.cli.flags import DIR, FILE, Flag, flag_lines, names, read
+from samovar.cli.named_run import run_path
 
 FLAGS = (
     Flag(
@@ -60,7 +61,7 @@ def parse(args: Sequence[str]) -> ReportCommand:
         raise ValueError("report needs a run folder; see `samovar report --help`")
     if line["--format"] and figures is None:
         raise ValueError("--format needs --figures; give --figures DIR with it")
-    runs = [Path(word) for word in line.words]
+    runs = [Path(run_path(word)) for word in line.words]
     page = line["--output"]
     if page is None and figures is None:
         page = runs[0] / "report.html" if len(runs) == 1 else Path("report.html")

@@ -52,7 +52,9 @@ VERBS: dict[str, Verb] = {
         "export", "RUN --format F", "write a checked copy for timm, ONNX or plain torch"
     ),
     "predict": Verb("predict", "RUN IMAGE...", "predict the classes of image files"),
-    "list": Verb("listing", "[TABLE...]", "list recipes, models, sources of images and loggers"),
+    "list": Verb(
+        "listing", "WHAT...", "list recipes, models, sources of images, loggers, or your runs"
+    ),
     "show": Verb("show", "RECIPE|RUN|MODEL", "show settings of a recipe or run, facts of a model"),
 }
 """The verbs in the order in which the overall help lists them."""
