@@ -22,6 +22,7 @@ FLAGS = (
     Flag("--output", DIR, "folder of the copy", shown="RUN/export-FORMAT"),
     CHECKPOINT,
     Flag("--title", Kind("TITLE", "a title"), "heading of the model card", "", "the run's name"),
+    Flag("--license", Kind("ID", "a licence"), "of the model card, such as apache-2.0", "unknown"),
     MODEL,
 )
 
@@ -56,6 +57,7 @@ class ExportCommand:
     """Folder of the copy; None is one below the run."""
     checkpoint: str
     title: str
+    license: str
     model: str
 
 
@@ -76,6 +78,7 @@ def parse(args: Sequence[str]) -> ExportCommand:
         output=line["--output"],
         checkpoint=line["--checkpoint"],
         title=line["--title"],
+        license=line["--license"],
         model=line["--model"],
     )
 
@@ -92,5 +95,6 @@ def run(args: Sequence[str]) -> None:
         checkpoint=command.checkpoint,
         name=command.model,
         title=command.title,
+        license=command.license,
     )
     print(f"{command.kind}: {path}")

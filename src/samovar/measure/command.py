@@ -44,7 +44,7 @@ def run(name: str, measurements: Sequence[str], config: MeasureConfig) -> RunDir
     _import_from_working_folder(name, config.model)
     # float32 and not `auto`: bf16 rounding would look like sharpness; --precision changes some
     with started(
-        RunConfig(device=config.device, threads=config.threads, precision="fp32")
+        RunConfig(device=config.device, threads=config.threads, precision="fp32"), "--device"
     ) as runtime:
         for each in measurements:
             check_precision(catalog.precision(each, config), runtime.device)
