@@ -5,6 +5,9 @@ import math
 
 import pytest
 
+from samovar import config as configs
+from samovar.config import Config
+from samovar.report.read import read_runs
 from samovar.runs.records import Record, RunDir, from_json, replace_text, to_json
 
 
@@ -63,3 +66,16 @@ def test_a_line_cut_short_by_a_crash_does_not_swallow_the_next(tmp_path):
         file.write('{"name": "a/b", "val')
     run.append(Record("a/b", 3.0))
     assert [record.value for record in run.records()] == [1.0, 2.0, 3.0]
+
+
+def test_records_of_earlier_versions_are_read_under_their_present_name(tmp_path):
+    run = RunDir.create(tmp_path, "old")
+    run.append(Record("sharpness/average_flatness", 2.0, "nats"), Record("sharpness/sam", 1.0))
+    assert [record.name for record in run.records()] == ["flatness/average_flatness", "sharpness/sam"]
+    assert [record.value for record in run.records("flatness/average_flatness")] == [2.0]
+    assert [record.value for record in run.records("sharpness/average_flatness")] == [2.0]
+    configs.save(Config(), run.config_path)
+    (data,) = read_runs([run.path])
+    assert data.latest("flatness/average_flatness") == Record("flatness/average_flatness", 2.0, "nats")
+    with pytest.raises(ValueError, match="not a record"):
+        from_json("[]")

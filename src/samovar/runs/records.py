@@ -17,6 +17,12 @@ from typing import Any
 
 Sink = Callable[["Record"], None]
 
+RENAMED = {
+    "sharpness/average_flatness": "flatness/average_flatness",
+    "sharpness/clean_loss": "flatness/clean_loss",
+}
+"""Present names of records by those of earlier versions, which are read under the present one."""
+
 
 @dataclass(frozen=True)
 class Record:
@@ -72,6 +78,7 @@ def from_json(line: str) -> Record:
     if not isinstance(values, dict) or "name" not in values or "value" not in values:
         raise ValueError(f"not a record: {line[:80]!r}")
     known = {item.name for item in dataclasses.fields(Record)}
+    values["name"] = RENAMED.get(str(values["name"]), values["name"])
     values["value"] = float(values["value"])
     # strict JSON has no NaN and no infinity, so `to_json` writes them as strings
     for name in ("stderr", "residual"):
@@ -155,11 +162,12 @@ class RunDir:
             file.write(text.encode())
 
     def records(self, name: str | None = None) -> Iterator[Record]:
-        """Yield the records in order, all or those of one name.
+        """Yield the records in order, all or those of one name, which may be an earlier one.
 
         A last line that a crash cut short is left out."""
         if not self.records_path.exists():
             return
+        name = RENAMED.get(name, name) if name else None
         with self.records_path.open(encoding="utf-8") as file:
             for line in file:
                 if line.endswith("\n"):
