@@ -83,30 +83,11 @@ def run(args: Sequence[str]) -> None:
     elif (folder := Path(run_path(name)) / "config.json").is_file():
         print("\n".join(show_run.lines(folder.parent, whole=whole)))
     elif defined_by_timm(name):
-        _show_timm(name)
+        from samovar.models.timm_facts import facts  # imports torch
+
+        print("\n".join(facts(name)))
     else:
         raise _unknown(name)
-
-
-def _show_timm(name: str) -> None:
-    """Print the facts of a timm model; this imports torch.
-
-    Raises:
-        ValueError: timm has no such pretrained tag."""
-    import timm
-
-    from samovar.models.factory import describe
-
-    found = describe(name)
-    size = f"{found.channels} x {found.image_size} x {found.image_size}"
-    facts = [f"{found.params:,} parameters with {size} images", f"{found.classes} classes"]
-    facts += [f"{word} {n}" for word in ("patch", "width", "depth") if (n := getattr(found, word))]
-    print(f"{name}: a model of timm\n{', '.join(facts)}")
-    pixels = timm.get_pretrained_cfg(name)
-    if pixels:
-        print(f"normalization: mean {pixels.mean}, std {pixels.std}")
-    tags = timm.list_pretrained(f"{name.partition('.')[0]}.*")
-    print(f"pretrained weights: {', '.join(tags) or 'none'}")
 
 
 def _unknown(name: str) -> ValueError:

@@ -44,8 +44,8 @@ below --output (default: runs).
 
 {flag_lines(FLAGS)}
 
-All other flags change a setting, such as --sam.rho 0.1. `samovar train RECIPE --help` lists them
-with their values in that recipe.
+All other flags change a setting, such as --sam.rho 0.1. `samovar train RECIPE --help` lists the
+first of them with their values in that recipe, --help-all lists all.
 
 examples:
   samovar train vit-cifar10-sam --seed 1
