@@ -129,8 +129,8 @@ def _hessian(plan: Plan) -> list[Record]:
 def _flatness(plan: Plan) -> list[Record]:
     settings = {"sigma": 0.05, "noise": "isotropic"}
     return [
-        Record("sharpness/average_flatness", 2.5 / plan.flat, "nats", 0.1, 10, settings=settings),
-        Record("sharpness/clean_loss", 0.02, "nats", n=269),
+        Record("flatness/average_flatness", 2.5 / plan.flat, "nats", 0.1, 10, settings=settings),
+        Record("flatness/clean_loss", 0.02, "nats", n=269),
     ]
 
 

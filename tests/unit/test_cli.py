@@ -158,7 +158,14 @@ def test_a_verb_without_arguments_works_or_says_in_a_line_what_it_needs(verb: st
         assert_refused(verb, f"{verb} needs ", capsys)
 
 
-WORDS = {"corrupt": "a b", "predict": "a b", "reproduce": "table1 --scale digits", "list": "models", "demo": ""}
+WORDS = {
+    "corrupt": "a b",
+    "predict": "a b",
+    "reproduce": "table1 --scale digits",
+    "list": "models",
+    "demo": "",
+    "completion": "bash",
+}
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -194,20 +201,46 @@ def test_help_texts_are_short_lines_that_name_every_flag_and_give_an_example(ver
 
 @pytest.mark.parametrize("args", ["train vit-cifar10-sam", "tune vit-cifar10-sam", "measure x", "corrupt a b"])
 def test_help_behind_a_subject_lists_every_setting_with_its_value_there(args: str, capsys) -> None:
-    cli.main([*args.split(), "--help"])
+    cli.main([*args.split(), "--help-all"])
     name, *words = args.split()
     listed = capsys.readouterr().out.removeprefix(load(name).HELP)
     settings = configs.flatten(load(name).explained(words))
-    assert all(f"--{setting.replace('_', '-')}" in listed for setting in settings if setting != "recipe")
+    idle = ("contrastive.", "head.") if name in ("train", "tune") else ()
+    shown = [setting for setting in settings if setting != "recipe" and not setting.startswith(idle)]
+    assert all(f"--{setting.replace('_', '-')}" in listed for setting in shown)
+    if name in ("train", "tune"):
+        assert "--recipe" not in listed
+        assert "--contrastive.*" in listed
+        assert "--head.epochs" not in listed
+        assert listed.index("--sam.rho ") < listed.index("--sam.m ") < listed.index("--adversarial.eps ")
     if words == ["vit-cifar10-sam"]:
         assert "(default: 0.1)" in listed[listed.index("--sam.rho ") :][:200]
+
+
+@pytest.mark.parametrize("verb", ["train", "tune"])
+def test_help_behind_a_recipe_lists_the_fifteen_flags_to_begin_with(verb: str, capsys) -> None:
+    cli.main([verb, "vit-cifar10-sam", "--help"])
+    listed = capsys.readouterr().out.removeprefix(load(verb).HELP)
+    found = [line.split()[0] for line in listed.splitlines() if line.startswith("  --")]
+    assert len(found) == 15
+    assert "--sam.rho" in found
+    assert f"`samovar {verb} vit-cifar10-sam --help-all` lists all flags." in listed
+    cli.main([verb, "supcon-vit-digits", "--help-all"])
+    assert "--head.epochs" in capsys.readouterr().out
+
+
+def test_the_version_has_a_short_flag(capsys) -> None:
+    cli.main(["-V"])
+    short = capsys.readouterr().out
+    cli.main(["--version"])
+    assert short == capsys.readouterr().out
 
 
 def test_help_behind_a_saved_config_lists_its_values(capsys, tmp_path) -> None:
     path = tmp_path / "config.json"
     configs.save(recipes.get("mixer-cifar10-sam").config(), path)
     for verb, flag, saved in (("train", "--config", path), ("train", "--resume", tmp_path), ("tune", "--config", path)):
-        cli.main([verb, flag, str(saved), "-h"])
+        cli.main([verb, flag, str(saved), "--help-all"])
         out = capsys.readouterr().out
         assert f"All flags, with their values in `samovar {verb} {flag} {saved}`:" in out
         assert "mixer-cifar" in out[out.index("--model.name ") :]
@@ -275,6 +308,8 @@ def test_names_of_other_packages_are_listed_and_ours_go_first(monkeypatch, capsy
 
 def test_the_lists_name_what_there_is(capsys) -> None:
     cli.main(["list"])
+    assert capsys.readouterr().out.startswith("usage: samovar list ")
+    cli.main(["list", "recipes", "models", "sources", "loggers", "--all"])
     out = capsys.readouterr().out
     known = getattr(loggers, "_LOGGERS", None) or loggers._OPENERS
     assert all(f"  {name} " in out for name in [*recipes.RECIPES, *table.MODELS, *known])

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import stat
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -175,6 +177,7 @@ def test_onnxruntime_gives_the_same_logits_and_the_file_says_what_it_takes(name,
     made = original(name, 8, 1)
     path = folder.write(made, "onnx", tmp_path / "copy")
     session = open_session(path / "model.onnx")
+    assert [each.shape[0] for each in (*session.get_inputs(), *session.get_outputs())] == ["batch", "batch"]
     assert compare(made, lambda images: run(session, images)) <= 1e-4
     said = session.get_modelmeta().custom_metadata_map
     assert json.loads(said["classes"]) == list("abcdefg")
@@ -214,7 +217,8 @@ def test_the_card_says_how_good_how_flat_and_how_trained_but_not_where_files_are
     )
     card = (export(str(made.path), "timm", title="My birds") / "README.md").read_text()
     assert card.startswith(
-        "---\ntags:\n- image-classification\n- samovar\n- timm\nlibrary_name: timm\n---\n\n# My birds\n"
+        "---\nlicense: unknown\ntags:\n- image-classification\n- samovar\n"
+        "- timm\nlibrary_name: timm\n---\n\n# My birds\n"
     )
     assert "accuracy: 90.00% (95 % interval 78.64% to 95.65%) on 50 val images" in card  # Wilson's, of 45 in 50
     assert "12.34 (residual 0.01); softmax loss on 100 train images" in card
@@ -228,6 +232,21 @@ def test_a_card_without_records_says_what_was_not_measured(digits, tmp_path):
     card = (export(str(digits.path), "timm", output=tmp_path / "copy") / "README.md").read_text()
     assert "accuracy: not measured" in card
     assert "not measured (`samovar measure RUN hessian`)" in card
+
+
+@pytest.mark.parametrize("kind", ["timm", "torch"])
+def test_files_have_the_mode_of_the_umask_and_the_card_says_pixels_once(kind, digits, tmp_path, capsys):
+    before = os.umask(0o027)
+    try:
+        path = export(str(digits.path), kind, output=tmp_path / "copy", license="mit")
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(file.stat().st_mode) for file in path.iterdir()} == {0o640}
+    card = (path / "README.md").read_text()
+    assert card.startswith("---\nlicense: mit\n")
+    assert card.count("[0, 1]") == 1
+    assert ("mean 0.3, std 0.2" in card) == (kind == "timm")
+    assert "normalized with" not in capsys.readouterr().err, "a run knows its normalization"
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------

@@ -1,10 +1,12 @@
 """`samovar measure`: the right weights on the right images, stated in the records, and nothing measured twice."""
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from samovar import config as configs
 from samovar import recipes
@@ -12,7 +14,7 @@ from samovar.cli.measure import HELP
 from samovar.config import MeasureConfig, RunConfig
 from samovar.measure import catalog, command, watch
 from samovar.measure.subject import open_subject
-from samovar.runs.records import RunDir
+from samovar.runs.records import Record, RunDir
 from samovar.runtime import Runtime
 from samovar.train.fit import fit, prepare
 from tests.conftest import assert_refused
@@ -92,7 +94,7 @@ def test_an_interruption_keeps_what_is_done(run, monkeypatch, capsys) -> None:
         command.run(str(run.path), ["flatness", "trace"], config)
     assert caught.value.code == 130
     assert "the same command goes on from here" in capsys.readouterr().err
-    assert [r for r in run.records("sharpness/average_flatness") if r.settings["seed"] == 5]
+    assert [r for r in run.records("flatness/average_flatness") if r.settings["seed"] == 5]
 
 
 def test_an_eigenvalue_that_did_not_converge_is_recorded_with_its_residual(run, tmp_path) -> None:
@@ -104,6 +106,37 @@ def test_an_eigenvalue_that_did_not_converge_is_recorded_with_its_residual(run, 
     assert record.residual > 0
     text = command.table_of([record], subject)
     assert "not converged" in text.columns[1]._cells[0]
+
+
+def test_a_table_has_units_and_whole_names_at_any_width_and_shares_in_per_cent(run) -> None:
+    subject = open_subject(str(run.path), small(), CPU)
+    fixed = {"where": {"split": "val"}, "settings": {"images": 20}}
+    records = [
+        Record("accuracy/top1", 0.9551, "1", 0.011, 20, **fixed),
+        Record("flatness/average_flatness", 1.084, "nats", 0.018, 10, **fixed),
+        Record("hessian/lambda_max", 76.25, residual=0.5, **fixed),
+        *(Record("robustness/a_name_that_is_longer_than_its_column", k / 100, "1", n=20, **fixed) for k in range(30)),
+    ]
+    for width in (40, 60, 120):
+        console = Console(width=width, file=io.StringIO())
+        console.print(command.table_of(records, subject))
+        rows = console.file.getvalue().splitlines()
+        # a cell goes on in the row below
+        columns = [[row.split("│")[at].strip() for row in rows if row.count("│") == 7] for at in range(1, 7)]
+        text = ["".join(column).replace(" ", "") for column in columns]
+        assert "…" not in "".join(rows)
+        assert all(record.name in text[0] for record in records)
+        assert "95.51%" in text[1]
+        assert "1.084nats" in text[1]
+        assert "76.25" in text[1]
+        assert "0to29%" in text[1]
+        assert "±1.1%" in text[2]
+        assert "±0.018nats" in text[2]
+        assert "residual0.5" in text[2]
+
+
+def test_a_device_that_is_not_there_is_named_by_the_flag_of_measure(run, capsys) -> None:
+    assert_refused(f"measure {run.path} --device cuda:99", "--device cuda:99 asks for GPU 99", capsys)
 
 
 def test_lambda_max_of_a_run_is_the_dense_hessians(run, tmp_path) -> None:

@@ -145,7 +145,7 @@ def test_another_precision_is_another_measurement(monkeypatch, tmp_path) -> None
         folder = command.run("vit-digits", ["accuracy", "flatness"], replace(config, precision=asked))
     found = [record.settings["dtype"] for record in folder.records() if record.name == "accuracy/top1"]
     assert found == ["float32", "bfloat16"]
-    assert len(list(folder.records("sharpness/clean_loss"))) == 1
+    assert len(list(folder.records("flatness/clean_loss"))) == 1
 
 
 def test_an_attack_whose_gradients_would_vanish_is_refused(monkeypatch, tmp_path) -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from samovar import cli
 from samovar.config import Config, DataConfig, ModelConfig
 from samovar.data.loader import eval_batches
 from samovar.data.sources import open_source
-from samovar.export import export
+from samovar.export import by_class, export
 from samovar.export.predict import Predictor, find_images, open_predictor, predict
 from tests.conftest import assert_refused
 from tests.unit.made_run import made_run
@@ -152,6 +153,51 @@ def test_the_table_shows_names_as_they_are(run, photos, capsys):
     assert "probabilities by softmax" in table
 
 
+def test_a_folder_with_classes_as_subfolders_gives_the_accuracy_and_its_path_is_said_once(run, photos, capsys):
+    lines = out(f"{run.path} {photos}/val --csv - --top-k 1 --device cpu", capsys).splitlines()[1:]
+    rows = list(csv.reader(lines))
+    right = sum(f"/{label}/" in image for image, label, _ in rows)
+    table = out(f"{run.path} {photos}/val --device cpu", capsys)
+    expected = f"accuracy: {100 * right / 12:.2f} % (95 % interval"
+    assert expected in table
+    assert f"{right} of 12 images in subfolders of their class" in table
+    assert " owl/grey.png " in table
+    cli.main(["predict", str(run.path), f"{photos}/val", "--json", "--device", "cpu"])
+    said = capsys.readouterr()
+    assert all(json.loads(line) for line in said.out.splitlines())
+    assert expected in said.err
+    assert "accuracy" not in out(f"{run.path} {photos}/val/owl --device cpu", capsys), "no subfolders"
+
+
+def test_images_are_copied_by_class_and_nothing_is_replaced(run, photos, tmp_path, capsys):
+    args = f"{run.path} {photos}/val --csv - --top-k 1 --device cpu --copy-to {tmp_path}/sorted"
+    rows = list(csv.reader(out(args, capsys).splitlines()))[1:]
+    files = sorted(path for path in (tmp_path / "sorted").rglob("*") if path.is_file())
+    assert len(files) == 12
+    for image, label, _ in rows:
+        content = Path(image).read_bytes()
+        assert content in [file.read_bytes() for file in files if file.parent.name == label]
+    before = {file: file.read_bytes() for file in files}
+    cli.main(["predict", *args.split()])
+    assert "copied: 0 images" in (said := capsys.readouterr().err)
+    assert "; 12 were there already" in said
+    assert {path: path.read_bytes() for path in (tmp_path / "sorted").rglob("*") if path.is_file()} == before
+
+
+def test_the_normalization_of_a_model_that_is_no_run_is_said_with_its_origin(run, photos, tmp_path, capsys):
+    export(str(run.path), "timm", output=tmp_path / "copy")
+    cli.main(["predict", str(tmp_path / "copy"), f"{photos}/val/owl/grey.png", "--device", "cpu"])
+    line = f"images are normalized with mean 0.3 0.4 0.5, std 0.2 0.2 0.2: as {tmp_path}/copy/config.json says"
+    assert f"samovar: {line}\n" in capsys.readouterr().err
+    cli.main(["export", str(tmp_path / "copy"), "--format", "torch", "--output", str(tmp_path / "again")])
+    assert f"samovar: {line}\n" in capsys.readouterr().err
+
+
+def test_names_of_classes_are_safe_as_folders():
+    names = ("a/b", "..", ".git", "dog [big]", "")
+    assert [by_class.folder_name(each) for each in names] == ["a_b", "_", "_git", "dog [big]", "_"]
+
+
 def test_folders_are_searched_and_patterns_opened_and_each_file_is_taken_once(photos, monkeypatch):
     monkeypatch.chdir(photos)
     assert len(find_images(["val"])) == 12
@@ -191,7 +237,8 @@ def test_what_is_no_image_is_named_and_the_others_are_predicted(run, photos, tmp
         ("predict RUN PHOTOS --topk 2", "unknown flag --topk; did you mean --top-k?"),
         ("predict RUN PHOTOS --json --csv -", "--json and --csv exclude each other"),
         ("predict RUN PHOTOS --csv empty", "cannot write to --csv empty: Is a directory; give another file"),
-        ("predict RUN PHOTOS --device cuda:99", "cuda:99 asks for GPU 99"),
+        ("predict RUN PHOTOS --device cuda:99", "--device cuda:99 asks for GPU 99"),
+        ("predict RUN PHOTOS --copy-to b.txt", "--copy-to b.txt is a file; give a folder"),
         ("predict RUN PHOTOS --checkpoint 9", "--checkpoint 9 is not there; give best, last or one of step-3"),
         ("predict nowhere PHOTOS", "nowhere is no run folder, no file and no timm model"),
         ("predict x.pt2 PHOTOS", "x.pt2 is a program of torch.export, which is not opened here"),
@@ -203,5 +250,6 @@ def test_bad_input_is_one_line(args, line, run, photos, capsys, tmp_path, monkey
         pytest.importorskip("onnxruntime")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "b.txt").touch()
     (tmp_path / "x.onnx").write_text("no network")
     assert_refused(args.replace("RUN", str(run.path)).replace("PHOTOS", f"{photos}/val/owl"), line, capsys)

@@ -6,6 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from samovar import config as configs
+from samovar.config import Config
+from samovar.report.read import read_runs
 from samovar.runs.records import BAD_RECORDS, Record, RunDir, from_json, replace_text, to_json
 
 
@@ -107,3 +110,16 @@ def test_a_damaged_file_of_class_names_is_told_with_path_and_line(tmp_path, text
     with pytest.raises(ValueError, match=line) as error:
         run.classes()
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_records_of_earlier_versions_are_read_under_their_present_name(tmp_path):
+    run = RunDir.create(tmp_path, "old")
+    run.append(Record("sharpness/average_flatness", 2.0, "nats"), Record("sharpness/sam", 1.0))
+    assert [record.name for record in run.records()] == ["flatness/average_flatness", "sharpness/sam"]
+    assert [record.value for record in run.records("flatness/average_flatness")] == [2.0]
+    assert [record.value for record in run.records("sharpness/average_flatness")] == [2.0]
+    configs.save(Config(), run.config_path)
+    (data,) = read_runs([run.path])
+    assert data.latest("flatness/average_flatness") == Record("flatness/average_flatness", 2.0, "nats")
+    with pytest.raises(ValueError, match="not a record"):
+        from_json("[]")

@@ -37,7 +37,7 @@ def _dispatch(args: list[str]) -> None:
         verb, rest = rest[0], ["--help"]
     if verb in {"help", *HELP_FLAGS}:
         print(HELP, end="")
-    elif verb == "--version":
+    elif verb in ("--version", "-V"):
         from importlib.metadata import version
 
         print(version("samovar"))

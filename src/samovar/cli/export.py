@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from samovar.cli.flags import DIR, NAME, Flag, Kind, flag_lines, lines, one_of, read
+from samovar.cli.named_run import run_path
 
 FORMATS = {
     "timm": "a folder for timm.create_model and the Hugging Face hub",
@@ -21,6 +22,7 @@ FLAGS = (
     Flag("--output", DIR, "folder of the copy", shown="RUN/export-FORMAT"),
     CHECKPOINT,
     Flag("--title", Kind("TITLE", "a title"), "heading of the model card", "", "the run's name"),
+    Flag("--license", Kind("ID", "a licence"), "of the model card, such as apache-2.0", "unknown"),
     MODEL,
 )
 
@@ -55,6 +57,7 @@ class ExportCommand:
     """Folder of the copy; None is one below the run."""
     checkpoint: str
     title: str
+    license: str
     model: str
 
 
@@ -75,6 +78,7 @@ def parse(args: Sequence[str]) -> ExportCommand:
         output=line["--output"],
         checkpoint=line["--checkpoint"],
         title=line["--title"],
+        license=line["--license"],
         model=line["--model"],
     )
 
@@ -85,11 +89,12 @@ def run(args: Sequence[str]) -> None:
     from samovar.export import export as write
 
     path = write(
-        command.what,
+        run_path(command.what, models=True),
         command.kind,
         output=command.output,
         checkpoint=command.checkpoint,
         name=command.model,
         title=command.title,
+        license=command.license,
     )
     print(f"{command.kind}: {path}")

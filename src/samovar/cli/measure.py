@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from samovar import config as configs
 from samovar.cli.flags import SWITCH, Flag, flag_lines, lines, read
+from samovar.cli.named_run import run_path
 from samovar.cli.settings import parse_settings
 from samovar.config import MeasureConfig
 from samovar.measure import catalog
@@ -113,4 +114,5 @@ def run(args: Sequence[str]) -> None:
     asked = parse(args)
     from samovar.measure import command
 
-    command.run(asked.subject, asked.names, asked.config, wait=asked.wait)
+    subject = run_path(asked.subject, models=True)
+    command.run(subject, asked.names, asked.config, wait=asked.wait)

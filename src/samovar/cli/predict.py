@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from samovar.cli.export import CHECKPOINT, MODEL
-from samovar.cli.flags import COUNT, SWITCH, Flag, Kind, flag_lines, read
+from samovar.cli.flags import COUNT, DIR, SWITCH, Flag, Kind, flag_lines, read
+from samovar.cli.named_run import run_path
 
 FLAGS = (
     Flag("--top-k", COUNT, "classes per image, the likeliest first", 5),
-    Flag("--json", SWITCH, "print an object a line instead of a table"),
+    Flag("--json", SWITCH, "print JSON lines, an object an image, instead of a table"),
     Flag(
         "--csv", Kind("FILE", "a path"), "write a row an image instead of a table; - is stdout", ""
     ),
+    Flag("--copy-to", DIR, "copy each image into DIR/CLASS; replaces nothing"),
     CHECKPOINT,
     Flag("--batch-size", COUNT, "images per forward pass", 64),
     Flag("--device", Kind("DEVICE", "a device"), "auto, cpu, cuda, cuda:1 or mps", "auto"),
@@ -30,11 +33,12 @@ Images are prepared as in the run's own evaluation.
 {flag_lines(FLAGS)}
 
 Probabilities are softmax. A run trained by the sigmoid loss has one probability per class, and they
-need not add up to 1. Images that cannot be read are named on stderr; the others are predicted, and
-the exit code is 2.
+need not add up to 1. Images in subfolders that are named after classes give an accuracy. Images
+that cannot be read are named on stderr; the others are predicted, and the exit code is 2.
 
 examples:
   samovar predict runs/NAME photo.jpg
+  samovar predict runs/NAME photos --copy-to sorted
   samovar predict runs/NAME photos 'more/*.png' --top-k 1 --csv classes.csv
 """
 
@@ -51,6 +55,8 @@ class PredictCommand:
     as_json: bool
     csv_file: str
     """File of the CSV, - for stdout; empty writes none."""
+    copy_to: Path | None
+    """Folder for copies of the images by class; None copies nothing."""
     checkpoint: str
     batch_size: int
     device: str
@@ -75,6 +81,7 @@ def parse(args: Sequence[str]) -> PredictCommand:
         top_k=line["--top-k"],
         as_json=line["--json"],
         csv_file=line["--csv"],
+        copy_to=line["--copy-to"],
         checkpoint=line["--checkpoint"],
         batch_size=line["--batch-size"],
         device=line["--device"],
@@ -88,7 +95,7 @@ def run(args: Sequence[str]) -> None:
     from samovar.export.predict import show
 
     show(
-        command.what,
+        run_path(command.what, models=True),
         command.images,
         checkpoint=command.checkpoint,
         name=command.model,
@@ -97,4 +104,5 @@ def run(args: Sequence[str]) -> None:
         batch_size=command.batch_size,
         as_json=command.as_json,
         csv_file=command.csv_file,
+        copy_to=command.copy_to,
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from samovar.cli.flags import DIR, FILE, NAME, SWITCH, Flag, Kind, flag_lines, names, read, whole
+from samovar.cli.named_run import run_path
 
 PORT = Kind("N", "a number", lambda flag, text: whole(flag, text, least=0))
 
@@ -77,7 +78,7 @@ def parse(args: Sequence[str]) -> ReportCommand:
         raise ValueError("--format needs --figures; give --figures DIR with it")
     if line["--serve"] and (line["--output"] or figures):
         raise ValueError("--serve writes no file; give it without --output and --figures")
-    runs = [Path(word) for word in line.words]
+    runs = [Path(run_path(word)) for word in line.words]
     if line["--serve"]:
         return ReportCommand(runs, None, None, [], (line["--host"], line["--port"]))
     if any(arg.startswith(("--port", "--host")) for arg in args):

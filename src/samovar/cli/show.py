@@ -5,23 +5,30 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from samovar import config as configs
 from samovar import recipes
+from samovar.cli import show_run
 from samovar.cli.flags import SWITCH, Flag, flag_lines, read
+from samovar.cli.named_run import is_hidden, run_path
 from samovar.config import Config
 from samovar.models import table
-from samovar.runs.json_files import read_object
+from samovar.models.timm_names import defined_by_timm, timm_names
 from samovar.words import suggest
 
-FLAGS = (Flag("--schema", SWITCH, "print the JSON schema of a run's config.json"),)
+FLAGS = (
+    Flag("--all", SWITCH, "all settings of a run, not only those that differ from its recipe"),
+    Flag("--schema", SWITCH, "print the JSON schema of a run's config.json"),
+)
 
 HELP = f"""\
 usage: samovar show RECIPE|RUN|MODEL
        samovar show --schema
 
-Show the settings of a recipe or a run, or the facts of a model. A run comes with the command that
-trains it again.
+Show the settings of a recipe, how a run went, or the facts of a model. A run, which may be named
+without runs/, comes with the command that trains it again. A model is a name of `samovar list
+models` or of timm.
 
 {flag_lines(FLAGS)}
 
@@ -32,8 +39,17 @@ examples:
 """
 
 
-def parse(args: Sequence[str]) -> str | None:
-    """Return the name of a recipe, run or model; None asks for the schema.
+class ShowCommand(NamedTuple):
+    """A `samovar show` command line, read and checked."""
+
+    name: str | None
+    """A recipe, run or model; None asks for the schema."""
+    whole: bool
+    """All settings of a run."""
+
+
+def parse(args: Sequence[str]) -> ShowCommand:
+    """Return what a command line asks for.
 
     Raises:
         ValueError: not one name, an unknown flag."""
@@ -41,47 +57,42 @@ def parse(args: Sequence[str]) -> str | None:
     if line["--schema"] and line.words:
         raise ValueError(f"--schema is the same for all runs; leave {line.words[0]} out")
     if line["--schema"]:
-        return None
+        return ShowCommand(None, False)
     if len(line.words) != 1:
         given = f", not {' '.join(line.words)}" if line.words else ""
         raise ValueError(f"show needs one recipe, run or model{given}; see `samovar show --help`")
-    return line.words[0]
+    return ShowCommand(line.words[0], line["--all"])
 
 
 def run(args: Sequence[str]) -> None:
-    """Print the settings of a recipe or run, the facts of a model, or the schema of settings."""
-    name = parse(args)
+    """Print a recipe's settings, how a run went, a model's facts, or the schema of settings."""
+    name, whole = parse(args)
     if name is None:
         from samovar.config import schema
 
         print(json.dumps(schema(), indent=2))
-    elif name in recipes.RECIPES:
+        return
+    if is_hidden(name):
+        print(f"(a run has this name too: samovar show {Config().output / name})\n")
+    if name in recipes.RECIPES:
         recipe = recipes.get(name)
         print(f"{name}: {recipe.summary}\nexpect: {recipe.expect}\n")
-        _print_settings(recipe.config())
-    elif name in (models := table.names()):
+        print("\n".join(show_run.setting_lines(configs.flatten(recipe.config()))))
+    elif name in table.names():
         print(f"{name}: {table.summary(name)}")
-    elif (Path(name) / "config.json").is_file():
-        _show_run(Path(name))
+    elif (folder := Path(run_path(name)) / "config.json").is_file():
+        print("\n".join(show_run.lines(folder.parent, whole=whole)))
+    elif defined_by_timm(name):
+        from samovar.models.timm_facts import facts  # imports torch
+
+        print("\n".join(facts(name)))
     else:
-        hint = suggest(name, [*recipes.RECIPES, *models], count=1, instead="see `samovar list`")
-        raise ValueError(f"{name!r} is no recipe, model or run folder; {hint}")
+        raise _unknown(name)
 
 
-def _show_run(folder: Path) -> None:
-    config = configs.load(folder / "config.json")
-    # a run of Python code, or of a recipe that is gone, replays from the defaults
-    known = config.recipe in recipes.RECIPES
-    base = recipes.get(config.recipe).config() if known else Config(recipe=config.recipe)
-    flags = " ".join(configs.to_flags(config, base))
-    print(f"{folder}\nreplay: samovar train {config.recipe} {flags}".rstrip() + "\n")
-    best = folder / "checkpoints" / "best.json"
-    if best.is_file():
-        values = read_object(best)
-        print("best: " + ", ".join(f"{k} {v:g}" for k, v in values.items()) + "\n")
-    _print_settings(config)
-
-
-def _print_settings(config: Config) -> None:
-    for name, value in configs.flatten(config).items():
-        print(f"  --{name.replace('_', '-'):<28} {value}")
+def _unknown(name: str) -> ValueError:
+    output = Config().output
+    runs = [path.parent.name for path in output.glob("*/config.json")]
+    known = [*recipes.RECIPES, *table.names(), *runs, *timm_names()]
+    hint = suggest(name, known, count=1, cutoff=0.6, instead="see `samovar list`")
+    return ValueError(f"{name!r} is no recipe, model or run folder; {hint}")

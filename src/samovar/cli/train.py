@@ -11,6 +11,7 @@ from typing import NamedTuple
 from samovar import config as configs
 from samovar import recipes
 from samovar.cli.flags import COUNT, SWITCH, Flag, Kind, Line, flag_lines, read
+from samovar.cli.named_run import run_path
 from samovar.cli.settings import CONFIG, Start, given_settings, parse_settings, start
 from samovar.config import Config
 from samovar.config.derived import Shorten
@@ -44,8 +45,8 @@ below --output (default: runs).
 
 {flag_lines(FLAGS)}
 
-All other flags change a setting, such as --sam.rho 0.1. `samovar train RECIPE --help` lists them
-with their values in that recipe.
+All other flags change a setting, such as --sam.rho 0.1. `samovar train RECIPE --help` lists the
+first of them with their values in that recipe, --help-all lists all.
 
 examples:
   samovar train vit-cifar10-sam --seed 1
@@ -90,6 +91,8 @@ def parse(args: Sequence[str]) -> TrainCommand:
     if resumed == Path():
         resumed = _last_unfinished(line)
     auto = resumed == AUTO
+    if resumed is not None and not auto:
+        resumed = Path(run_path(str(resumed)))
     base, words = start(line, "train", FLAGS) if resumed is None or auto else _of(resumed, line)
     config = parse_settings(base, line.settings, f"train {' '.join(words)}", FLAGS)
     planned = (ranks or 1) if dry_run else 0
@@ -188,7 +191,7 @@ def explained(args: Sequence[str]) -> Config:
     line = read(args, FLAGS, "train", settings=True)
     resumed = line["--resume"]
     if resumed not in (None, Path(), AUTO):
-        return _of(resumed, line).base
+        return _of(Path(run_path(str(resumed))), line).base
     if line["--config"]:
         return start(line, "train", FLAGS).base
     return recipes.get(next(iter(line.words), "")).config()

@@ -12,10 +12,13 @@ from importlib import import_module
 from types import ModuleType
 from typing import NamedTuple
 
+from samovar.cli import settings_help
 from samovar.cli.flags import is_flag, lines
 from samovar.cli.settings import print_flags
+from samovar.config import Config
 
-HELP_FLAGS = {"-h", "--help"}
+HELP_ALL = "--help-all"
+HELP_FLAGS = {"-h", "--help", HELP_ALL}
 
 
 class Verb(NamedTuple):
@@ -52,8 +55,13 @@ VERBS: dict[str, Verb] = {
         "export", "RUN --format F", "write a checked copy for timm, ONNX or plain torch"
     ),
     "predict": Verb("predict", "RUN IMAGE...", "predict the classes of image files"),
-    "list": Verb("listing", "[TABLE...]", "list recipes, models, sources of images and loggers"),
+    "list": Verb(
+        "listing", "WHAT...", "list recipes, models, sources of images, loggers, or your runs"
+    ),
     "show": Verb("show", "RECIPE|RUN|MODEL", "show settings of a recipe or run, facts of a model"),
+    "completion": Verb(
+        "completion", "bash|zsh|fish", "print a script that completes commands in a shell"
+    ),
 }
 """The verbs in the order in which the overall help lists them."""
 
@@ -64,7 +72,7 @@ usage: samovar VERB ...
 
 {lines({f"{name} {verb.arguments}".rstrip(): verb.help for name, verb in VERBS.items()})}
 
-`samovar VERB --help` explains a verb.
+`samovar VERB --help` or `samovar help VERB` explains a verb; -V prints the version.
 
 examples:
   samovar demo
@@ -82,7 +90,9 @@ def load(name: str) -> ModuleType:
 
 
 def print_help(name: str, args: Sequence[str]) -> None:
-    """Print the help of a verb; behind further arguments, every flag of its settings as well."""
+    """Print the help of a verb; behind further arguments, flags of its settings as well.
+
+    Those of a run are so many that `--help` lists the first and `--help-all` the others too."""
     module = load(name)
     print(module.HELP, end="")
     # `--help` may stand anywhere, even where a value should be
@@ -94,5 +104,13 @@ def print_help(name: str, args: Sequence[str]) -> None:
     except ValueError:  # wrong arguments are a reason to ask for help, not to refuse it
         return
     command = " ".join([name, *(words[:2] if is_flag(words[0]) else words[:1])])
+    if isinstance(settings, Config) and HELP_ALL not in args:
+        print(f"\nFlags to begin with, and their values in `samovar {command}`:\n")
+        print(settings_help.first_flags(settings))
+        print(f"\n`samovar {command} {HELP_ALL}` lists all flags.")
+        return
     print(f"\nAll flags, with their values in `samovar {command}`:\n")
-    print_flags(settings, command)
+    if isinstance(settings, Config):
+        print(settings_help.all_flags(settings))
+    else:
+        print_flags(settings, command)

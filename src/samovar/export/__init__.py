@@ -6,9 +6,13 @@ images; it is kept only if the logits are the same."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
-__all__ = ["FORMATS", "export"]
+__all__ = ["FORMATS", "UNKNOWN", "export"]
+
+UNKNOWN = "unknown"
+"""What a model card says of a licence that nobody named."""
 
 FORMATS = {
     "timm": "a folder that timm.create_model opens, as the Hugging Face hub expects it",
@@ -25,6 +29,7 @@ def export(
     checkpoint: str = "best",
     name: str = "",
     title: str = "",
+    license: str = UNKNOWN,
 ) -> Path:
     """Write a copy of a model as a folder and return the folder's path.
 
@@ -36,6 +41,7 @@ def export(
         checkpoint: for a run: `best`, `last` or a step.
         name: the network of a bare file of weights.
         title: title of the model card; empty: the run's name.
+        license: what the card says of the licence, an identifier such as `apache-2.0`.
 
     Raises:
         ValueError: an unknown format, a model or folder that does not fit it, or logits that
@@ -46,4 +52,6 @@ def export(
     if kind not in FORMATS:
         raise ValueError(f"--format {kind} is unknown; give one of {', '.join(FORMATS)}")
     original = open_original(what, checkpoint=checkpoint, name=name, title=title)
-    return write(original, kind, output or original.home / f"export-{kind}")
+    if original.note:
+        print(f"samovar: {original.note}", file=sys.stderr)
+    return write(original, kind, output or original.home / f"export-{kind}", license)

@@ -12,27 +12,29 @@ from typing import Any
 from samovar import config as configs
 from samovar import recipes
 from samovar.config import Config
+from samovar.export import UNKNOWN
 from samovar.export.original import Original
 from samovar.measure.accuracy import wilson
 from samovar.runs.records import Record, RunDir
 from samovar.runs.saddle import saddle
 
 
-def card(original: Original, kind: str, difference: float) -> str:
+def card(original: Original, kind: str, difference: float, license: str = UNKNOWN) -> str:
     """Return the text of `README.md`.
 
     Args:
         original: the network that was copied.
         kind: the format.
-        difference: largest difference of a logit from the original's."""
+        difference: largest difference of a logit from the original's.
+        license: identifier of the licence."""
     interface = original.interface
-    head = ["---", "tags:", "- image-classification", "- samovar", *_HEADS.get(kind, ()), "---", ""]
-    size = f"{interface.channels} x {interface.image_size} x {interface.image_size}"
+    head = ["---", f"license: {license}", "tags:", "- image-classification", "- samovar"]
+    head += [*_HEADS.get(kind, ()), "---", ""]
     num_params = sum(p.numel() for p in original.opened.model.parameters())
     facts = [
         f"- network: {original.opened.config.name}, {num_params:,} parameters",
         f"- weights: {original.weights}",
-        f"- input: images of {size} in [0, 1]; {_prepared(original)}",
+        f"- input: {_pixels(original, kind)}; {_prepared(original)}",
         f"- output: logits of {len(interface.classes)} classes, "
         f"trained by {interface.loss} cross-entropy",
     ]
@@ -55,15 +57,14 @@ _LOADING: dict[str, tuple[str, ...]] = {
         "transform = timm.data.create_transform(**config, is_training=False)",
         "```",
         "",
-        "From a hub its name is `hf-hub:OWNER/NAME`. "
-        "The network takes normalized images, as `transform` makes them.",
+        "From a hub its name is `hf-hub:OWNER/NAME`.",
     ),
     "onnx": (
         "```python",
         "import onnxruntime",
         "",
         'session = onnxruntime.InferenceSession("model.onnx")',
-        'logits = session.run(["logits"], {"images": images})[0]  # [B, C, H, W] float32 in [0, 1]',
+        'logits = session.run(["logits"], {"images": images})[0]  # [B, C, H, W] float32',
         'names = session.get_modelmeta().custom_metadata_map["classes"]  # a JSON list',
         "```",
     ),
@@ -72,12 +73,24 @@ _LOADING: dict[str, tuple[str, ...]] = {
         "import torch",
         "",
         'model = torch.export.load("model.pt2").module()',
-        "logits = model(images)  # [B, C, H, W] float32 in [0, 1]; class names are in model.json",
+        "logits = model(images)  # [B, C, H, W] float32; class names are in model.json",
         "```",
         "",
         "`torch.export.load` can run code from the file: load programs only of people you trust.",
     ),
 }
+
+
+def _pixels(original: Original, kind: str) -> str:
+    """Return what pixels the copy takes: normalized ones under timm, which has no layer for it."""
+    interface, config = original.interface, original.opened.config
+    images = f"images of {interface.channels} x {interface.image_size} x {interface.image_size}"
+    if kind != "timm":
+        return f"{images} with pixels in [0, 1], which the copy normalizes itself"
+    mean, std = (", ".join(f"{x:g}" for x in values) for values in (config.mean, config.std))
+    return (
+        f"{images} with pixels ([0, 1] - mean) / std, mean {mean}, std {std}, as `transform` does"
+    )
 
 
 def _prepared(original: Original) -> str:

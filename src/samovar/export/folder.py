@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
+from samovar.export import UNKNOWN
 from samovar.export.card import card
 from samovar.export.onnx_file import write_onnx
 from samovar.export.original import Original
@@ -24,7 +26,7 @@ WRITERS: dict[str, tuple[Callable[[Original, Path], float], tuple[str, ...]]] = 
 The function returns the largest difference of a logit."""
 
 
-def write(original: Original, kind: str, output: Path) -> Path:
+def write(original: Original, kind: str, output: Path, license: str = UNKNOWN) -> Path:
     """Write a copy with its model card and return the folder.
 
     After a failure nothing is left, and an earlier copy stays as it was.
@@ -41,7 +43,8 @@ def write(original: Original, kind: str, output: Path) -> Path:
     try:
         aside.mkdir(parents=True)
         difference = writer(original, aside)
-        (aside / CARD).write_text(card(original, kind, difference), encoding="utf-8")
+        (aside / CARD).write_text(card(original, kind, difference, license), encoding="utf-8")
+        _share(aside)
         if place.exists():
             shutil.rmtree(place)
         aside.rename(place)
@@ -52,6 +55,13 @@ def write(original: Original, kind: str, output: Path) -> Path:
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return output
+
+
+def _share(folder: Path) -> None:
+    """Give all files the mode that the umask gives new ones; some writers make theirs private."""
+    mode = (folder / CARD).stat().st_mode
+    for path in folder.iterdir():
+        path.chmod(stat.S_IMODE(mode))
 
 
 def _check_place(output: Path, names: set[str]) -> None:

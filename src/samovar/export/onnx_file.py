@@ -32,7 +32,13 @@ def write_onnx(original: Original, folder: Path) -> float:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")  # the exporter warns about its own internals
             found: Any = torch.onnx.export(
-                program, dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False
+                program,
+                dynamo=True,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                # the program has the dimension already; this gives it its name in the file
+                dynamic_shapes={"images": {0: "batch"}},
+                verbose=False,
             )
         found.model.metadata_props.update(_metadata(original.interface))
         found.save(folder / MODEL, external_data=False)  # weights inside, so that it is one file

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from samovar.export.preprocessing import Interface, interface_of
+from samovar.models.normalization import Normalization
 from samovar.models.open import Opened, open_model
 from samovar.runs import checkpoint as checkpoints
 from samovar.runs.records import RunDir
@@ -35,6 +36,15 @@ class Original:
     """Optimizer steps that made the weights; 0 for other models than runs."""
     weights: str
     """Name of the weights within the run."""
+
+    @property
+    def note(self) -> str:
+        """Return a line on the normalization that is assumed; empty for a run, which has it."""
+        if self.run:
+            return ""
+        config = self.opened.config
+        source = self.opened.normalization or f"the default for {config.name}"
+        return Normalization(config.mean, config.std, source).line
 
     @property
     def home(self) -> Path:

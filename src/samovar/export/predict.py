@@ -20,10 +20,12 @@ from samovar.anymodel.devices import to_device
 from samovar.data.decode import UnreadableImage
 from samovar.data.folders import EXTENSIONS, images_in
 from samovar.data.pipeline import to_floats
+from samovar.export.by_class import Copies, Tally
 from samovar.export.onnx_file import MODEL, interface_in, open_session, run
 from samovar.export.original import open_original
 from samovar.export.prediction_output import (
     Prediction,
+    common_folder,
     path_text,
     save_csv,
     table_of,
@@ -43,6 +45,8 @@ class Predictor:
     interface: Interface
     logits: Callable[[Tensor], Tensor]
     """Maps images [B, C, S, S] in [0, 1] to logits [B, K], both on the CPU."""
+    note: str = ""
+    """A line on the normalization that is assumed; empty where the run or the file has it."""
 
 
 def open_predictor(
@@ -59,7 +63,7 @@ def open_predictor(
     Raises:
         ValueError: an unknown name, or a program of torch.export, whose reader would run its
             code."""
-    path, place = Path(what), resolve_device(device)
+    path, place = Path(what), resolve_device(device, flag="--device")
     if path.suffix == ".onnx" or (path / MODEL).is_file():
         file = path / MODEL if path.is_dir() else path
         session = open_session(file, place.type)
@@ -79,7 +83,7 @@ def open_predictor(
             found: Tensor = model(to_device(images, place)).float().cpu()
         return found
 
-    return _checked(Predictor(original.title, original.interface, logits))
+    return _checked(Predictor(original.title, original.interface, logits, original.note))
 
 
 def _checked(predictor: Predictor) -> Predictor:
@@ -197,15 +201,25 @@ def show(
     batch_size: int = 64,
     as_json: bool = False,
     csv_file: str = "",
+    copy_to: Path | None = None,
 ) -> None:
     """Predict and write a table, JSON lines, or CSV to a file or (`-`) to stdout.
+
+    Images in subfolders that are named after classes give an accuracy. It and all else that is no
+    prediction goes to stderr where stdout is for programs.
+
+    Args:
+        copy_to: folder that gets a copy of each image, in a folder of its predicted class.
 
     Raises:
         ValueError: a missing model or image, or a file that cannot be written.
         SystemExit: 2 at the end if images could not be read; each is named on stderr, and all
             others are predicted. 130 after an interruption."""
     images = find_images(words)
+    copies = Copies(copy_to) if copy_to else None
     predictor = open_predictor(what, checkpoint=checkpoint, name=name, device=device)
+    if predictor.note:
+        print(f"samovar: {predictor.note}", file=sys.stderr)
     bad: list[Path] = []
 
     def on_bad(path: Path, reason: str) -> None:
@@ -213,6 +227,8 @@ def show(
         print(f"samovar: {path_text(path)} cannot be read: {reason}", file=sys.stderr)
 
     found = predict(predictor, images, top_k=top_k, batch_size=batch_size, on_bad=on_bad)
+    tally = Tally(words, predictor.interface.classes)
+    found = tally.watch(copies.watch(found) if copies else found)
     try:
         if as_json:
             write_json(found, sys.stdout)
@@ -223,10 +239,13 @@ def show(
         else:
             # a pipe has no width of its own; 120 columns keep most rows on one line
             Console(width=None if sys.stdout.isatty() else 120).print(
-                table_of(found, predictor.name, predictor.interface)
+                table_of(found, predictor.name, predictor.interface, common_folder(images))
             )
     except KeyboardInterrupt:
         print("samovar: interrupted; all lines written are complete", file=sys.stderr)
         raise SystemExit(130) from None
+    for line in (tally.line(), copies.line() if copies else ""):
+        if line:
+            print(line, file=sys.stderr if as_json or csv_file == "-" else sys.stdout)
     if bad:
         raise SystemExit(2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -68,14 +68,30 @@ def save_csv(found: Iterator[Prediction], path: Path) -> None:
     print(f"predictions: {path}")
 
 
-def table_of(found: Iterator[Prediction], name: str, interface: Interface) -> Table:
-    """Return the predictions of the model `name` as a table."""
+def common_folder(images: Sequence[Path]) -> Path | None:
+    """Return the deepest folder that holds all images; None for one image or no such folder."""
+    if len(images) < 2 or len({image.is_absolute() for image in images}) > 1:
+        return None
+    common = os.path.commonpath([image.parent for image in images])
+    return Path(common) if common else None
+
+
+def table_of(
+    found: Iterator[Prediction], name: str, interface: Interface, below: Path | None = None
+) -> Table:
+    """Return the predictions of the model `name` as a table.
+
+    Args:
+        below: a folder of all images, which the title names in place of every row."""
     kind = "softmax" if interface.loss == "softmax" else "sigmoid, each class on its own"
-    table = Table("image", "class", "probability", "then", title=f"{name}: probabilities by {kind}")
+    images = f"images in {path_text(below)}, " if below else ""
+    title = Text(f"{name}: {images}probabilities by {kind}")
+    table = Table("image", "class", "probability", "then", title=title)
     for each in found:
         rest = zip(each.classes[1:], each.probabilities[1:], strict=True)
         then = ", ".join(f"{name} {value:.3f}" for name, value in rest)
-        row = (path_text(each.image), each.classes[0], f"{each.probabilities[0]:.3f}", then)
+        path = each.image.relative_to(below) if below else each.image
+        row = (path_text(path), each.classes[0], f"{each.probabilities[0]:.3f}", then)
         # Text, not str: rich would take a class name in brackets for markup
         table.add_row(*(Text(cell, overflow="fold") for cell in row))
     return table

@@ -54,7 +54,7 @@ def run(
     _import_from_working_folder(name, config.model)
     # float32 and not `auto`: bf16 rounding would look like sharpness; --precision changes some
     with started(
-        RunConfig(device=config.device, threads=config.threads, precision="fp32")
+        RunConfig(device=config.device, threads=config.threads, precision="fp32"), "--device"
     ) as runtime:
         for each in measurements:
             check_precision(catalog.precision(each, config), runtime.device)
@@ -227,7 +227,10 @@ def table_of(records: Sequence[Record], subject: Subject) -> Table:
     """Return a table of records: value, error, where, images, cost."""
     s = subject.settings
     title = f"{subject.name}: {s['weights']}, images of {s['source']}, {s['loss']} loss"
-    table = Table("measurement", "value", "error", "of", "on", "cost", title=title)
+    table = Table(title=title)
+    for header in ("measurement", "value", "error", "of", "on", "cost"):
+        # a narrow terminal breaks what is long; it cuts nothing
+        table.add_column(header, overflow="fold")
     # robustness alone has 95 records; a table is for reading
     many = {
         name for name, count in Counter(record.name for record in records).items() if count > ROWS
@@ -236,25 +239,35 @@ def table_of(records: Sequence[Record], subject: Subject) -> Table:
         if record.name not in many:
             table.add_row(*_row(record))
     for name in sorted(many):
-        values = [record.value for record in records if record.name == name]
-        table.add_row(
-            name, f"{min(values):.4g} to {max(values):.4g}", "", f"{len(values)} records", "", ""
-        )
+        same = [record for record in records if record.name == name]
+        low, high = (pick(same, key=lambda record: record.value) for pick in (min, max))
+        number = _number(low.value, low.unit, 4).removesuffix(_unit(low.unit))
+        value = f"{number} to {_number(high.value, high.unit, 4)}"
+        table.add_row(name, value, "", f"{len(same)} records", "", "")
     return table
+
+
+def _unit(unit: str) -> str:
+    """Return a unit as it stands behind a number; shares are printed in per cent."""
+    return " %" if unit == "1" else f" {unit}".rstrip()
+
+
+def _number(value: float, unit: str, digits: int) -> str:
+    return f"{100 * value if unit == '1' else value:.{digits}g}{_unit(unit)}"
 
 
 def _row(record: Record) -> tuple[str, ...]:
     """Return the cells of a record."""
-    error = f"± {record.stderr:.2g}" if record.stderr is not None else ""
+    error = f"± {_number(record.stderr, record.unit, 2)}" if record.stderr is not None else ""
     if record.residual is not None:
-        error = f"residual {record.residual:.2g}"
+        error = f"residual {_number(record.residual, record.unit, 2)}"
     where = ", ".join(
         f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
         for key, value in record.where.items()
         if key not in ("step", "split")
     )
     cost = ", ".join(f"{value:g} {key}" for key, value in record.cost.items())
-    value = f"{record.value:.5g}" + ("" if record.converged else " (not converged)")
+    value = _number(record.value, record.unit, 5) + ("" if record.converged else " (not converged)")
     images = record.settings.get("landscape_images") or record.settings["images"]
     # shares count the images behind them; all other numbers are taken over the subject's images
     of = "" if record.name.startswith("ntk/") else f"{record.n if record.unit == '1' else images} "

@@ -161,7 +161,7 @@ def flatness(subject: Subject, config: MeasureConfig, _: Path) -> Iterator[Recor
         generator=Generator().manual_seed(config.seed),
     )
     yield Record(
-        "sharpness/average_flatness",
+        "flatness/average_flatness",
         found.value,
         "nats",
         found.stderr,
@@ -169,4 +169,4 @@ def flatness(subject: Subject, config: MeasureConfig, _: Path) -> Iterator[Recor
         settings={"sigma": config.sigma, "noise": config.noise},
         source="L^N of arXiv:2106.01548 v3; its sigma and draws are not published",
     )
-    yield Record("sharpness/clean_loss", found.clean, "nats", n=subject.settings["images"])
+    yield Record("flatness/clean_loss", found.clean, "nats", n=subject.settings["images"])

@@ -267,4 +267,5 @@ def _open_folder(folder: Path, image_size: int) -> Opened:
         spec.classes,
         None,
         (str(folder), *notes),
+        f"as {folder / timm_folder.CONFIG} says",
     )

@@ -24,6 +24,12 @@ Sink = Callable[["Record"], None]
 BAD_RECORDS = "records.bad.jsonl"
 """File of the run folder with damaged lines of `records.jsonl`, set aside when a run goes on."""
 
+RENAMED = {
+    "sharpness/average_flatness": "flatness/average_flatness",
+    "sharpness/clean_loss": "flatness/clean_loss",
+}
+"""Present names of records by those of earlier versions, which are read under the present one."""
+
 
 @dataclass(frozen=True)
 class Record:
@@ -82,6 +88,7 @@ def from_json(line: str) -> Record:
     if not isinstance(values["name"], str) or not all(isinstance(each, dict) for each in sections):
         raise ValueError(f"not a record: {line[:80]!r}")
     known = {item.name for item in dataclasses.fields(Record)}
+    values["name"] = RENAMED.get(str(values["name"]), values["name"])
     values["value"] = float(values["value"])
     # strict JSON has no NaN and no infinity, so `to_json` writes them as strings
     for name in ("stderr", "residual"):
@@ -165,11 +172,12 @@ class RunDir:
             file.write(text.encode())
 
     def records(self, name: str | None = None) -> Iterator[Record]:
-        """Yield the records in order, all or those of one name.
+        """Yield the records in order, all or those of one name, which may be an earlier one.
 
         Left out are a last line that a crash cut short, lines that are damaged, each of which the
         log names once, and lines that repeat an earlier one but for the cost: two processes may
         have written into the folder."""
+        name = RENAMED.get(name, name) if name else None
         for record in self._read():
             if isinstance(record, Record) and name in (None, record.name):
                 yield record

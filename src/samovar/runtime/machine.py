@@ -47,13 +47,16 @@ class Runtime:
 
 
 @contextlib.contextmanager
-def started(config: RunConfig) -> Iterator[Runtime]:
+def started(config: RunConfig, flag: str = "--run.device") -> Iterator[Runtime]:
     """Yield the runtime that `config` asks for; under torchrun, join the process group meanwhile.
+
+    Args:
+        flag: the flag behind `config.device`, for messages.
 
     Raises:
         ValueError: this machine lacks the device or the precision."""
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    device = resolve_device(config.device, int(os.environ.get("LOCAL_RANK", "0")))
+    device = resolve_device(config.device, int(os.environ.get("LOCAL_RANK", "0")), flag)
     dtype = resolve_precision(config.precision, device)
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -83,11 +86,12 @@ def keep_freed_memory() -> None:
     torch.empty((32 << 20) - (64 << 10), dtype=torch.uint8)
 
 
-def resolve_device(name: str, local_rank: int = 0) -> torch.device:
-    """Return the torch device that `--run.device` names.
+def resolve_device(name: str, local_rank: int = 0, flag: str = "--run.device") -> torch.device:
+    """Return the torch device that a flag names.
 
     Args:
         local_rank: the GPU that `auto` and `cuda` take.
+        flag: its spelling, for messages.
 
     Raises:
         ValueError: the device is unknown, or this machine lacks it."""
@@ -96,22 +100,19 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"--run.device {name} is no device; give {_DEVICES}") from error
+        raise ValueError(f"{flag} {name} is no device; give {_DEVICES}") from error
     if device.type not in ("cpu", "cuda", "mps"):
-        raise ValueError(f"--run.device {name} is not supported; give {_DEVICES}")
+        raise ValueError(f"{flag} {name} is not supported; give {_DEVICES}")
     if device.type == "cuda":
         count = torch.cuda.device_count()
         index = local_rank if device.index is None else device.index
         if index >= count:
             raise ValueError(
-                f"--run.device {name} asks for GPU {index}, but torch sees {count}; "
-                "give auto or cpu"
+                f"{flag} {name} asks for GPU {index}, but torch sees {count}; give auto or cpu"
             )
         return torch.device("cuda", index)
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError(
-            "--run.device mps asks for an Apple GPU, but torch sees none; give auto or cpu"
-        )
+        raise ValueError(f"{flag} mps asks for an Apple GPU, but torch sees none; give auto or cpu")
     return device
 
 

@@ -133,8 +133,8 @@ COLUMNS: dict[str, Column] = {
     "train_loss": Column("training loss, last logged", "train/loss"),
     "kappa": Column("NTK κ at initialisation", "ntk/condition_number", "ntk"),
     "lambda_max": Column("λ_max", "hessian/lambda_max", "hessian"),
-    "training_loss": Column("loss on training images", "sharpness/clean_loss", "flatness"),
-    "flatness": Column("loss under weight noise", "sharpness/average_flatness", "flatness"),
+    "training_loss": Column("loss on training images", "flatness/clean_loss", "flatness"),
+    "flatness": Column("loss under weight noise", "flatness/average_flatness", "flatness"),
     "corruption": Column(
         "accuracy, corrupted, %", "robustness/mean_corruption_accuracy", "robustness", percent=True
     ),

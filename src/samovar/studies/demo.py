@@ -79,7 +79,7 @@ _ROWS: tuple[tuple[str, str, Callable[[Record], str]], ...] = (
     ("lambda_max of the Hessian (± residual)", "hessian/lambda_max", _eigenvalue),
     (
         "average loss under weight noise 0.05",
-        "sharpness/average_flatness",
+        "flatness/average_flatness",
         lambda r: f"{r.value:.2f} ± {r.stderr or 0:.2f}",
     ),
 )

@@ -122,13 +122,13 @@ METRICS = (
     ),
     Metric(
         "Average flatness",
-        _latest("sharpness/average_flatness"),
+        _latest("flatness/average_flatness"),
         "loss under Gaussian weight noise in nats, ± standard error over draws",
         "flatness",
     ),
     Metric(
         "Clean loss",
-        _latest("sharpness/clean_loss"),
+        _latest("flatness/clean_loss"),
         "the same loss without noise, in nats",
         "flatness",
     ),
