@@ -35,6 +35,9 @@ RUNS = {
     "gsam, late": SamConfig(rho=0.1, rho_min=0.02, rho_schedule="lr", alpha=0.4, start=0.4),
     "wsam, decoupled": SamConfig(rho=0.1, gamma=0.8, decoupled=True, m=32),
     "msam": SamConfig(rho=1.0, momentum=True),
+    "stale": SamConfig(rho=0.1, stale=True),
+    "arwp": SamConfig(rho=0.01, noise=True, rho_schedule="rise"),
+    "ae-sam": SamConfig(rho=0.1, sharp_only=True, m=32),
 }
 
 
@@ -91,7 +94,7 @@ def test_a_run_that_is_stopped_and_resumed_ends_in_the_same_bits(tmp_path, name)
     assert same(resumed.model, other.model)
     assert same(resumed.ema, other.ema)
     assert same(resumed.state, other.state)
-    assert ("sam" in resumed.state) == (name in ("fsam", "looksam"))
+    assert ("sam" in resumed.state) == (name in ("fsam", "looksam", "stale", "ae-sam"))
 
 
 @pytest.mark.parametrize("sam", [SamConfig(rho=0.1, sigma=1.0), SamConfig(rho=0.1, every=2, reuse=0.7)])
@@ -177,6 +180,12 @@ def test_rho_tied_to_a_rate_that_stays_changes_in_the_warm_up_alone(ends):
     assert radii == pytest.approx([0.2 + 0.4 * min(1, step / WARM) for step in range(TOTAL)])
 
 
+def test_rho_rises_by_a_cosine_over_the_run():
+    config = Config(sam=SamConfig(rho=0.6, rho_min=0.2, rho_schedule="rise"))
+    radii = [schedules.rho_at(step, config, 50) for step in range(50)]
+    assert radii == pytest.approx([0.2 + 0.4 * (1 - math.cos(math.pi * step / 50)) / 2 for step in range(50)])
+
+
 @pytest.mark.parametrize(("start", "end", "climbing"), [(0.8, 1, range(40, 50)), (0, 0.2, range(10))])
 def test_rho_is_zero_before_the_start_and_from_the_end(start, end, climbing):
     config = Config(sam=SamConfig(rho=0.1, start=start, end=end))
@@ -220,6 +229,12 @@ REFUSED = [
     ({"start": 0.5, "end": 0.5}, "--sam.start 0.5 with --sam.end 0.5: there is no step between them"),
     ({"rho_min": 0.2, "rho_schedule": "lr"}, "--sam.rho-min 0.2 with --sam.rho 0.1: the lowest radius is above"),
     ({"rho_min": 0.05}, "--sam.rho-min 0.05 with --sam.rho-schedule constant: give --sam.rho-schedule lr"),
+    ({"stale": True, "fraction": 0.5}, "--sam.stale with --sam.fraction 0.5: it takes no gradient"),
+    ({"noise": True, "fraction": 0.5}, "--sam.noise with --sam.fraction 0.5: it takes no gradient"),
+    ({"noise": True, "adaptive": True}, "--sam.noise with --sam.adaptive: each scales the climb"),
+    ({"noise": True, "stale": True}, "--sam.stale with --sam.noise: each is a direction of its own"),
+    ({"sharp_only": True, "fraction": 0.5}, "--sam.fraction 0.5 with --sam.sharp-only: the two gradients would be"),
+    ({"sharp_only": True, "every": 2}, "--sam.sharp-only with --sam.every 2: each says in which steps"),
     ({"m": 32, "shared_ascent": True}, "--sam.m and --sam.shared-ascent exclude each other"),
 ]
 
@@ -248,6 +263,10 @@ def test_what_means_nothing_is_refused_in_the_words_of_the_flags(sam, words):
             "--sam.ascent-steps 2 with --adversarial.eps 0.01",
         ),
         (
+            Config(sam=SamConfig(rho=0.1, sharp_only=True), adversarial=AdversarialConfig(eps=0.01)),
+            "--sam.sharp-only with --adversarial.eps 0.01: a step without a climb would train on images before",
+        ),
+        (
             Config(sam=SamConfig(rho=0.1, rho_schedule="lr"), optim=OptimConfig(schedule="constant")),
             "--sam.rho-schedule lr with --optim.schedule constant: the rate does not change",
         ),
@@ -272,6 +291,9 @@ FLAGS = [
     "--sam.every 2 --sam.reuse 0.7 --sam.alpha 0.4 --sam.rho-schedule lr --sam.rho-min 0.05",
     "--sam.momentum --sam.end 0.8 --sam.norms-only",
     "--sam.sigma 1 --sam.sigma-decay 0.6 --sam.ascent-steps 2 --sam.layerwise",
+    "--sam.stale --sam.layerwise --sam.start 0.3",
+    "--sam.noise --sam.rho 0.01 --sam.rho-schedule rise --sam.m 64",
+    "--sam.sharp-only --sam.sigma 1 --sam.no-c-skip --sam.m 64",
     "--sam.gamma 0.8 --sam.decoupled --sam.adaptive --optim.ema 0.9",
 ]
 
@@ -290,6 +312,8 @@ def test_flags_go_together_and_train(tmp_path, flags):
 SAM_RECIPE = recipes.get("vit-digits-sam").config()
 PASSES = {
     "plain": 1, "sam": 2, "asam": 2, "half": 1.5, "quarter": 1.25, "every2": 1.5, "every5": 1.2, "looksam": 1.2,
+    "stale": 1, "arwp": 1, "ae-sam": 1.5, "msam-lr": 1,
+    "ae-sam+c-skip=false": 2, "ae-sam+c_last=1": 1 + 0.158655, "ae-sam+latehalf": 1.25,
     "late": 1.2, "latehalf": 1.5, "early": 1.2, "msam": 1, "sam-on": 2, "gsam": 2, "fsam": 2, "wsam": 2,
     "wsam-decoupled": 2, "two-step": 3, "layerwise": 2, "quarter+late": 1.05, "every2+quarter": 1.125,
     "two-step+half": 2,

@@ -41,10 +41,12 @@ class SamConfig(SamVariant):
 
     rho: Annotated[float, Range("a radius, 0 for plain training", ge=0)] = 0.0
     """Radius of the weight perturbation."""
-    rho_schedule: Literal["constant", "lr"] = "constant"
-    """`lr`: from `--sam.rho` at the peak learning rate to `--sam.rho-min` at the lowest (GSAM)."""
+    rho_schedule: Literal["constant", "lr", "rise"] = "constant"
+    """`lr`: from `--sam.rho` at the peak learning rate to `--sam.rho-min` at the lowest (GSAM).
+    `rise`: from `--sam.rho-min` at the start of the run to `--sam.rho` at its end, by a cosine
+    (ARWP)."""
     rho_min: Annotated[float, Range("a radius, 0 or more", ge=0)] = 0.0
-    """Lowest radius under `--sam.rho-schedule lr`."""
+    """Lowest radius under `--sam.rho-schedule lr` or `rise`."""
     m: Annotated[int, Range("a number of examples, 0 for the rank's whole batch", ge=0)] = 0
     """Examples that share one ascent step (m-sharpness); 0 is a rank's whole batch. The paper
     uses 32."""

@@ -54,6 +54,23 @@ RELATIVES: dict[str, Relative] = {
         {"momentum": True}, rho_factor=10.0,
         source="Becker et al. (Momentum-SAM), arXiv:2401.12033",
     ),
+    "msam-lr": Relative(
+        "Momentum-SAM with a rho that follows the learning rate",
+        {"momentum": True, "rho_schedule": "lr"}, rho_factor=10.0,
+        source="Becker et al. (Momentum-SAM), arXiv:2401.12033; the schedule of GSAM",
+    ),
+    "stale": Relative(
+        "climbs along the gradient of the step before, one gradient a step", {"stale": True}
+    ),
+    "arwp": Relative(
+        "ARWP: Gaussian noise by row norm and squared gradients, one gradient a step",
+        {"noise": True, "rho": 0.01, "rho_schedule": "rise", "rho_min": 0.0},
+        source="Li et al. (ARWP), arXiv:2404.00357",
+    ),
+    "ae-sam": Relative(
+        "AE-SAM: climbs only where the gradient is long for its time", {"sharp_only": True},
+        source="Jiang et al. (AE-SAM), arXiv:2304.14647",
+    ),
     "sam-on": Relative(
         "SAM-ON: climbs with the weights of norm layers only", {"norms_only": True},
         rho_factor=10.0, source="Mueller et al. (SAM-ON), arXiv:2306.04226",

@@ -126,7 +126,7 @@ def steps(
         lr = schedules.lr_at(state.step - first, config.optim, total)
         rho = schedules.rho_at(state.step - first, config, total)
         optim.set_lr(state.optimizer, lr)
-        state.memory.step = state.step - first
+        state.memory.step, state.memory.num_steps = state.step - first, total
 
         state.optimizer.zero_grad(set_to_none=True)
         loss, note = backward_in_pieces(
@@ -194,8 +194,8 @@ def backward(
 
 def _group_size(config: Config, rho: float) -> int:
     """Return the examples that share an ascent; 0 for the whole batch."""
-    # Along the momentum all groups climb alike, so they need not be told apart.
-    return config.sam.m if rho and not config.sam.momentum else 0
+    # Where all groups climb alike, they need not be told apart.
+    return config.sam.m if rho and not config.sam.one_climb else 0
 
 
 def _sam_gradient(

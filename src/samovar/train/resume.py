@@ -86,7 +86,7 @@ def snapshot(state: TrainState) -> Checkpoint:
     # left out while empty, so that checkpoints of plain SAM stay as they were
     counts = {"stale": state.stale, "micro_batch": state.micro_batch}
     others |= {name: count for name, count in counts.items() if count}
-    if state.memory.average or state.memory.component:
+    if state.memory.holds:
         others["sam"] = state.memory.state_dict()
     if state.projection is not None:
         others["projection"] = state.projection.state_dict()
