@@ -18,7 +18,7 @@ from samovar.recipes.relatives import RELATIVES, published, related
 from samovar.runs import checkpoint
 from samovar.runs.records import RunDir
 from samovar.runtime import Runtime
-from samovar.train import schedules
+from samovar.train import schedules, teacher
 from samovar.train.fit import Interrupted, fit, prepare
 from samovar.train.loop import backward, steps
 from tests.conftest import assert_refused
@@ -38,6 +38,9 @@ RUNS = {
     "stale": SamConfig(rho=0.1, stale=True),
     "arwp": SamConfig(rho=0.01, noise=True, rho_schedule="rise"),
     "ae-sam": SamConfig(rho=0.1, sharp_only=True, m=32),
+    "mesa": SamConfig(teacher="average", teacher_weight=0.8, teacher_start=1.0),
+    "mesa and sam": SamConfig(rho=0.1, teacher="average", teacher_start=0.0),
+    "saf": SamConfig(teacher="earlier", teacher_lag=2, teacher_start=0.0),
 }
 
 
@@ -47,7 +50,7 @@ def settings(sam: SamConfig) -> Config:
         steps=END,
         sam=sam,
         model=replace(BASE.model, dropout=0.1, drop_path=0.1),
-        data=replace(BASE.data, fraction=0.3, batch_size=64),
+        data=replace(BASE.data, fraction=0.1 if sam.teacher == "earlier" else 0.3, batch_size=64),
         optim=OptimConfig(lr=1e-3, warmup_steps=2, clip_norm=1.0, ema=0.9),
         run=RunConfig(eval_every=4, log_every=1, threads=1, keep=10, micro_batch=24),
     )
@@ -74,9 +77,11 @@ def same(a, b) -> bool:
     return bool(torch.equal(a, b)) if isinstance(a, torch.Tensor) else a == b
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_a_run_that_is_stopped_and_resumed_ends_in_the_same_bits(tmp_path, name):
-    config = settings(RUNS[name])
+@pytest.mark.parametrize("name", [*RUNS, "saf, in a file"])
+def test_a_run_that_is_stopped_and_resumed_ends_in_the_same_bits(tmp_path, name, monkeypatch):
+    if name == "saf, in a file":
+        monkeypatch.setattr(teacher, "MOST_IN_MEMORY", 0)
+    config = settings(RUNS[name.partition(",")[0] if name.startswith("saf") else name])
     undisturbed, events = run_of(tmp_path / "undisturbed", config)
     list(events)
     run, events = run_of(tmp_path / "stopped", config)
@@ -235,6 +240,9 @@ REFUSED = [
     ({"noise": True, "stale": True}, "--sam.stale with --sam.noise: each is a direction of its own"),
     ({"sharp_only": True, "fraction": 0.5}, "--sam.fraction 0.5 with --sam.sharp-only: the two gradients would be"),
     ({"sharp_only": True, "every": 2}, "--sam.sharp-only with --sam.every 2: each says in which steps"),
+    ({"teacher": "earlier"}, "--sam.teacher earlier with --sam.rho 0.1: earlier logits take the place of the climb"),
+    ({"teacher_lag": 0}, "--sam.teacher-lag 0 is out of range; give a number of epochs, 1 or more"),
+    ({"teacher_tau": 0.0}, "--sam.teacher-tau 0.0 is out of range"),
     ({"m": 32, "shared_ascent": True}, "--sam.m and --sam.shared-ascent exclude each other"),
 ]
 
@@ -265,6 +273,18 @@ def test_what_means_nothing_is_refused_in_the_words_of_the_flags(sam, words):
         (
             Config(sam=SamConfig(rho=0.1, sharp_only=True), adversarial=AdversarialConfig(eps=0.01)),
             "--sam.sharp-only with --adversarial.eps 0.01: a step without a climb would train on images before",
+        ),
+        (
+            Config(sam=SamConfig(teacher="average"), adversarial=AdversarialConfig(eps=0.01)),
+            "--sam.teacher average with --adversarial.eps 0.01: the teacher would see other images",
+        ),
+        (
+            Config(sam=SamConfig(teacher="earlier"), data=replace(Config().data, mixup=0.5)),
+            "--sam.teacher earlier with --data.mixup 0.5: an image's earlier logits would be those of another",
+        ),
+        (
+            Config(sam=SamConfig(teacher="average"), loss="supcon", data=replace(Config().data, views=2)),
+            "--sam.teacher average does not go with --loss supcon",
         ),
         (
             Config(sam=SamConfig(rho=0.1, rho_schedule="lr"), optim=OptimConfig(schedule="constant")),
@@ -313,6 +333,7 @@ SAM_RECIPE = recipes.get("vit-digits-sam").config()
 PASSES = {
     "plain": 1, "sam": 2, "asam": 2, "half": 1.5, "quarter": 1.25, "every2": 1.5, "every5": 1.2, "looksam": 1.2,
     "stale": 1, "arwp": 1, "ae-sam": 1.5, "msam-lr": 1,
+    "saf": 1, "mesa": 1 + (1 - 5 / SAM_RECIPE.epochs) / 3, "mesa+rho=0.1": 2 + (1 - 5 / SAM_RECIPE.epochs) / 3,
     "ae-sam+c-skip=false": 2, "ae-sam+c_last=1": 1 + 0.158655, "ae-sam+latehalf": 1.25,
     "late": 1.2, "latehalf": 1.5, "early": 1.2, "msam": 1, "sam-on": 2, "gsam": 2, "fsam": 2, "wsam": 2,
     "wsam-decoupled": 2, "two-step": 3, "layerwise": 2, "quarter+late": 1.05, "every2+quarter": 1.125,

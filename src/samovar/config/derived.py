@@ -131,9 +131,14 @@ def sam_span(config: Config, total: int) -> tuple[int, int]:
 def passes(config: Config) -> float:
     """Return the gradients a step takes of each of its images, on average over the run.
 
-    Plain training takes 1, SAM takes 2."""
+    Plain training takes 1, SAM takes 2. A forward pass of a teacher counts as a third."""
     attack = config.adversarial.num_steps if config.adversarial.eps else 0
     sam = config.sam
+    if sam.teacher == "average":
+        # forward alone, a third of a gradient, from its first epoch on
+        late = 0.0 if config.steps else min(1.0, sam.teacher_start / config.epochs)
+        without = replace(config, sam=replace(sam, teacher="none"))
+        return passes(without) + (1 - late) / 3
     # along a direction that is known the ascent takes no gradient
     if not sam.rho or sam.one_pass:
         return 1.0 + attack

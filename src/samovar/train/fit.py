@@ -14,6 +14,7 @@ import torch.distributed as dist
 from samovar.anymodel.restore import bare
 from samovar.config import Config, num_steps, stages, validate_layout
 from samovar.data import badfiles
+from samovar.data.draws import Plan
 from samovar.data.loader import batches
 from samovar.data.sources import class_notes, open_source
 from samovar.data.splits import Source
@@ -33,6 +34,7 @@ from samovar.train.keeper import Clock, Keeper
 from samovar.train.keeper import Diverged as Diverged
 from samovar.train.loop import TrainState, build, next_stage, steps
 from samovar.train.schedules import check_warmup
+from samovar.train.teacher import indexed
 from samovar.train.validation import validate
 
 
@@ -218,6 +220,12 @@ def _train(
         device=runtime.device,
         bad_files=keeper.run.bad_files,
     )
+    if state.teacher is not None:
+        count = len(source.train)
+        layout = (runtime.rank, runtime.world_size, config.data.views)
+        plan = Plan(config.seed, count, config.data.batch_size, *layout)
+        state.teacher.begin(count, config, keeper.run.path, is_main=runtime.is_main)
+        stream = indexed(stream, plan, state.step - part.first)
     # Sharpness is watched in the first stage only: one curve over two losses would mean nothing.
     watched = config.run.watch_every and runtime.is_main and part.first == 0
     watch = Watch(config, source, runtime.device) if watched else None

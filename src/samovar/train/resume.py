@@ -88,6 +88,8 @@ def snapshot(state: TrainState) -> Checkpoint:
     others |= {name: count for name, count in counts.items() if count}
     if state.memory.holds:
         others["sam"] = state.memory.state_dict()
+    if state.teacher is not None:
+        others["teacher"] = state.teacher.state_dict()
     if state.projection is not None:
         others["projection"] = state.projection.state_dict()
     ema = state.ema.state_dict() if state.ema else {}
@@ -103,6 +105,8 @@ def restore(state: TrainState, found: Checkpoint) -> None:
     state.optimizer.load_state_dict(found.state["optimizer"])
     if "sam" in found.state:
         state.memory.load_state_dict(found.state["sam"])
+    if state.teacher is not None and "teacher" in found.state:
+        state.teacher.load_state_dict(found.state["teacher"])
     if state.projection is not None:
         state.projection.load_state_dict(found.state["projection"])
     if state.scaler:
