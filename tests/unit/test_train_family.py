@@ -50,7 +50,7 @@ def settings(sam: SamConfig) -> Config:
         steps=END,
         sam=sam,
         model=replace(BASE.model, dropout=0.1, drop_path=0.1),
-        data=replace(BASE.data, fraction=0.1 if sam.teacher == "earlier" else 0.3, batch_size=64),
+        data=replace(BASE.data, fraction=0.3, batch_size=64),
         optim=OptimConfig(lr=1e-3, warmup_steps=2, clip_norm=1.0, ema=0.9),
         run=RunConfig(eval_every=4, log_every=1, threads=1, keep=10, micro_batch=24),
     )
@@ -245,6 +245,18 @@ REFUSED = [
     ({"teacher_tau": 0.0}, "--sam.teacher-tau 0.0 is out of range"),
     ({"m": 32, "shared_ascent": True}, "--sam.m and --sam.shared-ascent exclude each other"),
 ]
+
+
+@pytest.mark.parametrize(("size", "lag", "fits"), [(80, 1, True), (64, 1, False), (64, 2, True), (128, 2, False)])
+def test_a_batch_that_would_need_its_own_logits_is_refused(size, lag, fits):
+    sam = SamConfig(teacher="earlier", teacher_lag=lag)
+    config = settings(sam)
+    config = replace(config, data=replace(config.data, batch_size=size))
+    if fits:
+        prepare(config, CPU)
+    else:
+        with pytest.raises(ValueError, match=f"--data.batch-size {size} .*--sam.teacher-lag {lag}.*give"):
+            prepare(config, CPU)
 
 
 def refusal(config: Config) -> str:

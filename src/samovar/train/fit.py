@@ -14,7 +14,6 @@ import torch.distributed as dist
 from samovar.anymodel.restore import bare
 from samovar.config import Config, num_steps, stages, validate_layout
 from samovar.data import badfiles
-from samovar.data.draws import Plan
 from samovar.data.loader import batches
 from samovar.data.sources import class_notes, open_source
 from samovar.data.splits import Source
@@ -34,7 +33,7 @@ from samovar.train.keeper import Clock, Keeper
 from samovar.train.keeper import Diverged as Diverged
 from samovar.train.loop import TrainState, build, next_stage, steps
 from samovar.train.schedules import check_warmup
-from samovar.train.teacher import indexed
+from samovar.train.teacher import check_lag
 from samovar.train.validation import validate
 
 
@@ -78,6 +77,7 @@ def prepare(
             "pass it through samovar.models.load.resolve first"
         )
     source = source or open_source(config.data)
+    check_lag(config, len(source.train))
     if config.loss == "supcon":
         _check_pairs(source)
     with doing(f"building {config.model.name}"):
@@ -221,11 +221,8 @@ def _train(
         bad_files=keeper.run.bad_files,
     )
     if state.teacher is not None:
-        count = len(source.train)
-        layout = (runtime.rank, runtime.world_size, config.data.views)
-        plan = Plan(config.seed, count, config.data.batch_size, *layout)
-        state.teacher.begin(count, config, keeper.run.path, is_main=runtime.is_main)
-        stream = indexed(stream, plan, state.step - part.first)
+        here = (config, runtime, len(source.train), state.step - part.first)
+        stream = state.teacher.follow(stream, *here, keeper.run.path)
     # Sharpness is watched in the first stage only: one curve over two losses would mean nothing.
     watched = config.run.watch_every and runtime.is_main and part.first == 0
     watch = Watch(config, source, runtime.device) if watched else None

@@ -43,15 +43,19 @@ def teacher_of(config: Config, model: Classifier) -> Teacher | None:
     return None if name == "none" else makers[name](config.sam, model)
 
 
-def indexed(
-    stream: Generator[Batch, None, None], plan: Plan, first: int
-) -> Generator[Batch, None, None]:
-    """Yield the batches of steps from `first` on with the index and the epoch of each image."""
-    with closing(stream):
-        for step, batch in enumerate(stream, start=first):
-            positions = plan.positions(step)
-            epochs = torch.from_numpy(positions // plan.views // plan.num_images)
-            yield replace(batch, index=torch.from_numpy(plan.images(positions)), epoch=epochs)
+def check_lag(config: Config, num_images: int) -> None:
+    """Refuse a batch in which an image may need logits that the same step makes.
+
+    Raises:
+        ValueError: names the flags and both numbers."""
+    sam, size = config.sam, config.data.batch_size
+    # where batches straddle epochs, an image may be the last of one and the first of the next
+    lag = sam.teacher_lag - (num_images % size > 0)
+    if sam.teacher == "earlier" and size > lag * num_images:
+        raise ValueError(
+            f"--data.batch-size {size} of {num_images} images may hold an image twice within "
+            f"--sam.teacher-lag {sam.teacher_lag} epochs; give a larger lag or a smaller batch"
+        )
 
 
 class Teacher:
@@ -59,6 +63,34 @@ class Teacher:
 
     def __init__(self, settings: SamConfig) -> None:
         self.settings = settings
+
+    def follow(
+        self,
+        stream: Generator[Batch, None, None],
+        config: Config,
+        runtime: Runtime,
+        num_images: int,
+        first: int,
+        run: Path,
+    ) -> Generator[Batch, None, None]:
+        """Yield the batches of a run with the index and the epoch of each image.
+
+        Args:
+            stream: the batches of this rank.
+            config: the settings of the stage.
+            runtime: rank and number of ranks.
+            num_images: images of the training split.
+            first: the step of the first batch.
+            run: the run's folder."""
+        self.begin(num_images, config, run, is_main=runtime.is_main)
+        layout = (runtime.rank, runtime.world_size, config.data.views)
+        plan = Plan(config.seed, num_images, config.data.batch_size, *layout)
+        with closing(stream):
+            for step, batch in enumerate(stream, start=first):
+                positions = plan.positions(step)
+                epochs = torch.from_numpy(positions // plan.views // plan.num_images)
+                index = torch.from_numpy(plan.images(positions))
+                yield replace(batch, index=index, epoch=epochs)
 
     def begin(self, num_images: int, config: Config, run: Path, *, is_main: bool) -> None:
         """Prepare for the images of a run, after a resume as well."""
@@ -160,6 +192,8 @@ class EarlierTeacher(Teacher):
         self.tags: Tensor | None = None
         """[slots, images] int64: 1 + the epoch of each entry; of a file only."""
         self.path: Path | None = None
+        self.kind: dict[str, Any] = {}
+        """Of a file: the number of classes and the type of its entries."""
         self.seen: list[tuple[Tensor, Tensor, Tensor]] = []
         self.num_images, self.spare, self.is_main = 0, 0, True
 
@@ -235,9 +269,6 @@ class EarlierTeacher(Teacher):
 
     def _sizes(self) -> tuple[int, torch.dtype, torch.device]:
         return self.kind["classes"], getattr(torch, self.kind["dtype"]), torch.device("cpu")
-
-    kind: dict[str, Any]
-    """Of a file: the number of classes and the type of its entries."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return the table, or of a file its form alone."""
