@@ -167,13 +167,13 @@ def arwp(groups: list[At], kept: Kept, t: int) -> Tensor:
     return g
 
 
-C = 1.5  # the threshold is moved by a test of its own
+C, C_DECAY = 1.5, 0.8  # the threshold is moved by a test of its own
 
 
 def ae_sam(groups: list[At], kept: Kept, t: int) -> Tensor:
     def moved(x: Tensor) -> tuple[Tensor, Tensor]:
-        mean = 0.9 * kept.get("mean", 0) + 0.1 * x
-        return mean, 0.9 * kept.get("variance", 0) + 0.1 * (x - mean) ** 2
+        mean = C_DECAY * kept.get("mean", 0) + (1 - C_DECAY) * x
+        return mean, C_DECAY * kept.get("variance", 0) + (1 - C_DECAY) * (x - mean) ** 2
 
     total, squares = 0, []
     c = kept.get("c", lambda t: C)(t)
@@ -204,8 +204,8 @@ RELATIVES: dict[str, tuple[SamVariant, Callable[[list[At], Kept, int], Tensor]]]
     "gsam+looksam": (SamVariant(alpha=0.4, every=3, reuse=0.7), gsam_looked_up),
     "stale": (SamVariant(stale=True), stale),
     "arwp": (SamVariant(noise=True, noise_eta=ETA, noise_decay=DECAY), arwp),
-    "ae-sam": (SamVariant(sharp_only=True, c_first=C, c_last=C), ae_sam),
-    "ae-sam, unread": (SamVariant(sharp_only=True, c_first=C, c_last=C, c_skip=False), ae_sam),
+    "ae-sam": (SamVariant(sharp_only=True, c_first=C, c_last=C, c_decay=C_DECAY), ae_sam),
+    "ae-sam, unread": (SamVariant(sharp_only=True, c_first=C, c_last=C, c_decay=C_DECAY, c_skip=False), ae_sam),
 }
 ONE_PASS = [name for name, (variant, _) in RELATIVES.items() if variant.one_pass]
 HAS_MEMORY = [name for name, (variant, _) in RELATIVES.items() if variant.remembers]
@@ -373,7 +373,7 @@ def test_five_clipped_steps_of_the_adapter_are_the_formula(name, rule, micro):
 
 @pytest.mark.parametrize("by", ["backward", "adapter"])
 def test_ae_sams_threshold_moves_over_the_run_and_what_it_skips_is_not_paid(by, monkeypatch):
-    variant = SamVariant(sharp_only=True, c_first=4.0, c_last=-2.0, c_decay=0.9)
+    variant = SamVariant(sharp_only=True, c_first=4.0, c_last=-2.0, c_decay=C_DECAY)
     monkeypatch.setitem(RELATIVES, "moved", (variant, ae_sam))
     model, data, calls = net(dropout=0.5), Data(*batch()), []
     begun: Kept = {"c": lambda t: 4.0 - 6.0 * t / STEPS}
