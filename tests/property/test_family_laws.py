@@ -33,7 +33,7 @@ def task(seed: int, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, list
 
 def steps(model: nn.Module, data, variant: SamVariant | None, own_ascent: bool = False, **options) -> Tensor:
     """Weights [P] of a copy after a few steps of SGD with momentum, and whatever was added beside them."""
-    model, memory = deepcopy(model), SamMemory()
+    model, memory = deepcopy(model), SamMemory(STEPS)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     for step, (x, y) in enumerate(data):
         torch.manual_seed(step)
@@ -63,7 +63,18 @@ SETTINGS = {
     "gamma": st.sampled_from([0.5, 0.5, 0.8]),
     "decoupled": st.booleans(),
 }
-VARIANTS = st.builds(SamVariant, **SETTINGS).filter(lambda variant: conflict(variant) is None)
+TRUE, OF_NOISE = st.just(True), {"noise_eta": st.sampled_from([0.0, 3.0])}
+VARIANTS = st.one_of(
+    st.builds(SamVariant, **SETTINGS),
+    st.builds(SamVariant, stale=TRUE, **{name: SETTINGS[name] for name in ("norms_only", "layerwise")}),
+    st.builds(SamVariant, noise=TRUE, norms_only=st.booleans(), **OF_NOISE),
+    st.builds(
+        SamVariant,
+        sharp_only=TRUE,
+        c_skip=st.booleans(),
+        **{name: SETTINGS[name] for name in ("sigma", "ascent_steps", "norms_only", "layerwise", "gamma")},
+    ),
+).filter(lambda variant: conflict(variant) is None)
 ALONG_A_GRADIENT = ("sigma", "ascent_steps", "norms_only", "layerwise", "every")
 OF_ONE_GRADIENT = st.builds(SamVariant, **{name: SETTINGS[name] for name in ALONG_A_GRADIENT})
 
@@ -83,6 +94,9 @@ NEUTRAL = [
     SamVariant(gamma=0.5),
     SamVariant(ascent_steps=1),
     SamVariant(reuse=0.0),
+    SamVariant(noise_eta=3.0, noise_decay=0.1),
+    SamVariant(c_first=3.0, c_last=-3.0, c_decay=0.1, c_skip=False),
+    SamVariant(sharp_only=True, c_first=-1e9, c_last=-1e9),
 ]
 
 
@@ -126,7 +140,7 @@ def steps_of_rhos(model: nn.Module, data, rhos: list[float]) -> Tensor:
 @given(seed=SEEDS, rho=RADII, variant=VARIANTS, dtype=st.sampled_from([torch.float32, torch.bfloat16]))
 def test_weights_come_back_to_the_bit(seed, rho, variant, dtype):
     model, data = task(seed, dtype)
-    memory, optimizer = SamMemory(), torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    memory, optimizer = SamMemory(STEPS), torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     for x, y in data:
         before, addresses = flat(model).clone(), [p.data_ptr() for p in model.parameters()]
         optimizer.zero_grad()
@@ -142,7 +156,8 @@ def test_weights_come_back_to_the_bit(seed, rho, variant, dtype):
 
 def steps_of_adapter(model: nn.Module, data, variant: SamVariant, rho: float) -> Tensor:
     model = deepcopy(model)
-    sam = SAM(torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9), rho=rho, variant=variant, model=model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    sam = SAM(optimizer, rho=rho, variant=variant, model=model, num_steps=STEPS)
     for step, (x, y) in enumerate(data):
         torch.manual_seed(step)
 
@@ -168,6 +183,7 @@ CLIMBS = {
     "layerwise": SamVariant(layerwise=True),
     "norms only": SamVariant(norms_only=True),
     "momentum": SamVariant(momentum=True),
+    "stale": SamVariant(stale=True),
     "friendly": SamVariant(sigma=1.0),
     "layerwise norms": SamVariant(norms_only=True, layerwise=True),
     "two steps": SamVariant(ascent_steps=2),
@@ -193,7 +209,7 @@ def test_a_climb_of_any_kind_is_rho_long_and_one_of_several_steps_at_most(seed, 
         sam_backward(loss_fn, model, rho=rho, variant=variant, memory=memory, optimizer=optimizer)
         optimizer.step()
         length = float((seen[-1] - before).norm())
-        if name == "momentum" and step == 0:
+        if variant.one_pass and step == 0:
             assert length == 0
         elif variant.ascent_steps == 1:
             assert length == pytest.approx(rho, rel=1e-8)  # weights round at 1e-16, the shortest rho is 1e-6

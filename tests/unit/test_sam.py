@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from samovar.sam import engine, plain_backward, sam_backward
+from samovar.sam import climb, plain_backward, sam_backward
 
 ROUNDING = {"rtol": 1e-12, "atol": 1e-14}  # float64: a few hundred operations of 1e-16 each
 LossFn = Callable[[nn.Module], Tensor]
@@ -173,7 +173,7 @@ def test_many_parameters_at_a_time_as_on_an_accelerator_give_the_same_gradient(m
     model, loss_fn = net(), loss_on(*batch())
     twin = deepcopy(model)
     sam_backward(loss_fn, model, rho=0.1, adaptive=adaptive)
-    monkeypatch.setattr(engine, "CHUNK_ON_CPU", size)
+    monkeypatch.setattr(climb, "CHUNK_ON_CPU", size)
     sam_backward(loss_fn, twin, rho=0.1, adaptive=adaptive)
     assert all(torch.equal(a, b) for a, b in zip(grads(twin), grads(model), strict=True))
 

@@ -131,6 +131,63 @@ def gsam_looked_up(groups: list[At], kept: Kept, t: int) -> Tensor:
     return steps_between if t % 3 else gsam(groups, kept, t)
 
 
+def stale(groups: list[At], kept: Kept, t: int) -> Tensor:
+    before = kept.get("previous")
+    e = None if before is None else along(before)
+    kept["previous"] = sum(at(e) for at in groups)
+    return kept["previous"]
+
+
+ETA, DECAY = 30.0, 0.7
+
+
+def rows(w: Tensor, shape: torch.Size) -> Tensor:
+    """A flat parameter as its rows; a vector has one number in each."""
+    return w.view(shape[0], -1)
+
+
+def arwp(groups: list[At], kept: Kept, t: int) -> Tensor:
+    """sigma N(0, |row|^2) / sqrt(1 + eta S), S the row's sum of Adam's second moments or of our own running mean."""
+    adams = kept["second"]
+    s = kept.get("squares") if adams is None else adams
+
+    def drawn() -> Tensor:
+        parts = []
+        for i, (w, shape) in enumerate(zip(kept["weights"], kept["shapes"], strict=True)):
+            length = rows(w, shape).square().sum(1, keepdim=True).sqrt() if len(shape) > 1 else w.square().sum().sqrt()
+            e = RHO * torch.randn(shape, dtype=torch.float64).view(shape[0], -1) * length
+            if s is not None:
+                here = s.split([len(each) for each in kept["weights"]])[i]
+                e = e / (1 + ETA * rows(here, shape).sum(1, keepdim=True)).sqrt()
+            parts.append(e.flatten())
+        return torch.cat(parts)
+
+    g = sum(at(drawn) for at in groups)
+    kept["squares"] = DECAY * kept.get("squares", 0) + (1 - DECAY) * g**2
+    return g
+
+
+C, C_DECAY = 1.5, 0.8  # the threshold is moved by a test of its own
+
+
+def ae_sam(groups: list[At], kept: Kept, t: int) -> Tensor:
+    def moved(x: Tensor) -> tuple[Tensor, Tensor]:
+        mean = C_DECAY * kept.get("mean", 0) + (1 - C_DECAY) * x
+        return mean, C_DECAY * kept.get("variance", 0) + (1 - C_DECAY) * (x - mean) ** 2
+
+    total, squares = 0, []
+    c = kept.get("c", lambda t: C)(t)
+    for at in groups:
+        g = at(None)
+        squares.append(g @ g)
+        mean, variance = moved(g @ g)
+        climbs = bool(g @ g >= mean + c * variance.sqrt())
+        kept.setdefault("climbs", []).append(climbs)
+        total += at(along(g)) if climbs else g
+    kept["mean"], kept["variance"] = moved(sum(squares) / len(squares))
+    return total
+
+
 RELATIVES: dict[str, tuple[SamVariant, Callable[[list[At], Kept, int], Tensor]]] = {
     "sam": (SamVariant(), sam),
     "quarter": (SamVariant(), quarter),
@@ -145,7 +202,12 @@ RELATIVES: dict[str, tuple[SamVariant, Callable[[list[At], Kept, int], Tensor]]]
     "two-step": (SamVariant(ascent_steps=2), two_steps),
     "layerwise": (SamVariant(layerwise=True), layerwise),
     "gsam+looksam": (SamVariant(alpha=0.4, every=3, reuse=0.7), gsam_looked_up),
+    "stale": (SamVariant(stale=True), stale),
+    "arwp": (SamVariant(noise=True, noise_eta=ETA, noise_decay=DECAY), arwp),
+    "ae-sam": (SamVariant(sharp_only=True, c_first=C, c_last=C, c_decay=C_DECAY), ae_sam),
+    "ae-sam, unread": (SamVariant(sharp_only=True, c_first=C, c_last=C, c_decay=C_DECAY, c_skip=False), ae_sam),
 }
+ONE_PASS = [name for name, (variant, _) in RELATIVES.items() if variant.one_pass]
 HAS_MEMORY = [name for name, (variant, _) in RELATIVES.items() if variant.remembers]
 
 
@@ -166,11 +228,12 @@ class Sgd:
 
 class AdamW:
     momentum: Tensor | None = None
-    second: Tensor | float = 0.0
+    second: Tensor | None = None
 
     def step(self, w: Tensor, g: Tensor, t: int) -> Tensor:
         first = 0.0 if self.momentum is None else self.momentum
-        self.momentum, self.second = 0.9 * first + 0.1 * g, 0.99 * self.second + 0.01 * g**2
+        second = 0.0 if self.second is None else self.second
+        self.momentum, self.second = 0.9 * first + 0.1 * g, 0.99 * second + 0.01 * g**2
         m_hat, v_hat = self.momentum / (1 - 0.9 ** (t + 1)), self.second / (1 - 0.99 ** (t + 1))
         return w - LR * 0.3 * w - LR * m_hat / (v_hat.sqrt() + 1e-8)
 
@@ -184,20 +247,30 @@ def flat(tensors) -> Tensor:
 
 
 def trained(
-    name: str, model: nn.Module, rule: type, groups_of: Callable[[int], list], steps: int = STEPS, clip: bool = True
+    name: str,
+    model: nn.Module,
+    rule: type,
+    groups_of: Callable[[int], list],
+    steps: int = STEPS,
+    clip: bool = True,
+    begun: Kept | None = None,
 ) -> Tensor:
     """Weights [P] after some steps by the formula. `groups_of(t)` lists (seed, loss of a group, loss of its part)."""
     optimizer, formula, model = rule(), RELATIVES[name][1], deepcopy(model)
     named = dict(model.named_parameters())
     sizes = [p.numel() for p in named.values()]
-    kept: Kept = {"norms": flat(torch.full_like(p, float(key in NORMS)) for key, p in named.items())}
+    kept: Kept = {} if begun is None else begun
+    kept["norms"] = flat(torch.full_like(p, float(key in NORMS)) for key, p in named.items())
+    kept["shapes"] = [p.shape for p in named.values()]
     for t in range(steps):
         w = flat(named.values())
-        kept |= {"momentum": optimizer.momentum, "weights": w.split(sizes)}
+        second = getattr(optimizer, "second", None)
+        kept |= {"momentum": optimizer.momentum, "second": second, "weights": w.split(sizes)}
 
         def at(seed, whole, quarter, e, part=False, w=w):
-            nn.utils.vector_to_parameters(w if e is None else w + e, named.values())
             torch.manual_seed(seed)
+            e = e() if callable(e) else e  # noise is drawn before the pass
+            nn.utils.vector_to_parameters(w if e is None else w + e, named.values())
             return flat(torch.autograd.grad((quarter if part else whole)(model), list(named.values())))
 
         g = formula([lambda *a, one=one, **k: at(*one, *a, **k) for one in groups_of(t)], kept, t)
@@ -298,6 +371,40 @@ def test_five_clipped_steps_of_the_adapter_are_the_formula(name, rule, micro):
     torch.testing.assert_close(flat(model.parameters()), expected, **ROUNDING)
 
 
+@pytest.mark.parametrize("by", ["backward", "adapter"])
+def test_ae_sams_threshold_moves_over_the_run_and_what_it_skips_is_not_paid(by, monkeypatch):
+    variant = SamVariant(sharp_only=True, c_first=4.0, c_last=-2.0, c_decay=C_DECAY)
+    monkeypatch.setitem(RELATIVES, "moved", (variant, ae_sam))
+    model, data, calls = net(dropout=0.5), Data(*batch()), []
+    begun: Kept = {"c": lambda t: 4.0 - 6.0 * t / STEPS}
+    expected = trained("moved", model, Sgd, data.seeded, begun=begun)
+    assert set(begun["climbs"]) == {True, False}, "steps of both kinds"
+    model.register_forward_hook(lambda *_: calls.append(1))
+    if by == "backward":
+        memory = SamMemory(num_steps=STEPS)
+        steps_by_backward("moved", model, Sgd.theirs(model.parameters()), data, memory, range(STEPS))
+    else:
+        adapter = adapter_of("moved", model, Sgd, num_steps=STEPS)
+        memory = adapter.memory
+        steps_by_adapter("moved", model, adapter, data, range(STEPS))
+    torch.testing.assert_close(flat(model.parameters()), expected, **ROUNDING)
+    assert len(calls) == STEPS + sum(begun["climbs"])
+    assert int(memory.sharpness["climbs"]) == sum(begun["climbs"])
+    for name in ("mean", "variance"):
+        torch.testing.assert_close(memory.sharpness[name], begun[name], **ROUNDING)
+
+
+@pytest.mark.parametrize("num_groups", [1, 2])
+def test_ae_sam_that_reads_nothing_takes_the_same_steps(num_groups):
+    data, ends = Data(*batch(), num_groups), []
+    for name in ("ae-sam", "ae-sam, unread"):
+        torch.manual_seed(0)
+        model = net(dropout=0.5)
+        steps_by_backward(name, model, Sgd.theirs(model.parameters()), data, SamMemory(), range(STEPS))
+        ends.append(flat(model.parameters()))
+    torch.testing.assert_close(*ends, **ROUNDING)
+
+
 @pytest.mark.parametrize("name", RELATIVES)
 def test_relatives_differ_from_sam(name):
     model, data = net(dropout=0.5), Data(*batch())
@@ -352,7 +459,7 @@ def saved_and_loaded(state: dict) -> dict:
 
 
 @pytest.mark.parametrize("copied", [deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])  # noqa: S301
-@pytest.mark.parametrize("name", ["looksam", "fsam", "wsam-decoupled", "msam", "sam-on"])
+@pytest.mark.parametrize("name", ["looksam", "fsam", "wsam-decoupled", "msam", "sam-on", "stale", "arwp", "ae-sam"])
 def test_a_copy_of_model_and_adapter_trains_on_alike(name, copied):
     model, data = net(dropout=0.5), Data(*batch())
     sam = adapter_of(name, model, Sgd)
@@ -367,12 +474,12 @@ def test_a_copy_of_model_and_adapter_trains_on_alike(name, copied):
 COSTS = {
     "sam": (2, 2), "quarter": (1.25, 1.25), "every": (1.5, 1.5), "looksam": (4 / 3, 4 / 3), "msam": (1, 1),
     "sam-on": (2, 2), "gsam": (2, 2), "fsam": (2, 2), "wsam": (2, 2), "wsam-decoupled": (2, 2), "two-step": (3, 3),
-    "layerwise": (2, 2), "gsam+looksam": (4 / 3, 4 / 3),
+    "layerwise": (2, 2), "gsam+looksam": (4 / 3, 4 / 3), "stale": (1, 1), "arwp": (1, 1), "ae-sam, unread": (2, 2),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("by", ["backward", "adapter"])
-@pytest.mark.parametrize("name", RELATIVES)
+@pytest.mark.parametrize("name", COSTS)
 def test_passes_counted_in_examples(name, by):
     model, data, seen = net(), Data(*batch()), {"forward": 0, "backward": 0}
 
@@ -436,7 +543,7 @@ def test_the_first_step_of_msam_is_plain_and_an_optimizer_without_momentum_is_re
             SAM(bad, rho=RHO, variant=variant).step(lambda: loss_fn(model).backward())
 
 
-@pytest.mark.parametrize("name", RELATIVES)
+@pytest.mark.parametrize("name", [name for name in RELATIVES if name != "ae-sam"])  # which reads once for each group
 def test_the_host_never_waits_for_the_device(name):
     model, data, memory = net(), Data(*batch(), num_groups=2), SamMemory()
     optimizer = Sgd.theirs(model.parameters())
@@ -519,7 +626,7 @@ class Spoiled(torch.autograd.Function):
 
 
 @pytest.mark.parametrize("spoiled", [1, 2])
-@pytest.mark.parametrize("name", ["looksam", "fsam", "wsam-decoupled"])
+@pytest.mark.parametrize("name", ["looksam", "fsam", "wsam-decoupled", "stale", "arwp", "ae-sam"])
 def test_what_is_not_finite_is_not_remembered(name, spoiled):
     (x, y), variant, calls = batch(), RELATIVES[name][0], []
     model, memory = net(), SamMemory()
@@ -534,7 +641,9 @@ def test_what_is_not_finite_is_not_remembered(name, spoiled):
     before = flat(model.parameters())
     memory.subtract_(optimizer, variant)
     assert torch.equal(flat(model.parameters()), before)
-    kept = [*memory.average.values(), *memory.component.values()]
+    vectors = (memory.average, memory.component, memory.previous, memory.squares, memory.sharpness)
+    kept = [each for held in vectors for each in held.values()]
+    assert kept or name == "wsam-decoupled"
     assert all(bool(each.isfinite().all()) for each in kept)
 
 
@@ -554,6 +663,7 @@ def test_under_a_scaler_steps_are_the_same(name):
     variant, part = RELATIVES[name][0], loss_on(x[:8], y[:8]) if name == "quarter" else None
     for net_, scaler in ((model, torch.amp.GradScaler("cpu", init_scale=1024.0)), (twin, None)):
         optimizer, memory = Sgd.theirs(net_.parameters()), SamMemory()
+        torch.manual_seed(0)
         for _ in range(4):
             optimizer.zero_grad()
             sam_backward(
@@ -576,6 +686,7 @@ def test_the_adapter_under_a_scaler_takes_the_same_steps(name):
     twin = deepcopy(model)
     for net_, scaler in ((model, torch.amp.GradScaler("cpu", init_scale=1024.0)), (twin, None)):
         sam = adapter_of(name, net_, Sgd)
+        torch.manual_seed(0)
 
         def closure(size=32, net_=net_, scaler=scaler):
             loss = F.cross_entropy(net_(x[:size]), y[:size])
@@ -717,6 +828,7 @@ def test_gradients_add_to_those_that_were_there(name):
         part = data.loss_fns(0, 0.25) if name == "quarter" else None
         for p in each.parameters():
             p.grad = torch.ones_like(p) if each is model else None
+        torch.manual_seed(0)
         sam_backward(data.loss_fns(0), each, rho=RHO, variant=variant, memory=SamMemory(), ascent_loss_fn=part)
     torch.testing.assert_close(flat(grads(model)), flat(grads(twin)) + 1, **ROUNDING)
 
@@ -729,16 +841,20 @@ def test_tied_weights_are_in_the_norm_once_in_every_relative():
         tied[1].weight = tied[0].weight
         single = nn.ModuleList([deepcopy(tied[0])])
         x = torch.randn(6, 4, dtype=torch.float64)
+        torch.manual_seed(1)
         sam_backward(
             lambda m, x=x: m[1](m[0](x).tanh()).square().mean(), tied, rho=RHO, variant=variant, memory=SamMemory()
         )
+        torch.manual_seed(1)
         sam_backward(
             lambda m, x=x: m[0](m[0](x).tanh()).square().mean(), single, rho=RHO, variant=variant, memory=SamMemory()
         )
         torch.testing.assert_close(flat(grads(tied)), flat(grads(single)), **ROUNDING)
 
 
-@pytest.mark.parametrize("name", ["gsam", "looksam", "fsam", "wsam-decoupled", "two-step", "sam-on", "msam"])
+@pytest.mark.parametrize(
+    "name", ["gsam", "looksam", "fsam", "wsam-decoupled", "two-step", "sam-on", "msam", "stale", "arwp", "ae-sam"]
+)
 def test_weights_of_several_precisions_train_and_come_back(name):
     variant, (x, y) = RELATIVES[name][0], batch()
     model, memory = net(), SamMemory()
@@ -775,7 +891,7 @@ def test_a_compiled_model_takes_the_same_steps(name):
     torch.testing.assert_close(*ends, **ROUNDING)
 
 
-@pytest.mark.parametrize("name", RELATIVES)
+@pytest.mark.parametrize("name", [name for name in RELATIVES if name != "arwp"])  # which takes no pass at w
 def test_buffers_are_of_the_ascent_alone(name):
     model, data = net(norm=nn.BatchNorm1d), Data(*batch())
     alone = deepcopy(model)
@@ -787,7 +903,7 @@ def test_buffers_are_of_the_ascent_alone(name):
         assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("name", RELATIVES)
+@pytest.mark.parametrize("name", [name for name in RELATIVES if name != "arwp"])  # which draws its noise first
 def test_random_numbers_go_on_as_after_one_pass_over_the_group(name):
     model, data = net(dropout=0.5), Data(*batch())
     torch.manual_seed(0)
@@ -807,6 +923,9 @@ def test_random_numbers_go_on_as_after_one_pass_over_the_group(name):
         (SamVariant(alpha=0.4), "with alpha=0.4: the two gradients would be of different examples"),
         (SamVariant(gamma=0.8), "with gamma=0.8: the two gradients would be of different examples"),
         (SamVariant(decoupled=True), "with decoupled=True: the two gradients would be of different examples"),
+        (SamVariant(stale=True), "with stale=True, which takes no gradient for its climb"),
+        (SamVariant(noise=True), "with noise=True, which takes no gradient for its climb"),
+        (SamVariant(sharp_only=True, c_last=1.0), "with sharp_only=True: the two gradients would be of different"),
         (SamVariant(every=2, reuse=0.5), "with reuse=0.5: the two gradients would be of different examples"),
     ],
 )
@@ -839,6 +958,19 @@ def test_an_ascent_on_other_examples_is_refused_where_it_means_nothing(variant, 
         (SamVariant(momentum=True, alpha=0.1), "momentum=True with alpha=0.1"),
         (SamVariant(momentum=True, gamma=0.8), "momentum=True with gamma=0.8"),
         (SamVariant(momentum=True, decoupled=True), "momentum=True with decoupled=True"),
+        (SamVariant(noise_eta=-1.0), "noise_eta=-1.0 is out of range; give a number of 0 or more"),
+        (SamVariant(c_first=float("nan")), "c_first=nan is out of range; give a number"),
+        (SamVariant(c_decay=1.0), "c_decay=1.0 is out of range"),
+        (SamVariant(stale=True, sigma=1.0), "stale=True with sigma=1.0: the gradient of the step before is the whole"),
+        (SamVariant(noise=True, every=2), "noise=True with every=2: a step along it costs what a plain one does"),
+        (SamVariant(momentum=True, stale=True), "momentum=True with stale=True: each is a direction of its own"),
+        (SamVariant(momentum=True, noise=True), "momentum=True with noise=True"),
+        (SamVariant(stale=True, noise=True), "stale=True with noise=True"),
+        (SamVariant(stale=True, sharp_only=True), "stale=True with sharp_only=True"),
+        (SamVariant(noise=True, layerwise=True), "noise=True with layerwise=True: the noise has a length of its own"),
+        (SamVariant(sharp_only=True, every=2), "every=2 with sharp_only=True|sharp_only=True with every=2: each says"),
+        (SamVariant(sharp_only=True, alpha=0.1), "sharp_only=True with alpha=0.1"),
+        (SamVariant(sharp_only=True, decoupled=True), "sharp_only=True with decoupled=True"),
         (SamVariant(alpha=0.1, gamma=0.8), "alpha=0.1 with gamma=0.8"),
         (SamVariant(alpha=0.1, decoupled=True), "alpha=0.1 with decoupled=True"),
         (SamVariant(every=2, reuse=0.1, decoupled=True), "reuse=0.1 with decoupled=True"),
@@ -864,12 +996,22 @@ def test_what_a_variant_needs_is_asked_for():
         (SamVariant(sigma=1.0), "make one memory=SamMemory"),
         (SamVariant(every=2), "make one memory=SamMemory"),
         (SamVariant(decoupled=True), "make one memory=SamMemory"),
+        (SamVariant(stale=True), "make one memory=SamMemory"),
+        (SamVariant(noise=True), "make one memory=SamMemory"),
+        (SamVariant(sharp_only=True, c_last=1.0), "make one memory=SamMemory"),
         (SamVariant(momentum=True), "give optimizer="),
     ):
         with pytest.raises(ValueError, match=words):
             sam_backward(loss_fn, model, rho=RHO, variant=variant)
     with pytest.raises(ValueError, match="layerwise=True with adaptive=True"):
         sam_backward(loss_fn, model, rho=RHO, adaptive=True, variant=SamVariant(layerwise=True))
+    with pytest.raises(ValueError, match="noise=True with adaptive=True"):
+        sam_backward(loss_fn, model, rho=RHO, adaptive=True, variant=SamVariant(noise=True), memory=SamMemory())
+    ae_sam_variant, words = SamVariant(sharp_only=True), r"moves c from 1.0 to -1.0 over the run; give its length"
+    with pytest.raises(ValueError, match=words):
+        sam_backward(loss_fn, model, rho=RHO, variant=ae_sam_variant, memory=SamMemory())
+    with pytest.raises(ValueError, match=words):
+        SAM(Sgd.theirs(model.parameters()), rho=RHO, variant=ae_sam_variant)
     with pytest.raises(ValueError, match="num_groups=0 is not positive"):
         sam_backward(loss_fn, model, rho=RHO, variant=SamVariant(every=2), memory=SamMemory(), num_groups=0)
     with pytest.raises(ValueError, match="no normalization layer that trains"):

@@ -18,7 +18,7 @@ from samovar.recipes.relatives import RELATIVES, published, related
 from samovar.runs import checkpoint
 from samovar.runs.records import RunDir
 from samovar.runtime import Runtime
-from samovar.train import schedules
+from samovar.train import schedules, teacher
 from samovar.train.fit import Interrupted, fit, prepare
 from samovar.train.loop import backward, steps
 from tests.conftest import assert_refused
@@ -35,6 +35,12 @@ RUNS = {
     "gsam, late": SamConfig(rho=0.1, rho_min=0.02, rho_schedule="lr", alpha=0.4, start=0.4),
     "wsam, decoupled": SamConfig(rho=0.1, gamma=0.8, decoupled=True, m=32),
     "msam": SamConfig(rho=1.0, momentum=True),
+    "stale": SamConfig(rho=0.1, stale=True),
+    "arwp": SamConfig(rho=0.01, noise=True, rho_schedule="rise"),
+    "ae-sam": SamConfig(rho=0.1, sharp_only=True, m=32),
+    "mesa": SamConfig(teacher="average", teacher_weight=0.8, teacher_start=1.0),
+    "mesa and sam": SamConfig(rho=0.1, teacher="average", teacher_start=0.0),
+    "saf": SamConfig(teacher="earlier", teacher_lag=2, teacher_start=0.0),
 }
 
 
@@ -71,9 +77,11 @@ def same(a, b) -> bool:
     return bool(torch.equal(a, b)) if isinstance(a, torch.Tensor) else a == b
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_a_run_that_is_stopped_and_resumed_ends_in_the_same_bits(tmp_path, name):
-    config = settings(RUNS[name])
+@pytest.mark.parametrize("name", [*RUNS, "saf, in a file"])
+def test_a_run_that_is_stopped_and_resumed_ends_in_the_same_bits(tmp_path, name, monkeypatch):
+    if name == "saf, in a file":
+        monkeypatch.setattr(teacher, "MOST_IN_MEMORY", 0)
+    config = settings(RUNS[name.partition(",")[0] if name.startswith("saf") else name])
     undisturbed, events = run_of(tmp_path / "undisturbed", config)
     list(events)
     run, events = run_of(tmp_path / "stopped", config)
@@ -91,7 +99,7 @@ def test_a_run_that_is_stopped_and_resumed_ends_in_the_same_bits(tmp_path, name)
     assert same(resumed.model, other.model)
     assert same(resumed.ema, other.ema)
     assert same(resumed.state, other.state)
-    assert ("sam" in resumed.state) == (name in ("fsam", "looksam"))
+    assert ("sam" in resumed.state) == (name in ("fsam", "looksam", "stale", "ae-sam"))
 
 
 @pytest.mark.parametrize("sam", [SamConfig(rho=0.1, sigma=1.0), SamConfig(rho=0.1, every=2, reuse=0.7)])
@@ -177,6 +185,12 @@ def test_rho_tied_to_a_rate_that_stays_changes_in_the_warm_up_alone(ends):
     assert radii == pytest.approx([0.2 + 0.4 * min(1, step / WARM) for step in range(TOTAL)])
 
 
+def test_rho_rises_by_a_cosine_over_the_run():
+    config = Config(sam=SamConfig(rho=0.6, rho_min=0.2, rho_schedule="rise"))
+    radii = [schedules.rho_at(step, config, 50) for step in range(50)]
+    assert radii == pytest.approx([0.2 + 0.4 * (1 - math.cos(math.pi * step / 50)) / 2 for step in range(50)])
+
+
 @pytest.mark.parametrize(("start", "end", "climbing"), [(0.8, 1, range(40, 50)), (0, 0.2, range(10))])
 def test_rho_is_zero_before_the_start_and_from_the_end(start, end, climbing):
     config = Config(sam=SamConfig(rho=0.1, start=start, end=end))
@@ -220,8 +234,29 @@ REFUSED = [
     ({"start": 0.5, "end": 0.5}, "--sam.start 0.5 with --sam.end 0.5: there is no step between them"),
     ({"rho_min": 0.2, "rho_schedule": "lr"}, "--sam.rho-min 0.2 with --sam.rho 0.1: the lowest radius is above"),
     ({"rho_min": 0.05}, "--sam.rho-min 0.05 with --sam.rho-schedule constant: give --sam.rho-schedule lr"),
+    ({"stale": True, "fraction": 0.5}, "--sam.stale with --sam.fraction 0.5: it takes no gradient"),
+    ({"noise": True, "fraction": 0.5}, "--sam.noise with --sam.fraction 0.5: it takes no gradient"),
+    ({"noise": True, "adaptive": True}, "--sam.noise with --sam.adaptive: each scales the climb"),
+    ({"noise": True, "stale": True}, "--sam.stale with --sam.noise: each is a direction of its own"),
+    ({"sharp_only": True, "fraction": 0.5}, "--sam.fraction 0.5 with --sam.sharp-only: the two gradients would be"),
+    ({"sharp_only": True, "every": 2}, "--sam.sharp-only with --sam.every 2: each says in which steps"),
+    ({"teacher": "earlier"}, "--sam.teacher earlier with --sam.rho 0.1: earlier logits take the place of the climb"),
+    ({"teacher_lag": 0}, "--sam.teacher-lag 0 is out of range; give a number of epochs, 1 or more"),
+    ({"teacher_tau": 0.0}, "--sam.teacher-tau 0.0 is out of range"),
     ({"m": 32, "shared_ascent": True}, "--sam.m and --sam.shared-ascent exclude each other"),
 ]
+
+
+@pytest.mark.parametrize(("size", "lag", "fits"), [(80, 1, True), (64, 1, False), (64, 2, True), (128, 2, False)])
+def test_a_batch_that_would_need_its_own_logits_is_refused(size, lag, fits):
+    sam = SamConfig(teacher="earlier", teacher_lag=lag)
+    config = settings(sam)
+    config = replace(config, data=replace(config.data, batch_size=size))
+    if fits:
+        prepare(config, CPU)
+    else:
+        with pytest.raises(ValueError, match=f"--data.batch-size {size} .*--sam.teacher-lag {lag}.*give"):
+            prepare(config, CPU)
 
 
 def refusal(config: Config) -> str:
@@ -248,6 +283,22 @@ def test_what_means_nothing_is_refused_in_the_words_of_the_flags(sam, words):
             "--sam.ascent-steps 2 with --adversarial.eps 0.01",
         ),
         (
+            Config(sam=SamConfig(rho=0.1, sharp_only=True), adversarial=AdversarialConfig(eps=0.01)),
+            "--sam.sharp-only with --adversarial.eps 0.01: a step without a climb would train on images before",
+        ),
+        (
+            Config(sam=SamConfig(teacher="average"), adversarial=AdversarialConfig(eps=0.01)),
+            "--sam.teacher average with --adversarial.eps 0.01: the teacher would see other images",
+        ),
+        (
+            Config(sam=SamConfig(teacher="earlier"), data=replace(Config().data, mixup=0.5)),
+            "--sam.teacher earlier with --data.mixup 0.5: an image's earlier logits would be those of another",
+        ),
+        (
+            Config(sam=SamConfig(teacher="average"), loss="supcon", data=replace(Config().data, views=2)),
+            "--sam.teacher average does not go with --loss supcon",
+        ),
+        (
             Config(sam=SamConfig(rho=0.1, rho_schedule="lr"), optim=OptimConfig(schedule="constant")),
             "--sam.rho-schedule lr with --optim.schedule constant: the rate does not change",
         ),
@@ -272,6 +323,9 @@ FLAGS = [
     "--sam.every 2 --sam.reuse 0.7 --sam.alpha 0.4 --sam.rho-schedule lr --sam.rho-min 0.05",
     "--sam.momentum --sam.end 0.8 --sam.norms-only",
     "--sam.sigma 1 --sam.sigma-decay 0.6 --sam.ascent-steps 2 --sam.layerwise",
+    "--sam.stale --sam.layerwise --sam.start 0.3",
+    "--sam.noise --sam.rho 0.01 --sam.rho-schedule rise --sam.m 64",
+    "--sam.sharp-only --sam.sigma 1 --sam.no-c-skip --sam.m 64",
     "--sam.gamma 0.8 --sam.decoupled --sam.adaptive --optim.ema 0.9",
 ]
 
@@ -290,6 +344,9 @@ def test_flags_go_together_and_train(tmp_path, flags):
 SAM_RECIPE = recipes.get("vit-digits-sam").config()
 PASSES = {
     "plain": 1, "sam": 2, "asam": 2, "half": 1.5, "quarter": 1.25, "every2": 1.5, "every5": 1.2, "looksam": 1.2,
+    "stale": 1, "arwp": 1, "ae-sam": 1.5, "msam-lr": 1,
+    "saf": 1, "mesa": 1 + (1 - 5 / SAM_RECIPE.epochs) / 3, "mesa+rho=0.1": 2 + (1 - 5 / SAM_RECIPE.epochs) / 3,
+    "ae-sam+c-skip=false": 2, "ae-sam+c_last=1": 1 + 0.158655, "ae-sam+latehalf": 1.25,
     "late": 1.2, "latehalf": 1.5, "early": 1.2, "msam": 1, "sam-on": 2, "gsam": 2, "fsam": 2, "wsam": 2,
     "wsam-decoupled": 2, "two-step": 3, "layerwise": 2, "quarter+late": 1.05, "every2+quarter": 1.125,
     "two-step+half": 2,

@@ -135,6 +135,10 @@ def _conflict(config: Config) -> tuple[str, str, str] | None:
         "images climb by the same backward pass as the weights, on all of them and once; "
         "leave one of them out"
     )
+    instead = "earlier logits take the place of the climb; give --sam.rho 0"
+    mixes = "an image's earlier logits would be those of another mixture; leave one of them out"
+    unlike = "the teacher would see other images than the network; leave one of them out"
+    clean = "a step without a climb would train on images before their last move"
     no_span = "there is no step between them; give a start below the end"
     swapped = "the lowest radius is above the highest; exchange them"
     fixed_rate = "the rate does not change; give --sam.rho-schedule constant"
@@ -142,12 +146,22 @@ def _conflict(config: Config) -> tuple[str, str, str] | None:
     decays = "it has no decay of its own; give --optim.schedule wsd, or a share of the run"
     start = 1 - config.optim.decay_share if sam.start == "decay" else sam.start
     found = (
-        (sam.momentum and part, "momentum", "fraction", "it takes no gradient for its climb"),
+        *(
+            (getattr(sam, name) and part, name, "fraction", "it takes no gradient for its climb")
+            for name in ("momentum", "stale", "noise")
+        ),
         (
             sam.momentum and config.optim.name.startswith("sgd") and not config.optim.momentum,
             "momentum", "optim.momentum", "there is none to climb along; give --optim.momentum 0.9",
         ),
         (sam.layerwise and sam.adaptive, "layerwise", "adaptive", scales),
+        (sam.teacher == "earlier" and sam.rho > 0, "teacher", "rho", instead),
+        (sam.teacher == "earlier" and config.data.mixup > 0, "teacher", "data.mixup", mixes),
+        (sam.teacher == "earlier" and config.data.cutmix > 0, "teacher", "data.cutmix", mixes),
+        (sam.teacher != "none" and attacked, "teacher", "adversarial.eps", unlike),
+        (sam.noise and sam.adaptive, "noise", "adaptive", scales),
+        (part and sam.sharp_only, "fraction", "sharp_only", other_images),
+        (sam.sharp_only and attacked, "sharp_only", "adversarial.eps", clean),
         (part and sam.alpha > 0, "fraction", "alpha", other_images),
         (part and sam.gamma != 0.5, "fraction", "gamma", other_images),
         (part and sam.decoupled, "fraction", "decoupled", other_images),
@@ -187,7 +201,7 @@ def _check_contrastive(config: Config) -> None:
     flat, free = flatten(config), flatten(Config())
     for name in (
         "sam.m", "sam.fraction", "run.micro_batch", "adversarial.eps", "data.mixup", "data.cutmix",
-        "label_smoothing", "optim.ema", "model.trainable", "grid.lr",
+        "label_smoothing", "sam.teacher", "optim.ema", "model.trainable", "grid.lr",
     ):  # fmt: skip
         if flat[name] != free[name]:
             advice = "leave it out" if name == "grid.lr" else f"give --{dashed(name)} {free[name]}"

@@ -6,10 +6,12 @@ import math
 import os
 from collections.abc import Callable, Container
 from dataclasses import replace
+from statistics import NormalDist
 
 from samovar.config.encoded import dashed, flatten
 from samovar.config.sections import SCHEDULE_STEPS, OptimConfig
 from samovar.config.settings import Config, SamConfig
+from samovar.sam.variant import SamVariant
 
 
 def num_steps(config: Config, num_train: int) -> int:
@@ -129,16 +131,36 @@ def sam_span(config: Config, total: int) -> tuple[int, int]:
 def passes(config: Config) -> float:
     """Return the gradients a step takes of each of its images, on average over the run.
 
-    Plain training takes 1, SAM takes 2."""
+    Plain training takes 1, SAM takes 2. A forward pass of a teacher counts as a third."""
     attack = config.adversarial.num_steps if config.adversarial.eps else 0
     sam = config.sam
-    # along the momentum the ascent takes no gradient
-    if not sam.rho or sam.momentum:
+    if sam.teacher == "average":
+        # forward alone, a third of a gradient, from its first epoch on
+        late = 0.0 if config.steps else min(1.0, sam.teacher_start / config.epochs)
+        without = replace(config, sam=replace(sam, teacher="none"))
+        return passes(without) + (1 - late) / 3
+    # along a direction that is known the ascent takes no gradient
+    if not sam.rho or sam.one_pass:
         return 1.0 + attack
     start = 1 - config.optim.decay_share if sam.start == "decay" else sam.start
     climbing = (sam.end - start) / sam.every
+    if sam.sharp_only and sam.c_skip:
+        # the gradient of the ascent is applied where the second pass is left out
+        return 1.0 + climbing * expected_climbs(sam) * sam.ascent_steps
     # the attack's first gradient comes with that of the climb
     return 1.0 + climbing * max(attack, sam.ascent_steps * sam.fraction) + (1 - climbing) * attack
+
+
+def expected_climbs(sam: SamVariant) -> float:
+    """Return the share of steps in which AE-SAM is expected to climb, 0 to 1; 1 for all others.
+
+    It is that of normally distributed |g|^2, the mean of 1 - Phi(c) over the c of a run. A run
+    records how often it climbed (`train/climbs`)."""
+    if not sam.sharp_only:
+        return 1.0
+    normal, points = NormalDist(), 1000
+    cs = (sam.c_first + (sam.c_last - sam.c_first) * (i + 0.5) / points for i in range(points))
+    return sum(1 - normal.cdf(c) for c in cs) / points
 
 
 def cores() -> int:

@@ -41,10 +41,12 @@ class SamConfig(SamVariant):
 
     rho: Annotated[float, Range("a radius, 0 for plain training", ge=0)] = 0.0
     """Radius of the weight perturbation."""
-    rho_schedule: Literal["constant", "lr"] = "constant"
-    """`lr`: from `--sam.rho` at the peak learning rate to `--sam.rho-min` at the lowest (GSAM)."""
+    rho_schedule: Literal["constant", "lr", "rise"] = "constant"
+    """`lr`: from `--sam.rho` at the peak learning rate to `--sam.rho-min` at the lowest (GSAM).
+    `rise`: from `--sam.rho-min` at the start of the run to `--sam.rho` at its end, by a cosine
+    (ARWP)."""
     rho_min: Annotated[float, Range("a radius, 0 or more", ge=0)] = 0.0
-    """Lowest radius under `--sam.rho-schedule lr`."""
+    """Lowest radius under `--sam.rho-schedule lr` or `rise`."""
     m: Annotated[int, Range("a number of examples, 0 for the rank's whole batch", ge=0)] = 0
     """Examples that share one ascent step (m-sharpness); 0 is a rank's whole batch. The paper
     uses 32."""
@@ -62,6 +64,22 @@ class SamConfig(SamVariant):
     steps. `decay`: where the decay of `--optim.schedule wsd` begins."""
     end: Annotated[float, Range("a share of the run from 0 to 1", ge=0, le=1)] = 1.0
     """Share of the run after the last ascent."""
+    teacher: Literal["none", "average", "earlier"] = "none"
+    """Add the trajectory loss: a KL divergence to the logits of a teacher. `average`: the running
+    average of the weights (MESA). `earlier`: the image's own logits of some epochs before (SAF)."""
+    teacher_weight: Annotated[float, Range("a weight, 0 or more", ge=0)] = 0.3
+    """Weight lambda of the trajectory loss; its authors use 0.3 for SAF and 0.8 for MESA."""
+    teacher_tau: Annotated[float, Range("a temperature above 0, such as 5", ge=1e-6)] = 5.0
+    """Temperature tau that divides the logits of both."""
+    teacher_tau_squared: bool = True
+    """Multiply by tau^2, as the authors' code does and the published equations do not show."""
+    teacher_start: Annotated[float, Range("a number of epochs, 0 or more", ge=0)] = 5.0
+    """Epochs before the trajectory loss is added."""
+    teacher_lag: Annotated[int, Range("a number of epochs, 1 or more", ge=1)] = 3
+    """Epochs between SAF's logits and the image's own."""
+    teacher_decay: Annotated[float, Range("a decay from 0 up to 1", ge=0, lt=1)] = 0.999
+    """Decay per step of MESA's average, from a low one at the start; it is not that of
+    `--optim.ema`."""
 
 
 @dataclass(frozen=True)

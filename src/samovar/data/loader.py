@@ -45,6 +45,14 @@ class Batch:
     """[B] int64 class indices."""
     targets: Tensor | None = None
     """[B, K] shares of each class under mixup or cutmix, else None."""
+    index: Tensor | None = None
+    """[B] int64 place of each image in the training split, on the host; None if nobody asks."""
+    epoch: Tensor | None = None
+    """[B] int64 epoch of each image, on the host; None if nobody asks."""
+    teacher: Tensor | None = None
+    """[B, K] logits that the network should stay close to, or None."""
+    taught: Tensor | None = None
+    """[B] bool, the images that have such logits, or None."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -53,11 +61,8 @@ class Batch:
         """Yield contiguous groups of `size` examples, the last maybe smaller, without a copy."""
         for first in range(0, len(self), size):
             part = slice(first, first + size)
-            yield Batch(
-                self.images[part],
-                self.labels[part],
-                None if self.targets is None else self.targets[part],
-            )
+            found = {name: value[part] for name, value in vars(self).items() if value is not None}
+            yield Batch(**found)
 
 
 def choose_loader(

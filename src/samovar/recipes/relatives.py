@@ -54,6 +54,33 @@ RELATIVES: dict[str, Relative] = {
         {"momentum": True}, rho_factor=10.0,
         source="Becker et al. (Momentum-SAM), arXiv:2401.12033",
     ),
+    "msam-lr": Relative(
+        "Momentum-SAM with a rho that follows the learning rate",
+        {"momentum": True, "rho_schedule": "lr"}, rho_factor=10.0,
+        source="Becker et al. (Momentum-SAM), arXiv:2401.12033; the schedule of GSAM",
+    ),
+    "stale": Relative(
+        "climbs along the gradient of the step before, one gradient a step", {"stale": True}
+    ),
+    "arwp": Relative(
+        "ARWP: Gaussian noise by row norm and squared gradients, one gradient a step",
+        {"noise": True, "rho": 0.01, "rho_schedule": "rise", "rho_min": 0.0},
+        source="Li et al. (ARWP), arXiv:2404.00357",
+    ),
+    "ae-sam": Relative(
+        "AE-SAM: climbs only where the gradient is long for its time", {"sharp_only": True},
+        source="Jiang et al. (AE-SAM), arXiv:2304.14647",
+    ),
+    "saf": Relative(
+        "no climb; stays close to each image's logits of three epochs before",
+        {"teacher": "earlier", "teacher_weight": 0.3}, rho_factor=0.0,
+        source="Du et al. (SAF), arXiv:2205.14083",
+    ),
+    "mesa": Relative(
+        "no climb; stays close to the average of the weights",
+        {"teacher": "average", "teacher_weight": 0.8}, rho_factor=0.0,
+        source="Du et al. (MESA), arXiv:2205.14083",
+    ),
     "sam-on": Relative(
         "SAM-ON: climbs with the weights of norm layers only", {"norms_only": True},
         rho_factor=10.0, source="Mueller et al. (SAM-ON), arXiv:2306.04226",
@@ -140,7 +167,7 @@ def related(config: Config, name: str) -> Config:
         )
         radii = {"rho": _rounded(sam.rho * each.rho_factor), "rho_min": _rounded(low)}
         sam = replace(sam, **radii | each.settings)
-    changed = replace(config, sam=sam if sam.rho else SamConfig())
+    changed = replace(config, sam=sam if sam.rho or sam.teacher != "none" else SamConfig())
     validate(changed)
     return changed
 

@@ -65,6 +65,7 @@ class SAM(torch.optim.Optimizer):
         variant: a relative of SAM; None is SAM.
         start: first step, counted from 0, that uses SAM; the steps before are plain.
         end: first step after `start` that is plain again; None is never.
+        num_steps: steps of the training, which AE-SAM's moving threshold needs; 0 if unknown.
 
     Raises:
         TypeError: the call is that of another library, or has no optimizer; the message shows the
@@ -96,10 +97,11 @@ class SAM(torch.optim.Optimizer):
         variant: SamVariant | None = None,
         start: int = 0,
         end: int | None = None,
+        num_steps: int = 0,
     ) -> None:
         settings = {"rho": rho, "adaptive": adaptive, "eta": eta}
         check_wrapping(base_optimizer, settings, clip_norm, start, end)
-        self.variant, self.memory = variant or SamVariant(), SamMemory()
+        self.variant, self.memory = variant or SamVariant(), SamMemory(num_steps)
         self.start, self.end = start, end
         check_variant(self.variant, adaptive, self.memory, base_optimizer)
         if self.variant.norms_only and (model is None or not norm_parameters(model.modules())):
@@ -177,9 +179,9 @@ class SAM(torch.optim.Optimizer):
                 examples; None uses `closure`.
 
         Returns:
-            The result of the first call of the closure, at the unperturbed weights (MSAM: at the
-            perturbed ones). A tensor is detached. None, with a warning, if a call skips the batch:
-            it returns None and leaves no gradient. Then no step is taken.
+            The result of the first call of the closure, at the unperturbed weights (variants that
+            take one pass: at the perturbed ones). A tensor is detached. None, with a warning, if a
+            call skips the batch: it returns None and leaves no gradient. Then no step is taken.
 
         Raises:
             TypeError: there is no closure.
@@ -242,7 +244,8 @@ class SAM(torch.optim.Optimizer):
             mute=not self.shared_ascent,
             # With a shared ascent DDP may lend views of its buckets, which the descent writes to,
             # so what is remembered must be a copy.
-            copied=self.shared_ascent and bool(self.variant.sigma or self.variant.reuse),
+            copied=self.shared_ascent
+            and bool(self.variant.sigma or self.variant.reuse or self.variant.sharp_only),
         )
         climbers = self._climbers() if active else {}
         return sam_gradient(passes, climbers, self.variant, self.memory, self.base_optimizer)

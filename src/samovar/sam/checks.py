@@ -54,6 +54,16 @@ def check_variant(
             "this variant remembers earlier steps; make one memory=SamMemory() and give it in "
             "every step"
         )
+    if variant.noise and adaptive:
+        raise ValueError(
+            "noise=True with adaptive=True: each scales the climb by the weights; leave one out"
+        )
+    moves = variant.sharp_only and variant.c_first != variant.c_last
+    if moves and not getattr(memory, "num_steps", 0):
+        raise ValueError(
+            f"sharp_only=True moves c from {variant.c_first} to {variant.c_last} over the run; "
+            "give its length: SamMemory(num_steps=...) or SAM(..., num_steps=...)"
+        )
     if variant.momentum and optimizer is None:
         raise ValueError("momentum=True climbs along the optimizer's momentum; give optimizer=")
 
@@ -67,15 +77,16 @@ def check_own_ascent(variant: SamVariant, name: str) -> None:
 
     Raises:
         ValueError: the variant cannot."""
-    if variant.momentum:
+    given = changed(variant)
+    if variant.one_pass:
+        directions: tuple[str, ...] = ("momentum", "stale", "noise")
+        used = next(key for key in directions if key in given)
         raise ValueError(
-            f"{name} with momentum=True, which takes no gradient for its climb; "
-            "leave one of them out"
+            f"{name} with {used}=True, which takes no gradient for its climb; leave one of them out"
         )
     if variant.uses_both:
-        used = next(
-            key for key in ("alpha", "gamma", "decoupled", "reuse") if key in changed(variant)
-        )
+        keys = ("alpha", "gamma", "decoupled", "reuse", "sharp_only")
+        used = next(key for key in keys if key in given)
         raise ValueError(
             f"{name} with {used}={getattr(variant, used)}: the two gradients would be of different "
             "examples; leave one of them out"

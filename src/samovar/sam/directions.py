@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+Named = dict[str, Tensor]
+
 
 class Climber(NamedTuple):
     """A parameter that takes part in the climb."""
@@ -59,6 +61,43 @@ def _as_long_as(param: Tensor, grad: Tensor) -> Tensor:
     length = torch.linalg.vector_norm(grad, dtype=precise)
     ratio = torch.linalg.vector_norm(param, dtype=precise) / length
     return grad.to(precise) * torch.where(length == 0, torch.zeros_like(ratio), ratio)
+
+
+@torch.no_grad()
+def noise(
+    climbers: Mapping[str, Climber], squares: Mapping[str, Tensor], eta: float
+) -> dict[str, Tensor | None]:
+    """Return Gaussian noise for each parameter, to be added rho times; it draws from torch's RNG.
+
+    Its standard deviation is |w_r| / sqrt(1 + eta S_r), where r is the row (filter) of an entry:
+    its index in the first dimension. A vector has one norm, and S of its own for each entry.
+
+    Args:
+        climbers: the parameters, by name.
+        squares: running means of squared gradients, by name; S_r is their sum over a row. 0 where
+            there are none.
+        eta: ARWP's eta.
+
+    Source: Li et al. (ARWP), arXiv:2404.00357; rows, sums and vectors as in the authors' code."""
+    return {name: _noise(each.param, squares.get(name), eta) for name, each in climbers.items()}
+
+
+def _noise(param: Tensor, squares: Tensor | None, eta: float) -> Tensor:
+    precise = torch.promote_types(param.dtype, torch.float32)
+    rest = tuple(range(1, param.ndim))
+    norms = torch.linalg.vector_norm(param, dim=rest or None, keepdim=True, dtype=precise)
+    drawn: Tensor = torch.randn_like(param, dtype=precise) * norms
+    if squares is None or not eta:
+        return drawn
+    sums = squares.to(precise).sum(rest, keepdim=True) if rest else squares.to(precise)
+    return drawn.div_((1 + eta * sums).sqrt())
+
+
+def second_moments(climbers: Mapping[str, Climber], optimizer: Optimizer | None) -> Named:
+    """Return the optimizer's running means of squared gradients; empty if it keeps none (yet)."""
+    states = {} if optimizer is None else optimizer.state
+    found = {name: states.get(each.param, {}) for name, each in climbers.items()}
+    return {name: state["exp_avg_sq"] for name, state in found.items() if "exp_avg_sq" in state}
 
 
 _MOMENTA = ("momentum_buffer", "exp_avg")

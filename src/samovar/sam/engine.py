@@ -6,25 +6,27 @@ differ in how they run a forward and backward pass; each hands its `Passes` to `
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from samovar.sam.combine import combined, laid_out_as, mixed
-from samovar.sam.directions import Climber, Leaf, against_momentum, layerwise
+from samovar.sam.climb import add_, climb_, perturbed
+from samovar.sam.combine import combined, laid_out_as, mixed, norm
+from samovar.sam.directions import (
+    Climber,
+    Leaf,
+    against_momentum,
+    layerwise,
+    noise,
+    second_moments,
+)
 from samovar.sam.memory import SamMemory
 from samovar.sam.scene import Scene
 from samovar.sam.variant import SamVariant
-
-# Parameters per foreach call: few kernel launches, yet temporaries much smaller than the weights.
-CHUNK = 16
-CHUNK_ON_CPU = 1  # launches cost nothing there, and the temporaries should stay in the cache
 
 Params = Mapping[str, Tensor]
 Gradients = dict[str, Tensor | None]
@@ -85,7 +87,7 @@ def sam_gradient(
             the gradient is the plain one.
         variant: the relative of SAM.
         memory: what the relative keeps from step to step; None if it needs nothing.
-        optimizer: whose momentum Momentum-SAM follows.
+        optimizer: whose momentum Momentum-SAM follows, and whose second moments ARWP takes.
         num_groups: groups that make a step.
         last: whether this group is the step's last.
     """
@@ -99,12 +101,38 @@ def sam_gradient(
             memory.reuse_(passes.params, variant.reuse)
         return loss
 
-    # Momentum-SAM knows its direction without a gradient at w, so one pass is all it takes.
-    if variant.momentum and optimizer is not None:
-        steps = _leaves(climbers, against_momentum(climbers, optimizer), variant)
-        return passes.plain(perturbed(steps))
+    # Some know their direction without a gradient at w, so one pass is all they take.
+    if variant.one_pass:
+        steps = _leaves(climbers, _known_direction(climbers, variant, memory, optimizer), variant)
+        loss = passes.plain(perturbed(steps, move=add_ if variant.noise else climb_))
+        # Adam's second moments serve ARWP from the second step on.
+        own = variant.stale or not second_moments(climbers, optimizer)
+        if last and memory is not None and variant.remembers:
+            if own:
+                memory.keep_applied(variant, passes.params, 1 / passes.scale())
+            else:
+                memory.squares = {}
+        return loss
 
     return _climb_and_descend(passes, climbers, variant, memory, num_groups, last)
+
+
+def _known_direction(
+    climbers: Mapping[str, Climber],
+    variant: SamVariant,
+    memory: SamMemory | None,
+    optimizer: Optimizer | None,
+) -> Mapping[str, Tensor | None]:
+    """Return the direction of a climb that needs no gradient at w; without entries at first."""
+    if variant.momentum and optimizer is not None:
+        return against_momentum(climbers, optimizer)
+    params = {name: climber.param for name, climber in climbers.items()}
+    if variant.stale and memory is not None:
+        return memory.here(memory.previous, params)
+    squares = second_moments(climbers, optimizer)
+    if not squares and memory is not None:
+        squares = memory.here(memory.squares, params)
+    return noise(climbers, squares, variant.noise_eta)
 
 
 def _climb_and_descend(
@@ -121,6 +149,8 @@ def _climb_and_descend(
 
     # 1. The ascent gradient g, at the weights w.
     loss, g, scene = passes.ascend(params if variant.uses_both or variant.sigma else moving)
+    if memory is not None and (variant.sigma or variant.reuse):
+        memory.sum_up("clean", g)
 
     # 2. The climb: e = rho g / |g|, in one step or several.
     def steps(gradients: Gradients) -> list[Leaf]:
@@ -129,78 +159,53 @@ def _climb_and_descend(
             gradients = memory.friendly(gradients, variant.sigma / num_groups, passes.scale())
         return _leaves(climbers, gradients, variant)
 
+    # AE-SAM climbs where the gradient is long for its time. Where it does not, g is applied.
+    sharp = None
+    if variant.sharp_only and memory is not None:
+        squared = (norm(list(g.values())) / passes.scale()).square()
+        memory.sum_up("squared", {"": squared / num_groups})
+        sharp = memory.is_sharp(variant, squared)
+        # The one host read of a group; it saves the second pass.
+        if variant.c_skip and not bool(sharp):
+            scene.no_descent()
+            _finish(passes, memory, variant, scene, g, g, last)
+            return loss
+
     first = steps(g)
     again = [lambda: steps(passes.ascend_again(scene, moving))] * (variant.ascent_steps - 1)
-    if memory is not None and (variant.sigma or variant.reuse):
-        memory.sum_up("clean", g)
     if not variant.uses_both:
         g.clear()  # `first`, which is emptied before the descent, is now the last to hold them
 
     # 3. The descent gradient g_s, at w + e, with the random numbers and buffers of the ascent.
-    with perturbed(first, again), scene.descent(mute=variant.uses_both):
+    climb = climb_ if sharp is None else partial(climb_, where=sharp)
+    with perturbed(first, again, climb), scene.descent(mute=variant.uses_both):
         if variant.uses_both:
             g_s = passes.descend_apart()
         else:
             passes.descend()
 
     # 4. What the relative makes of both gradients, and what later steps need.
+    _finish(passes, memory, variant, scene, g, g_s if variant.uses_both else {}, last)
+    return loss
+
+
+def _finish(
+    passes: Passes,
+    memory: SamMemory | None,
+    variant: SamVariant,
+    scene: Scene,
+    g: Gradients,
+    g_s: Gradients,
+    last: bool,
+) -> None:
+    """Apply what the relative makes of both gradients, and keep what later steps need."""
+    params = passes.params
     if variant.uses_both:
         _add(params, combined(variant, list(g.values()), list(g_s.values())))
         scene.average_gradients_()
         _sum_up_both(memory, variant, g, g_s)
     if last and memory is not None:
         _remember(memory, variant, scene, params, passes.scale)
-    return loss
-
-
-@contextmanager
-def perturbed(leaves: list[Leaf], again: Iterable[Callable[[], list[Leaf]]] = ()) -> Iterator[None]:
-    """Move the weights to the top of the climb inside; restore them bit for bit on exit.
-
-    Args:
-        leaves: the first step of the climb; the list is emptied.
-        again: each call returns one further step, taken at the weights then. Parameters that are
-            not in the first step do not move."""
-    params = [leaf.param for leaf in leaves]
-    # Copies, because (w + e) - e restores only 99.6 % of float32 weights exactly.
-    copies = [param.detach().clone() for param in params]
-    moved = set(map(id, params))
-    try:
-        climb_(leaves)
-        leaves.clear()  # frees the ascent gradient before the descent needs the memory
-        # An outer autocast would otherwise go on with its 16-bit copies of the clean weights.
-        torch.clear_autocast_cache()
-        for more in again:
-            climb_([leaf for leaf in more() if id(leaf.param) in moved])
-            torch.clear_autocast_cache()
-        yield
-    finally:
-        if params:
-            with torch.no_grad():
-                torch._foreach_copy_(params, copies)
-        torch.clear_autocast_cache()
-
-
-@torch.no_grad()
-def climb_(leaves: list[Leaf]) -> None:
-    """Add e = rho T^2 g / |T g| to the weights in place; T is 1, or ASAM's |w| + eta.
-
-    Nothing moves if |T g| is zero or not finite. The host does not wait for the device."""
-    if not leaves:
-        return
-    norms = [
-        n
-        for params, grads, _, eta in _chunks(leaves)
-        for n in torch._foreach_norm(_times_t(params, grads, eta))
-    ]
-    norm = torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
-    for params, grads, rho, eta in _chunks(leaves):
-        t_squared_g = _times_t(params, _times_t(params, grads, eta), eta)
-        steps = torch._foreach_mul(t_squared_g, (rho / norm).to(grads[0]))
-        for step in steps:
-            # An unusable norm made every step 0, nan (0 * inf among them) or infinite.
-            step.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
-        torch._foreach_add_(params, steps)
 
 
 def _leaves(
@@ -250,35 +255,11 @@ def _remember(
         memory.average_in(unscaled, variant.sigma_decay)
     if variant.reuse:
         memory.keep_component(mean("clean"), mean("robust"))
+    if variant.sharp_only:
+        squared = list(memory.sums("squared").values())
+        for each in scene.mean(squared, squared):
+            if each is not None:
+                memory.average_in_sharpness(variant, each)
     if variant.decoupled:
         factor, found = 1 / scale(), mean("difference")
         memory.difference = [(params[name], grad * factor.to(grad)) for name, grad in found.items()]
-
-
-def _chunks(leaves: list[Leaf]) -> Iterator[tuple[list[Tensor], list[Tensor], float, float | None]]:
-    """Yield (params, gradients in at least float32, rho, eta) of a few leaves at a time.
-
-    All leaves of a chunk have the same device, types, rho and eta."""
-    alike = defaultdict(list)
-    for leaf in leaves:
-        alike[leaf.param.device, leaf.param.dtype, leaf.grad.dtype, leaf.rho, leaf.eta].append(leaf)
-    for (device, _, dtype, rho, eta), members in alike.items():
-        precise = torch.promote_types(dtype, torch.float32)
-        size = CHUNK_ON_CPU if device.type == "cpu" else CHUNK
-        for start in range(0, len(members), size):
-            chunk = members[start : start + size]
-            params = [leaf.param for leaf in chunk]
-            yield params, [leaf.grad.to(precise) for leaf in chunk], rho, eta
-
-
-def _times_t(params: list[Tensor], grads: list[Tensor], eta: float | None) -> list[Tensor]:
-    """Return T g, with T = |w| + eta, or T = 1 if eta is None.
-
-    `grads` is never written to: autograd may give one tensor to two leaves."""
-    if eta is None:
-        return grads
-    weights = [param.to(grad.dtype) for param, grad in zip(params, grads, strict=True)]
-    t = torch._foreach_abs(weights)
-    torch._foreach_add_(t, eta)
-    torch._foreach_mul_(t, grads)
-    return list(t)

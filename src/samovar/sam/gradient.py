@@ -85,11 +85,13 @@ def sam_backward(
             `memory.subtract_(optimizer, variant)` after the optimizer's step.
         num_groups: number of calls that make one step, with groups of equal size, for a variant
             with a memory.
-        optimizer: the optimizer whose momentum MSAM climbs along.
+        optimizer: the optimizer whose momentum MSAM climbs along; ARWP takes its second moments if
+            there are any, and keeps its own without.
 
     Returns:
         The summed loss [], detached and unscaled, at the unperturbed weights and before the inputs'
-        last move; for MSAM, which takes no pass there, at the perturbed weights.
+        last move; for MSAM, stale ascent and ARWP, which take no pass there, at the perturbed
+        weights.
 
     Raises:
         ValueError: rho, eta or a number of steps is out of range; the model is sharded or compiled
@@ -109,6 +111,11 @@ def sam_backward(
         raise ValueError(
             "input_ascent needs one ascent on the whole group; leave out ascent_loss_fn and "
             "ascent_steps"
+        )
+    if input_ascent and variant.sharp_only:
+        raise ValueError(
+            "input_ascent with sharp_only=True: a step without a climb would train on the inputs "
+            "before their last move; leave one of them out"
         )
     passes = ModulePasses(
         model=model,

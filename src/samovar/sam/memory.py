@@ -18,32 +18,56 @@ Average = Callable[[Sequence[Tensor | None], Sequence[Tensor]], list[Tensor | No
 """Averages tensors over ranks, given the parameters that they belong to."""
 
 
+_NEWER = ("previous", "squares", "sharpness")
+"""What the state holds only if there is some."""
+
+
 class SamMemory:
     """The number of steps done, and vectors of the size of the weights.
 
     The vectors come from the whole batch, so they are equal on all ranks. F-SAM keeps an average of
     the gradients, LookSAM the direction that the plain steps in between reuse, decoupled WSAM a
-    difference from a step's backward passes until its end. Use one object for one model and one
-    variant."""
+    difference from a step's backward passes until its end, stale ascent the gradient of the step
+    before, ARWP a mean of squared gradients, AE-SAM two numbers. Use one object for one model and
+    one variant.
 
-    def __init__(self) -> None:
+    Args:
+        num_steps: steps of the run, which AE-SAM's moving threshold needs; 0 if unknown."""
+
+    def __init__(self, num_steps: int = 0) -> None:
+        self.num_steps = num_steps
         self.step = 0
         """Steps done, including those without a climb. Set it if steps were taken without this
         object."""
         self.average: dict[str, Tensor] = {}
         self.component: dict[str, Tensor] = {}
+        self.previous: dict[str, Tensor] = {}
+        self.squares: dict[str, Tensor] = {}
+        self.sharpness: dict[str, Tensor] = {}
+        """AE-SAM's `mean` and `variance` [] of |g|^2, and `climbs` [], the groups of this rank that
+        have climbed; empty before its first step."""
         self.difference: list[tuple[Tensor, Tensor]] = []
         self._turn = 0
         self._sums: dict[str, dict[str, Tensor]] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return numbers and tensors for a checkpoint; call it between steps."""
-        return {"step": self.step, "average": dict(self.average), "component": dict(self.component)}
+        kept = {"step": self.step, "average": dict(self.average), "component": dict(self.component)}
+        newer = {name: dict(getattr(self, name)) for name in _NEWER}
+        # left out while empty, so that what the others keep stays as it was
+        return kept | {name: each for name, each in newer.items() if each}
+
+    @property
+    def holds(self) -> bool:
+        """Return whether there is more to keep than the number of steps."""
+        return any((self.average, self.component, *(getattr(self, name) for name in _NEWER)))
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue from what `state_dict()` returned."""
         self.step = int(state_dict["step"])
         self.average, self.component = dict(state_dict["average"]), dict(state_dict["component"])
+        for name in _NEWER:
+            setattr(self, name, dict(state_dict.get(name, {})))
         self.difference, self._turn, self._sums = [], 0, {}
 
     @contextmanager
@@ -77,6 +101,10 @@ class SamMemory:
         for name, grad in grads.items():
             if grad is not None:
                 sums[name] = sums[name] + grad if name in sums else grad.detach().to_dense()
+
+    def sums(self, kind: str) -> dict[str, Tensor]:
+        """Return the step's sum of one kind on this rank."""
+        return self._sums.get(kind, {})
 
     def mean(self, kind: str, params: Named, average: Average) -> dict[str, Tensor]:
         """Return the step's sum of one kind, averaged over ranks."""
@@ -122,6 +150,67 @@ class SamMemory:
             self.average[name] = torch.where(
                 finite, new, torch.zeros_like(new) if before is None else before
             )
+
+    # --- stale ascent and ARWP, which keep something of the gradient that a step leaves in `.grad`
+
+    @torch.no_grad()
+    def keep_applied(self, variant: SamVariant, params: Named, factor: Tensor) -> None:
+        """Keep the step's gradient or the mean of its squares, if the gradient is finite.
+
+        Args:
+            variant: says which.
+            params: their `.grad` is that of the whole step.
+            factor: [], undoes the scale of the gradients."""
+        grads = {n: p.grad.to_dense() for n, p in params.items() if p.grad is not None}
+        finite = torch.isfinite(norm(list(grads.values())))
+        for name, grad in grads.items():
+            precise = grad.to(torch.promote_types(grad.dtype, torch.float32))
+            unscaled = precise * factor.to(precise)
+            if variant.stale:
+                before = self._here(self.previous, name, grad)
+                before = torch.zeros_like(unscaled) if before is None else before
+                self.previous[name] = torch.where(finite, unscaled, before)
+            else:
+                before = self._here(self.squares, name, grad)
+                before = torch.zeros_like(unscaled) if before is None else before
+                mean = before.lerp(unscaled.square(), 1 - variant.noise_decay)
+                self.squares[name] = torch.where(finite, mean, before)
+
+    def here(self, kept: dict[str, Tensor], params: Named) -> dict[str, Tensor]:
+        """Return kept vectors on the devices of their parameters."""
+        found = {name: self._here(kept, name, param) for name, param in params.items()}
+        return {name: each for name, each in found.items() if each is not None}
+
+    # --- AE-SAM
+
+    @torch.no_grad()
+    def is_sharp(self, variant: SamVariant, squared: Tensor) -> Tensor:
+        """Return whether a group climbs [], bool: its |g|^2 is at least mean + c x deviation.
+
+        Mean and variance are those after this group alone."""
+        mean, variance = self._sharpness(variant, squared)
+        share = self.step / self.num_steps if self.num_steps else 0.0
+        c = variant.c_first + (variant.c_last - variant.c_first) * min(1.0, share)
+        sharp = squared >= mean + c * variance.sqrt()
+        count = self._here(self.sharpness, "climbs", squared)
+        self.sharpness["climbs"] = sharp.to(squared) if count is None else count + sharp.to(count)
+        return sharp
+
+    @torch.no_grad()
+    def average_in_sharpness(self, variant: SamVariant, squared: Tensor) -> None:
+        """Update mean and variance of |g|^2 by that of a step, if it is finite."""
+        finite = torch.isfinite(squared)
+        new = self._sharpness(variant, squared)
+        for name, value in zip(("mean", "variance"), new, strict=True):
+            before = self.sharpness.get(name, torch.zeros_like(value))
+            self.sharpness[name] = torch.where(finite, value, before)
+
+    def _sharpness(self, variant: SamVariant, squared: Tensor) -> tuple[Tensor, Tensor]:
+        zero, weight = torch.zeros_like(squared), 1 - variant.c_decay
+        before = [self._here(self.sharpness, name, squared) for name in ("mean", "variance")]
+        mean, variance = (zero if each is None else each for each in before)
+        mean = mean.lerp(squared, weight)
+        return mean, variance.lerp((squared - mean).square(), weight)
 
     # --- LookSAM
 

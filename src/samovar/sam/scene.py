@@ -118,6 +118,14 @@ class Scene:
         for wrapper in self.wrappers if mute else ():
             wrapper.require_forward_param_sync = wrapper.require_backward_grad_sync
 
+    def no_descent(self) -> None:
+        """Do what a descent leaves behind, for a group that takes no second pass.
+
+        Random numbers and buffers are already as the ascent left them."""
+        for wrapper in self.wrappers:
+            _broadcast_buffers(wrapper)
+            wrapper.require_forward_param_sync = wrapper.require_backward_grad_sync
+
     def mean(
         self, tensors: Sequence[Tensor | None], params: Sequence[Tensor]
     ) -> list[Tensor | None]:

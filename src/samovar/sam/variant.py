@@ -50,6 +50,29 @@ class SamVariant:
     decoupled: bool = False
     """WSAM's other form: the optimizer gets g, and lr x gamma / (1 - gamma) x (g_s - g) is
     subtracted after its step."""
+    stale: bool = False
+    """Stale ascent: climb along the gradient that the step before applied, in one pass."""
+    noise: bool = False
+    """ARWP: move by Gaussian noise of rho x (norm of the weight's row) in place of a climb, in one
+    pass; its authors use a rho of 0.005 to 0.02."""
+    noise_eta: Annotated[float, Range("a number of 0 or more, 0 for noise by norm alone", ge=0)] = (
+        1.0
+    )
+    """ARWP's eta: the noise of a row is divided by sqrt(1 + eta S), with S the row's sum of the
+    running means of squared gradients; those of Adam where the optimizer keeps them."""
+    noise_decay: Annotated[float, Range("a decay from 0 up to 1", ge=0, lt=1)] = 0.9
+    """Decay per step of ARWP's running mean where the optimizer keeps none."""
+    sharp_only: bool = False
+    """AE-SAM: climb only where |g|^2 is at least its running mean + c x its standard deviation."""
+    c_first: Annotated[float, Range("a number")] = 1.0
+    """AE-SAM's c at the first step of the run; it moves linearly."""
+    c_last: Annotated[float, Range("a number")] = -1.0
+    """AE-SAM's c at the end of the run."""
+    c_decay: Annotated[float, Range("a decay from 0 up to 1", ge=0, lt=1)] = 0.9
+    """Decay per step of AE-SAM's running mean and variance."""
+    c_skip: bool = True
+    """Read on the host whether AE-SAM climbs, once for each group, and leave out the second pass
+    where it does not. Off: nothing is read, and every step costs two passes."""
 
     @property
     def weight(self) -> float:
@@ -59,12 +82,25 @@ class SamVariant:
     @property
     def uses_both(self) -> bool:
         """Return whether both gradients are needed, to be applied or to be kept."""
-        return bool(self.alpha or self.gamma != 0.5 or self.decoupled or self.reuse)
+        return bool(
+            self.alpha or self.gamma != 0.5 or self.decoupled or self.reuse or self.sharp_only
+        )
+
+    @property
+    def one_pass(self) -> bool:
+        """Return whether the climb is known before a gradient at the weights is taken."""
+        return self.momentum or self.stale or self.noise
+
+    @property
+    def one_climb(self) -> bool:
+        """Return whether all groups of a step climb by the same perturbation."""
+        return self.momentum or self.stale
 
     @property
     def remembers(self) -> bool:
         """Return whether a step depends on earlier ones beyond weights and optimizer."""
-        return bool(self.sigma or self.every > 1)
+        squares = self.noise and self.noise_eta
+        return bool(self.sigma or self.every > 1 or self.stale or squares or self.sharp_only)
 
     @property
     def needs_memory(self) -> bool:
@@ -72,22 +108,33 @@ class SamVariant:
         return self.remembers or self.decoupled
 
 
-ALONE = "the optimizer's momentum is the whole direction, and there is no gradient at the weights"
+_DIRECTIONS = {
+    "momentum": ("the optimizer's momentum", "the momentum"),
+    "stale": ("the gradient of the step before", "it"),
+    "noise": ("noise", "it"),
+}
+"""Directions of the climb that are known without a gradient at the weights; whole and in short."""
+_ALONE = "{} is the whole direction, and there is no gradient at the weights"
+_NOTHING_TO_SPARE = "a step along {} costs what a plain one does, so there is nothing to leave out"
 _PAIRS: tuple[tuple[str, str, str], ...] = (
-    ("momentum", "sigma", ALONE),
-    ("momentum", "ascent_steps", ALONE),
-    (
-        "momentum",
-        "every",
-        "a step along the momentum costs what a plain one does, so there is nothing to leave out",
+    *(
+        (one, other, _NOTHING_TO_SPARE.format(short) if other == "every" else _ALONE.format(whole))
+        for one, (whole, short) in _DIRECTIONS.items()
+        for other in (
+            "sigma", "ascent_steps", "every", "alpha", "gamma", "decoupled", "sharp_only"
+        )
     ),
-    ("momentum", "alpha", ALONE),
-    ("momentum", "gamma", ALONE),
-    ("momentum", "decoupled", ALONE),
+    ("momentum", "stale", "each is a direction of its own; leave one of them out"),
+    ("momentum", "noise", "each is a direction of its own; leave one of them out"),
+    ("stale", "noise", "each is a direction of its own; leave one of them out"),
+    ("noise", "layerwise", "the noise has a length of its own for every row; leave it out"),
+    ("sharp_only", "every", "each says in which steps to climb; leave one of them out"),
+    ("sharp_only", "alpha", "plain steps between would undo what the others do to the gap"),
+    ("sharp_only", "decoupled", "plain steps have no difference to subtract"),
     ("alpha", "gamma", "each says in its own way what to apply of the two gradients"),
     ("alpha", "decoupled", "each says in its own way what to apply of the two gradients"),
     ("reuse", "decoupled", "the steps between would have no difference to subtract"),
-)
+)  # fmt: skip
 """Pairs of settings that exclude each other, with the reason."""
 
 

@@ -33,6 +33,7 @@ from samovar.train.keeper import Clock, Keeper
 from samovar.train.keeper import Diverged as Diverged
 from samovar.train.loop import TrainState, build, next_stage, steps
 from samovar.train.schedules import check_warmup
+from samovar.train.teacher import check_lag
 from samovar.train.validation import validate
 
 
@@ -76,6 +77,7 @@ def prepare(
             "pass it through samovar.models.load.resolve first"
         )
     source = source or open_source(config.data)
+    check_lag(config, len(source.train))
     if config.loss == "supcon":
         _check_pairs(source)
     with doing(f"building {config.model.name}"):
@@ -224,6 +226,9 @@ def _train(
         device=runtime.device,
         bad_files=keeper.run.bad_files,
     )
+    if state.teacher is not None:
+        here = (config, runtime, len(source.train), state.step - part.first)
+        stream = state.teacher.follow(stream, *here, keeper.run.path)
     # Sharpness is watched in the first stage only: one curve over two losses would mean nothing.
     watched = config.run.watch_every and runtime.is_main and part.first == 0
     watch = Watch(config, source, runtime.device) if watched else None

@@ -84,6 +84,8 @@ class Keeper:
         loss = "train/contrastive_loss" if config.loss == "supcon" else "train/loss"
         # one transfer for all numbers: the only host sync of the training loop
         numbers = state.tally | {"grad_norm": step.grad_norm}
+        climbs = state.memory.sharpness.get("climbs")
+        numbers |= {} if climbs is None else {"climbs": climbs.to(step.grad_norm)}
         tally = dict(zip(numbers, torch.stack(list(numbers.values())).tolist(), strict=True))
         values = {
             loss: tally["loss"] / max(tally["steps"], 1),
@@ -92,6 +94,8 @@ class Keeper:
             "train/images_per_second": clock.rate(step.step),
             "train/skipped": tally["skipped"],
         }
+        if "climbs" in tally:  # what AE-SAM's second passes have cost so far
+            values["train/climbs"] = tally["climbs"]
         units = {loss: "nats", "train/images_per_second": "images/s"}
         for name, value in values.items():
             self.record(Record(name, value, units.get(name, ""), where={"step": step.step}))

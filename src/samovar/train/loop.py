@@ -25,6 +25,7 @@ from samovar.train import optim, schedules
 from samovar.train.memory import backward_in_pieces
 from samovar.train.state import Step as Step
 from samovar.train.state import TrainState as TrainState
+from samovar.train.teacher import teacher_of
 
 
 def build(config: Config, runtime: Runtime, *, num_classes: int, channels: int) -> TrainState:
@@ -93,6 +94,7 @@ def _start(
         scaler=torch.amp.GradScaler(runtime.device.type) if fp16 else None,
         ema=optim.Ema(model.body, config.optim.ema) if config.optim.ema else None,
         tally=tally,
+        teacher=teacher_of(config, model),
         projection=network.projection if isinstance(network, Projected) else None,
     )
 
@@ -126,7 +128,7 @@ def steps(
         lr = schedules.lr_at(state.step - first, config.optim, total)
         rho = schedules.rho_at(state.step - first, config, total)
         optim.set_lr(state.optimizer, lr)
-        state.memory.step = state.step - first
+        state.memory.step, state.memory.num_steps = state.step - first, total
 
         state.optimizer.zero_grad(set_to_none=True)
         loss, note = backward_in_pieces(
@@ -172,6 +174,9 @@ def backward(
     attack = adversarial.begin(batch.images, config.adversarial, *seeds)
     if attack:
         batch = replace(batch, images=attack.points)
+    if state.teacher is not None:
+        batch = state.teacher.teach(batch, config, runtime)
+        objective = state.teacher.objective(objective)
 
     m = _group_size(config, rho)
     groups = list(batch.split(m or len(batch)))
@@ -194,8 +199,8 @@ def backward(
 
 def _group_size(config: Config, rho: float) -> int:
     """Return the examples that share an ascent; 0 for the whole batch."""
-    # Along the momentum all groups climb alike, so they need not be told apart.
-    return config.sam.m if rho and not config.sam.momentum else 0
+    # Where all groups climb alike, they need not be told apart.
+    return config.sam.m if rho and not config.sam.one_climb else 0
 
 
 def _sam_gradient(
@@ -262,6 +267,8 @@ def update(state: TrainState, clip_norm: float, variant: SamVariant) -> tuple[Te
         state.memory.subtract_(optimizer, variant)
     if state.ema is not None:
         state.ema.update(state.model.body)
+    if state.teacher is not None:
+        state.teacher.update(state.model)
     return grad_norm, finite
 
 

@@ -90,8 +90,10 @@ def snapshot(state: TrainState) -> Checkpoint:
     # left out while empty, so that checkpoints of plain SAM stay as they were
     counts = {"stale": state.stale, "micro_batch": state.micro_batch}
     others |= {name: count for name, count in counts.items() if count}
-    if state.memory.average or state.memory.component:
+    if state.memory.holds:
         others["sam"] = state.memory.state_dict()
+    if state.teacher is not None:
+        others["teacher"] = state.teacher.state_dict()
     if state.projection is not None:
         others["projection"] = state.projection.state_dict()
     ema = state.ema.state_dict() if state.ema else {}
@@ -123,6 +125,8 @@ def _restore(state: TrainState, found: Checkpoint) -> None:
     state.optimizer.load_state_dict(found.state["optimizer"])
     if "sam" in found.state:
         state.memory.load_state_dict(found.state["sam"])
+    if state.teacher is not None and "teacher" in found.state:
+        state.teacher.load_state_dict(found.state["teacher"])
     if state.projection is not None:
         state.projection.load_state_dict(found.state["projection"])
     if state.scaler:

@@ -85,15 +85,19 @@ def rho_at(step: int, config: Config, total_steps: int) -> float:
 
     Under `rho_schedule="lr"` it is rho_min + (rho - rho_min) (lr - lr_min) / (lr_max - lr_min),
     where lr_max is the peak rate and lr_min the rate at the end of the schedule. During warm-up,
-    where lr is below lr_min, it is rho_min.
+    where lr is below lr_min, it is rho_min. Under "rise" it is
+    rho_min + (rho - rho_min) (1 - cos(pi t / T)) / 2 at step t of T.
 
-    Source: GSAM, Zhuang et al., arXiv:2203.08065."""
+    Source: GSAM, Zhuang et al., arXiv:2203.08065; rise: ARWP, Li et al., arXiv:2404.00357."""
     sam = config.sam
     first, end = sam_span(config, total_steps)
     if not first <= step < end:
         return 0.0
     if sam.rho_schedule == "constant":
         return sam.rho
+    if sam.rho_schedule == "rise":
+        share = (1 - math.cos(math.pi * step / total_steps)) / 2
+        return sam.rho_min + (sam.rho - sam.rho_min) * share
     peak = config.optim.lr
     lowest = peak * _SHAPES[config.optim.schedule](1.0, config.optim)
     # a constant schedule varies only during warm-up, which starts from rate 0

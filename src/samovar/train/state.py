@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from samovar.models.factory import Classifier
 from samovar.sam import SamMemory
 from samovar.train import optim
+from samovar.train.teacher import Teacher
 
 
 @dataclass
@@ -34,6 +35,8 @@ class TrainState:
     """The head between encoder and contrastive loss; no file of weights holds it."""
     memory: SamMemory = field(default_factory=SamMemory)
     """What relatives of SAM keep from step to step."""
+    teacher: Teacher | None = None
+    """What the trajectory loss of SAF or MESA stays close to."""
     stale: int = 0
     """Evaluations since the most accurate one, counted under `run.patience`."""
     micro_batch: int = 0

@@ -9,6 +9,7 @@ from statistics import median
 from typing import Literal
 
 from samovar.config import Config, sam_span
+from samovar.config.derived import expected_climbs
 
 Kind = Literal["climb", "between", "outside"]
 """Kind of a step: it climbs; it lies between two climbs under `every`; SAM is off at it."""
@@ -36,10 +37,12 @@ def shares(config: Config, total: int) -> dict[Kind, float]:
     inside = last - first if sam.rho else 0
     # steps climb at the multiples of `every` from first to before last
     climbs = math.ceil(last / sam.every) - math.ceil(first / sam.every) if sam.rho else 0
-    counts: dict[Kind, int] = {
-        "climb": climbs,
+    # where AE-SAM does not climb, a step costs what one without SAM does
+    skips = inside * (1 - expected_climbs(sam)) if sam.rho and sam.c_skip else 0
+    counts: dict[Kind, float] = {
+        "climb": climbs - skips,
         "between": inside - climbs,
-        "outside": total - inside,
+        "outside": total - inside + skips,
     }
     return {kind: count / total for kind, count in counts.items() if count}
 

@@ -99,6 +99,10 @@ def _now(runtime: Runtime) -> float:
     return time.process_time()
 
 
+ALWAYS = -1e6
+"""AE-SAM's c at which every step climbs."""
+
+
 class Timer:
     """A training of one relative whose steps can be timed repeatedly."""
 
@@ -109,7 +113,11 @@ class Timer:
             config = resolve(config)
         # a hundredth of the rate, or in a few steps noise is learned by heart or weights diverge
         optim = replace(config.optim, lr=config.optim.lr / 100, warmup_steps=0)
-        config = replace(config, init="", optim=optim, run=replace(config.run, compile=False))
+        # AE-SAM would climb as noise tells it; its share of climbs is in `self.share`
+        sam = replace(config.sam, c_first=ALWAYS, c_last=ALWAYS)
+        config = replace(
+            config, init="", sam=sam, optim=optim, run=replace(config.run, compile=False)
+        )
         self.config = replace(config, data=replace(config.data, batch_size=timed_images(config)))
         self.runtime = runtime
         self.state = build(
