@@ -181,7 +181,10 @@ def unmeasured(pair: Pair) -> list[str]:
             "keep no weights."
         )
     if not math.isfinite(pair.sam[0].epochs):
-        said.append("Epochs: not known, as these runs were given --steps and are no search.")
+        said.append(
+            "Epochs: not known, as the number of training images is not recorded: the runs were "
+            "given --steps, or their search has not finished. The same samovar tune goes on."
+        )
     recipe = pair.sam[0].config.recipe
     said.append(
         "Equal time: a comparison of equal steps cannot tell whether plain training would win "
