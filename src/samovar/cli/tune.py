@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from samovar import config as configs
 from samovar import recipes
@@ -44,6 +45,7 @@ FLAGS = (
         "share of each training class to compare on",
         shown="0.1, or what --data.val-share holds out where the source has no validation split",
     ),
+    Flag("--verdict", SWITCH, "say why SAM does not help, from finished runs, and train nothing"),
     Flag("--jobs", COUNT, "runs at a time; they share the cores and take the GPUs in turn", 1),
     CONFIG,
 )  # fmt: skip
@@ -51,6 +53,7 @@ FLAGS = (
 HELP = f"""\
 usage: samovar tune RECIPE --rho A,B,... [--lr A,B,...] [--weight-decay A,B,...] [--flags]
        samovar tune --config RUN/config.json --rho A,B,... [--flags]
+       samovar tune --verdict SEARCH|RUN...
 
 Find the best rho, learning rate or weight decay of a recipe. Lists of several flags are combined.
 Short runs of all settings come first, then longer runs of the better half; each has a complete
@@ -63,12 +66,18 @@ that comes with the source is never looked at. The command prints its cost befor
 end it prints a table and the best settings as a command, and writes a report with the curve. The
 same command with the same --name goes on where it stopped.
 
+With --verdict, folders of searches and of finished runs take the place of a recipe. The command
+prints SAM's gain over plain training by seed, a paragraph for each cause that its rules find, and
+which command measures what is missing. docs/does-sam-help.md explains the rules.
+
 All other flags change a setting of the recipe. `samovar tune RECIPE --help` lists them with their
 values in that recipe.
 
 examples:
   samovar tune vit-digits-sam --rho 0.02,0.05,0.1,0.2,0.35
   samovar tune vit-cifar10-sam --rho 0.05,0.1 --lr 0.0005,0.001 --seeds 3 --jobs 4
+  samovar tune vit-digits-sam --rho 0,0.05,0.1 --seeds 3 --full --name search
+  samovar tune --verdict runs/search
 """
 
 
@@ -89,12 +98,23 @@ class TuneCommand:
     """Runs at a time."""
 
 
-def parse(args: Sequence[str]) -> TuneCommand:
+@dataclass(frozen=True)
+class VerdictCommand:
+    """A `samovar tune --verdict` command line, read and checked."""
+
+    folders: tuple[Path, ...]
+    """Searches and runs."""
+
+
+def parse(args: Sequence[str]) -> TuneCommand | VerdictCommand:
     """Return what a command line asks for.
 
     Raises:
-        ValueError: an unknown recipe or flag, a value that does not fit, nothing to compare."""
+        ValueError: an unknown recipe or flag, a value that does not fit, nothing to compare, a
+            folder that does not exist."""
     line = read(args, FLAGS, "tune", settings=True)
+    if line["--verdict"]:
+        return VerdictCommand(_verdict_folders(line))
     values = {n: line[flag.name] for n, flag in AXIS_FLAGS.items() if line[flag.name] is not None}
     base, words = start(line, "tune", FLAGS)
     _refuse_fixed(line, base, values)
@@ -102,6 +122,20 @@ def parse(args: Sequence[str]) -> TuneCommand:
     configs.validate(config)
     config, search = make(config, values, seeds=line["--seeds"], full=line["--full"])
     return TuneCommand(config, search, base, words, line["--share"], line["--jobs"])
+
+
+def _verdict_folders(line: Line) -> tuple[Path, ...]:
+    """Return the folders behind `--verdict`; refuse a flag of a search."""
+    searching = (flag for flag in FLAGS if flag.name != "--verdict")
+    spare = [f.name for f in searching if line[f.name] not in (f.default, None, False)]
+    for name in [*spare, *line.settings]:
+        raise ValueError(f"--verdict trains nothing, so {name} has no use; leave it out")
+    if not line.words:
+        raise ValueError("--verdict needs folders of searches or runs, such as runs/search")
+    for word in line.words:
+        if not Path(word).is_dir():
+            raise ValueError(f"{word} is no folder; give folders of searches or runs")
+    return tuple(map(Path, line.words))
 
 
 def _refuse_fixed(line: Line, base: Config, values: dict[str, tuple[float, ...]]) -> None:
@@ -125,8 +159,13 @@ def explained(args: Sequence[str]) -> Config:
 
 
 def run(args: Sequence[str]) -> None:
-    """Search for the best settings of a recipe."""
+    """Search for the best settings of a recipe, or say why SAM does not help."""
     command = parse(args)
+    if isinstance(command, VerdictCommand):
+        from samovar.studies.tune.verdict import verdict
+
+        print("\n\n".join(verdict(command.folders)))
+        return
     from samovar.studies.tune.command import tune
     from samovar.studies.tune.view import TuneRequest
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from samovar.report.chapters.claims_figure import forests
 from samovar.report.chapters.comparison_table import seeds_of
 from samovar.report.parts import Cell, Chapter, Column, Data, Part, Row, Table
 from samovar.report.read import RunData, number
@@ -34,13 +35,15 @@ def is_study(run: RunData) -> bool:
 
 
 def reproduction(studies: Sequence[RunData]) -> Chapter:
-    """Build the chapter: a table of numbers and one of claims for each study."""
+    """Build the chapter: numbers, claims and their forest plots for each study."""
     parts: list[Part] = []
     for study in studies:
         name = str(study.records[NUMBER][0].where.get("study", study.label))
         parts.append(numbers(study, name))
         if study.records.get(CLAIM):
             parts.append(claims(study, name))
+            id, title = f"forest-{study.index}", f"Claims of {name}"
+            parts += forests(study.records[CLAIM], id, title)
     return Chapter("reproduction", "The paper and this reproduction", _LEAD, parts)
 
 
