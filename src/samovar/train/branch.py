@@ -14,6 +14,7 @@ import torch.distributed as dist
 from samovar import config as configs
 from samovar.config import Config, GridConfig, decay_start, num_steps
 from samovar.config.encoded import dashed
+from samovar.config.settings import Decay
 from samovar.runs import checkpoint
 from samovar.runs.checkpoint import Checkpoint
 from samovar.runs.records import Record, RunDir, replace_text, to_json
@@ -99,7 +100,7 @@ def settings(origin: Branch, wanted: Config, num_train: int) -> Config:
     climbed = any(rho_at(each, saved, num_steps(saved, num_train)) for each in range(step))
     if wanted.sam.rho and not wanted.sam.start and not climbed:
         at_decay = wanted.optim.schedule == "wsd" and decay_start(wanted.optim, total) == step
-        start = "decay" if at_decay else step / total
+        start: float | Decay = "decay" if at_decay else step / total
         wanted = replace(wanted, sam=replace(wanted.sam, start=start))
         configs.validate(wanted)
     _check_past(origin, wanted, num_train, place, climbed=climbed)
