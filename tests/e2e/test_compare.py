@@ -1,7 +1,9 @@
 """`samovar compare` from the shell: costs, runs, page; a second time nothing is done again."""
 
 import json
+from pathlib import Path
 
+from samovar.runs import checkpoint
 from samovar.runs.records import RunDir
 from tests.conftest import Shell
 
@@ -47,3 +49,30 @@ def test_it_ends_in_a_table_and_a_page_and_a_second_time_repeats_nothing(shell: 
     assert {p: p.stat().st_mtime_ns for p in out.glob("*-seed0/**/*") if p.is_file()} == kept
     assert json.loads((out / "compare.json").read_text())["costs"] == costs
     assert (out / "compare.html").read_text() == page
+
+
+def test_tails_branch_from_one_stable_phase_and_end_in_the_bits_of_whole_runs(shell: Shell) -> None:
+    words = [word for word in WORDS if word not in ("--budget", "both")]
+    words[words.index("quarter")] = "quarter+decay"
+    result = shell.run_here(*words, "--optim.schedule", "wsd")
+    assert result.returncode == 0, result.stderr
+    assert "2 of them are tails: the 6 steps before the decay are trained once for each seed" in result.stdout
+    out = shell.folder / "found"
+    names = {name: out / f"vit-digits-{name}-seed0" for name in ("stable", "plain", "quarter+decay", "sam")}
+    for name in ("plain", "quarter+decay"):
+        (left,) = RunDir(names[name]).records("train/branch")
+        assert (left.value, Path(left.settings["run"]).name) == (6, names["stable"].name)
+    assert not list(RunDir(names["sam"]).records("train/branch"))
+    tail = names["quarter+decay"]
+    whole = shell.run_here("train", "--config", str(tail / "config.json"), "--output", "whole", "--name", "w")
+    assert whole.returncode == 0, whole.stderr
+    both = [
+        (checkpoint.path_of(run / "checkpoints", 8) / "model.safetensors").read_bytes()
+        for run in (tail, shell.folder / "whole" / "w")
+    ]
+    assert both[0] == both[1]
+    costs = json.loads((out / "compare.json").read_text())["costs"]
+    assert costs["quarter+decay"]["passes"] == 1.0625
+    again = shell.run_here(*words, "--optim.schedule", "wsd")
+    assert "3 are there already" in again.stdout
+    assert "tails" not in again.stdout

@@ -20,7 +20,7 @@ from samovar.runs.records import from_json, to_json
 from samovar.studies.compare import timing
 from samovar.studies.compare.command import _read
 from samovar.studies.compare.cost import Cost, costs_of, counted, shares, steps_for, weighed
-from samovar.studies.compare.plan import CompareRequest, config_of, jobs_of, passes_of, relatives_of
+from samovar.studies.compare.plan import CompareRequest, config_of, jobs_of, passes_of, relatives_of, trunks_of
 from samovar.studies.compare.recorded import records_of
 from samovar.studies.compare.results import CompareResults, number, results
 from samovar.studies.compare.view import markdown
@@ -53,6 +53,39 @@ def test_the_yardsticks_are_in_every_comparison_once_and_first() -> None:
     assert relatives_of("late,sam,late") == ("plain", "sam", "late")
     assert relatives_of(None)[:2] == ("plain", "sam")
     assert {part for name in relatives_of(None) for part in name.split("+")} <= set(RELATIVES)
+
+
+def test_tails_of_a_seed_share_its_stable_phase() -> None:
+    words = ("vit-digits", "--sam", "decay,quarter+decay,late,early", "--seeds", "2", "--budget", "both")
+    found = asked(*words, "--optim.schedule", "wsd", "--steps", str(TOTAL))
+    costs = counted(passes_of(found))
+    runs = jobs_of(found, costs, TOTAL)
+    branched = [(run.relative, run.seed) for run in runs if run.trunk]
+    tails = ("plain", "decay", "quarter+decay", "late")
+    assert branched == [(name, seed) for seed in (0, 1) for name in tails]
+    trunks = trunks_of(found, runs, TOTAL)
+    assert [trunk.folder for trunk in trunks] == list(dict.fromkeys(run.trunk for run in runs if run.trunk))
+    assert [trunk.config.seed for trunk in trunks] == [0, 1]
+    for trunk in trunks:
+        assert (trunk.config.steps, trunk.config.sam, trunk.measurements) == (750, SamConfig(), ())
+    # the cost of a tail is that of its whole run: the stable phase and the decay
+    assert {name: costs[name].passes for name in tails} == {
+        "plain": 1, "decay": 1.25, "quarter+decay": 1.0625, "late": 1.2
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("flags", [[], ["--optim.schedule", "wsd", "--run.patience", "3"]], ids=["cosine", "patience"])
+def test_without_a_stable_phase_that_all_share_every_run_is_whole(flags: list[str]) -> None:
+    found = asked("vit-digits", "--sam", "late", *flags, "--steps", str(TOTAL))
+    runs = jobs_of(found, COSTS, TOTAL)
+    assert not any(run.trunk for run in runs)
+    assert trunks_of(found, runs, TOTAL) == []
+
+
+def test_a_stable_phase_for_one_run_is_not_split_off() -> None:
+    found = asked("vit-digits", "--sam", "early", "--optim.schedule", "wsd", "--steps", str(TOTAL))
+    runs = jobs_of(found, counted(passes_of(found)), TOTAL)
+    assert not any(run.trunk for run in runs)
 
 
 def test_every_run_is_the_recipe_but_for_sam_and_seed() -> None:

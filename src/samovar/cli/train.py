@@ -13,7 +13,7 @@ from samovar import recipes
 from samovar.cli.flags import COUNT, SWITCH, Flag, Kind, Line, flag_lines, read
 from samovar.cli.named_run import run_path
 from samovar.cli.settings import CONFIG, Start, given_settings, parse_settings, start
-from samovar.config import Config
+from samovar.config import Config, GridConfig
 from samovar.config.derived import Shorten
 from samovar.runs import progress
 from samovar.runs.records import RunDir
@@ -25,6 +25,10 @@ FLAGS = (
         "--resume", Kind("[RUN|auto]", "a path", lambda flag, text: Path(text), Path()),
         "continue an interrupted run, bit for bit; alone: the last unfinished one below --output; "
         "auto: the run of --name if it was begun, else start it",
+    ),
+    Flag(
+        "--branch", Kind("RUN@STEP", "a run and a step", lambda flag, text: _at(text)),
+        "start a new run from a checkpoint of a run; SAM, decay and length may change",
     ),
     Flag(
         "--dry-run", SWITCH,
@@ -39,6 +43,7 @@ usage: samovar train RECIPE [--flags]
        samovar train --config RUN/config.json [--flags]
        samovar train --resume [RUN] [--flags]
        samovar train RECIPE --name NAME --resume auto [--flags]
+       samovar train --branch RUN@STEP [--sam.* --optim.decay-* --steps N]
 
 Train a network by a recipe of `samovar list recipes`. Checkpoints and records go into a new folder
 below --output (default: runs).
@@ -54,6 +59,7 @@ examples:
   samovar train --config runs/NAME/config.json --sam.rho 0.1
   samovar train --resume runs/NAME
   samovar train --resume
+  samovar train --branch runs/NAME@last --sam.rho 0.1
   samovar train vit-b16-imagenet-sam --dry-run --ranks 128
   torchrun --nproc-per-node 8 -m samovar train vit-b16-imagenet-sam
 """
@@ -73,6 +79,8 @@ class TrainCommand(NamedTuple):
     """Under `--resume auto` the settings of the run if it was begun."""
     wait: bool = False
     """Wait for another process that trains the run."""
+    origin: tuple[Path, str] | None = None
+    """The run and the step, or `last`, at which a branch starts."""
 
 
 def parse(args: Sequence[str]) -> TrainCommand:
@@ -88,6 +96,8 @@ def parse(args: Sequence[str]) -> TrainCommand:
             "--ranks only works with --dry-run; real runs take torchrun --nproc-per-node"
         )
     resumed = line["--resume"]
+    if line["--branch"]:
+        return _branch(line)
     if resumed == Path():
         resumed = _last_unfinished(line)
     auto = resumed == AUTO
@@ -116,6 +126,46 @@ def parse(args: Sequence[str]) -> TrainCommand:
 
 AUTO = Path("auto")
 """Value of `--resume` that continues a run or starts it."""
+
+
+def _at(text: str) -> tuple[Path, str]:
+    """Return run and step of `RUN@STEP`.
+
+    Raises:
+        ValueError: one of the two is missing."""
+    run, _, step = text.rpartition("@")
+    if not (run and step):
+        raise ValueError(
+            f"--branch {text} names no step; give RUN@STEP, such as {text.strip('@')}@last"
+        )
+    return Path(run), step
+
+
+def _branch(line: Line) -> TrainCommand:
+    """Return the branch that a command line asks for.
+
+    Raises:
+        ValueError: not a run, or flags that do not go with a branch."""
+    for other in ("--resume", "--config", "--dry-run"):
+        if line[other]:
+            raise ValueError(f"--branch and {other} exclude each other; give one of them")
+    origin = line["--branch"]
+    base, words = _branched(origin, line)
+    config = parse_settings(base, line.settings, f"train {' '.join(words)}", FLAGS)
+    config = _timed(config, frozenset(given_settings(base, line.settings)))
+    configs.validate(config)
+    return TrainCommand(config, None, 0, origin=origin)
+
+
+def _branched(origin: tuple[Path, str], line: Line) -> Start:
+    """Return the settings before flags of a branch: those of the run, in a folder beside it."""
+    run, step = origin
+    saved = _of(run, line, "--branch").base
+    # the grid has chosen the rate
+    base = replace(saved, name="", output=run.resolve().parent, grid=GridConfig())
+    if not run.is_absolute():
+        base = replace(base, output=run.parent)
+    return Start(base, ("--branch", f"{run}@{step}"))
 
 
 def _timed(config: Config, given: frozenset[str]) -> Config:
@@ -171,17 +221,15 @@ def _last_unfinished(line: Line) -> Path:
     return free[0].path
 
 
-def _of(resumed: Path, line: Line) -> Start:
+def _of(resumed: Path, line: Line, flag: str = "--resume") -> Start:
     if line["--config"]:
-        raise ValueError("--resume and --config exclude each other; give one of them")
+        raise ValueError(f"{flag} and --config exclude each other; give one of them")
     if line.words:
-        raise ValueError(
-            f"--resume takes the recipe from the run; leave {' '.join(line.words)} out"
-        )
+        raise ValueError(f"{flag} takes the recipe from the run; leave {' '.join(line.words)} out")
     saved = resumed / "config.json"
     if not saved.is_file():
         raise ValueError(
-            f"--resume {resumed} is not a run: it has no config.json; give the folder of a run"
+            f"{flag} {resumed} is not a run: it has no config.json; give the folder of a run"
         )
     return Start(configs.load(saved), ("--resume", str(resumed)))
 
@@ -192,6 +240,8 @@ def explained(args: Sequence[str]) -> Config:
     resumed = line["--resume"]
     if resumed not in (None, Path(), AUTO):
         return _of(Path(run_path(str(resumed))), line).base
+    if line["--branch"]:
+        return _branched(line["--branch"], line).base
     if line["--config"]:
         return start(line, "train", FLAGS).base
     return recipes.get(next(iter(line.words), "")).config()
@@ -214,4 +264,5 @@ def run(args: Sequence[str]) -> None:
         shorten=command.shorten,
         again=command.again,
         wait=command.wait,
+        origin=command.origin,
     )

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ class Job:
 
     config: Config
     measurements: tuple[Measured, ...]
+    trunk: Path | None = field(default=None, kw_only=True)
+    """Folder of the run from whose last checkpoint this one branches; None starts anew."""
 
     @property
     def folder(self) -> Path:

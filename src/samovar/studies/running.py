@@ -19,6 +19,7 @@ from samovar.runs.records import Record, RunDir, replace_text, to_json
 from samovar.runtime import Runtime, provenance, started
 from samovar.runtime.workers import Stopped, share, signals_raise
 from samovar.studies.jobs import Job, Measured
+from samovar.train import branch
 from samovar.train.fit import Diverged, Interrupted, fit, prepare
 from samovar.train.resume import HARMLESS
 from samovar.train.transfer import NoFiniteRate, choose_lr
@@ -137,7 +138,7 @@ def run_job(job: Job) -> Done:
     if "steps" not in done:
         with started(job.config.run) as runtime:
             try:
-                done["steps"] = _train(job.config, run, runtime)
+                done["steps"] = _train(job, run, runtime)
             except (Diverged, NoFiniteRate) as error:
                 done["diverged"] = str(error)
         run.write_json(DONE_FILE, done)
@@ -160,19 +161,25 @@ def _open(job: Job) -> RunDir:
     return run
 
 
-def _train(config: Config, run: RunDir, runtime: Runtime) -> int:
+def _train(job: Job, run: RunDir, runtime: Runtime) -> int:
     """Train to the end and return the number of steps.
 
     Raises:
-        Diverged: the run diverged, or the one whose weights it starts from."""
-    if config.init and "diverged" in _read(RunDir(Path(config.init))):
-        raise Diverged(f"the run that it starts from, {Path(config.init).name}, diverged")
+        Diverged: the run diverged, or the one that it starts from."""
+    config = job.config
+    for before in filter(None, (config.init, job.trunk)):
+        if "diverged" in _read(RunDir(Path(before))):
+            raise Diverged(f"the run that it starts from, {Path(before).name}, diverged")
     # only the last checkpoint is measured, and disks are small beside hundreds of runs
     config = replace(config, run=replace(config.run, keep=1))
     chosen = choose_lr(config, run, runtime, lambda message: None)
     # after an interruption the rate chosen before it holds, which only the saved config has
     chosen = replace(chosen, optim=configs.load(run.config_path).optim)
     source, state = prepare(chosen, runtime)
+    if job.trunk and not any(run.checkpoints.glob("step-*")):
+        origin = branch.find(job.trunk, "last")
+        branch.settings(origin, chosen, len(source.train))
+        branch.place(origin, branch.load(origin), run, chosen, runtime)
     step = 0
     for event in fit(chosen, run, runtime, source, state):
         step = event.step
@@ -193,14 +200,14 @@ def _measure(measured: Measured, run: RunDir) -> list[Record]:
 
 
 def run_all(jobs: Sequence[Job], *, at_a_time: int, on_done: Callable[[Done], None]) -> None:
-    """Do the jobs in order, several at a time; fine-tuning waits for the runs it starts from.
+    """Do the jobs in order, several at a time; each waits for the run it starts from.
 
     Raises:
         Stopped: SIGINT or SIGTERM came; the running jobs are saved.
         ChildProcessError: a process ended by itself.
         ValueError, OSError: as `run_job`."""
-    first = [job for job in jobs if not job.config.init]
-    tuned = [job for job in jobs if job.config.init]
+    first = [job for job in jobs if not (job.config.init or job.trunk)]
+    tuned = [job for job in jobs if job.config.init or job.trunk]
     with signals_raise():
         for wave in (first, tuned):
             left = []

@@ -32,6 +32,7 @@ from samovar.runs.loggers import check_loggers
 from samovar.runs.records import RunDir
 from samovar.runtime import Runtime, heartbeat, started
 from samovar.runtime.lock import locked
+from samovar.train import branch
 from samovar.train.fit import Diverged, Interrupted, fit, prepare
 from samovar.train.fit import Progress as Event
 from samovar.train.memory import OutOfMemory
@@ -58,6 +59,7 @@ def train(
     shorten: Shorten | None = None,
     again: Again | None = None,
     wait: bool = False,
+    origin: tuple[Path, str] | None = None,
 ) -> RunDir:
     """Train a config in a new run folder, or the run in folder `resumed` to its end.
 
@@ -65,6 +67,7 @@ def train(
         shorten: applied to a new run.
         again: continue the run of `config.name` with the config this returns, if it was begun.
         wait: for another process that trains the run.
+        origin: a run folder, and a step or `last`: the new run is a branch from that checkpoint.
 
     Returns:
         The run.
@@ -80,13 +83,16 @@ def train(
         sys.path.insert(0, str(Path.cwd()))
     with started(config.run) as runtime:
         if again:
-            found, finished = begun(config, runtime)
-            if found and finished:
-                _print(runtime, finished_line(found))
-                return found
-            if found:
-                config, resumed = again(found), found.path
-        return _train(config, resumed, runtime, shorten, take_over=again is not None, wait=wait)
+            begin, finished = begun(config, runtime)
+            if begin and finished:
+                _print(runtime, finished_line(begin))
+                return begin
+            if begin:
+                config, resumed = again(begin), begin.path
+        found = branch.find(*origin) if origin else None
+        return _train(
+            config, resumed, runtime, shorten, found, take_over=again is not None, wait=wait
+        )
 
 
 def _train(
@@ -94,12 +100,14 @@ def _train(
     resumed: Path | None,
     runtime: Runtime,
     shorten: Shorten | None,
+    origin: branch.Branch | None,
     *,
     take_over: bool,
     wait: bool,
 ) -> RunDir:
     # a run with a checkpoint no longer needs the weights it started from, which may be gone
-    saved = resumed is not None and any(RunDir(resumed).checkpoints.glob("step-*"))
+    has_steps = resumed is not None and any(RunDir(resumed).checkpoints.glob("step-*"))
+    saved = has_steps or origin is not None
     if not saved:
         with heartbeat.doing(f"looking for {config.init or config.model.name}"):
             config = resolve(config)
@@ -108,6 +116,9 @@ def _train(
     notes: tuple[str, ...] = ()
     if shorten and not resumed:
         config, notes = shorten(config, len(source.train))
+    if origin:
+        config = branch.settings(origin, config, len(source.train))
+        start = branch.load(origin)
     source, state = prepare(replace(config, init="") if saved else config, runtime, source)
     if resumed:
         run = RunDir.open(resumed)
@@ -116,6 +127,8 @@ def _train(
         run, note = new_run(config, runtime, take_over=take_over)
         for line in filter(None, (note, *notes)):
             _print(runtime, line)
+    if origin:
+        branch.place(origin, start, run, config, runtime)
     try:
         with locked(run.path, wait=wait) if runtime.is_main else nullcontext():
             if config.init and config.grid.lr and not saved:

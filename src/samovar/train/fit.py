@@ -27,7 +27,7 @@ from samovar.runs.records import RunDir
 from samovar.runtime import Runtime
 from samovar.runtime.heartbeat import doing
 from samovar.runtime.signals import StopRequest, noted
-from samovar.train import patience, resume
+from samovar.train import branch, patience, resume
 from samovar.train.batch_picture import pictured
 from samovar.train.keeper import Clock, Keeper
 from samovar.train.keeper import Diverged as Diverged
@@ -158,7 +158,7 @@ def fit(
     found, notes = resume.newest(run, keeper.fingerprint, bring)
     if found:
         state = states[-1]
-        notes.append(f"resumed at step {found.step}")
+        notes.append(branch.origin_line(run, found.step))
     counts = class_notes(source)
     data_notes = (*source.notes, *counts)
     keeper.begin(state.step, total, source, data_notes, resumed=found is not None)

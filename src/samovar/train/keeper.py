@@ -56,7 +56,9 @@ class Keeper:
             return
         # what was recorded after the checkpoint will be recorded again
         self.run.rewind(step)
-        name = f"provenance-resumed-{step}.json" if resumed else "provenance.json"
+        # a branch starts from a checkpoint, and was not begun before
+        again = resumed and (self.run.path / "provenance.json").exists()
+        name = f"provenance-resumed-{step}.json" if again else "provenance.json"
         self.run.write_json(name, provenance(self.runtime) | {"data": list(notes)})
         self.run.keep_classes(source.classes)
         self.total = total

@@ -26,6 +26,7 @@ from samovar.studies.compare.plan import (
     job_of,
     jobs_of,
     passes_of,
+    trunks_of,
 )
 from samovar.studies.compare.recorded import records_of
 from samovar.studies.compare.results import CompareResults, results
@@ -56,27 +57,41 @@ def compare(
         # costs that are not measured yet are counted, so a plan takes no time
         costs = counted(passes_of(request)) | known
         total = configs.num_steps(request.base, data_of(request.base).num_train)
-        _print(request, jobs_of(request, costs, total), only_plan)
+        _print(request, jobs_of(request, costs, total), total, only_plan)
         return None
     source = open_source(request.base.data)
     data = Data(len(source.train), len(source.classes), source.channels)
     costs = _costs(request, known, data)
-    jobs = jobs_of(request, costs, configs.num_steps(request.base, data.num_train))
-    _print(request, jobs, only_plan)
-    with resumable(words), progress(len(jobs), job_line) as show:
-        run_all(jobs, at_a_time=request.jobs, on_done=show)
+    total = configs.num_steps(request.base, data.num_train)
+    jobs = jobs_of(request, costs, total)
+    trunks = _print(request, jobs, total, only_plan)
+    with resumable(words), progress(len(trunks) + len(jobs), job_line) as show:
+        run_all([*trunks, *jobs], at_a_time=request.jobs, on_done=show)
     return _finish(request, costs, jobs, data)
 
 
-def _print(request: CompareRequest, jobs: Sequence[CompareJob], only_plan: bool) -> None:
+def _print(
+    request: CompareRequest, jobs: Sequence[CompareJob], total: int, only_plan: bool
+) -> list[CompareJob]:
+    """Print the plan, and return the stable phases that runs still to do branch from."""
+    left = [job for job in jobs if not is_done(job)]
+    trunks = trunks_of(request, left, total)
     print_plan(
         plan_head(request),
         jobs,
-        [job for job in jobs if not is_done(job)],
+        left,
         of_each=f"{request.seeds} of each relative",
         at_a_time=request.jobs,
         commands=only_plan,
     )
+    if trunks:
+        tails = sum(job.trunk is not None for job in left)
+        print(
+            f"{tails} of them are tails: the {trunks[0].config.steps:,} steps before the decay are "
+            f"trained once for each seed",
+            flush=True,
+        )
+    return trunks
 
 
 # --- costs, measured once

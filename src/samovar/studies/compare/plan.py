@@ -4,14 +4,15 @@ Nothing in this file needs torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from samovar import config as configs
 from samovar import recipes
-from samovar.config import Config, MeasureConfig
+from samovar.config import Config, MeasureConfig, SamConfig
 from samovar.config.encoded import dashed
 from samovar.recipes.relatives import RELATIVES, related, relative
 from samovar.studies.columns import COLUMNS
@@ -224,4 +225,50 @@ def jobs_of(request: CompareRequest, costs: Mapping[str, Cost], total: int) -> l
         for name in request.relatives
     ]
     # SAM's runs are in both budgets
-    return list({job.folder: job for job in jobs}.values())
+    unique = list({job.folder: job for job in jobs}.values())
+    # a tail alone has nobody to share its stable phase with
+    users = Counter(_stable(request, job, total) for job in unique)
+    return [
+        replace(job, trunk=stable.output / stable.name)
+        if (stable := _stable(request, job, total)) and users[stable] > 1
+        else job
+        for job in unique
+    ]
+
+
+def _stable(request: CompareRequest, job: CompareJob, total: int) -> Config | None:
+    """Return the run of a job's steps before the decay of `wsd`; None where they are not plain.
+
+    Runs of one seed share it, since they differ in the decay alone.
+
+    Args:
+        total: steps of the recipe."""
+    config = job.config
+    first = configs.decay_start(config.optim, total)
+    plain_before = not config.sam.rho or configs.sam_span(config, total)[0] >= first
+    # under time each run has a length of its own; patience could end the stable phase early
+    shares = job.budget == "steps" and config.optim.schedule == "wsd" and not config.run.patience
+    # a grid chooses the rate of each run by itself, and a contrastive run has two stages
+    shares = shares and not config.grid.lr and config.loss != "supcon"
+    if not (shares and plain_before and first):
+        return None
+    return replace(
+        config,
+        steps=first,
+        optim=replace(config.optim, schedule="constant"),
+        sam=SamConfig(),
+        name=f"{request.recipe.removesuffix('-sam')}-stable-seed{job.seed}",
+    )
+
+
+def trunks_of(request: CompareRequest, jobs: Sequence[CompareJob], total: int) -> list[CompareJob]:
+    """Return the runs that several of the jobs branch from, each once.
+
+    Args:
+        total: steps of the recipe."""
+    found = {}
+    for job in jobs:
+        stable = _stable(request, job, total) if job.trunk else None
+        if stable:
+            found[job.trunk] = CompareJob(stable, (), "stable phase", job.seed, "steps")
+    return list(found.values())
