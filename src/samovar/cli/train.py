@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from samovar import config as configs
 from samovar import recipes
-from samovar.cli.flags import COUNT, SWITCH, Flag, Kind, Line, flag_lines, read
+from samovar.cli.flags import ALIASES, COUNT, SWITCH, Flag, Kind, Line, flag_lines, lines, read
 from samovar.cli.settings import CONFIG, Start, given_settings, parse_settings, start
 from samovar.config import Config
 from samovar.config.derived import Shorten
@@ -44,7 +44,9 @@ below --output (default: runs).
 {flag_lines(FLAGS)}
 
 All other flags change a setting, such as --sam.rho 0.1. `samovar train RECIPE --help` lists them
-with their values in that recipe.
+with their values in that recipe. Short names, here and in `tune` and `compare`:
+
+{lines(ALIASES)}
 
 examples:
   samovar train vit-cifar10-sam --seed 1
@@ -77,7 +79,7 @@ def parse(args: Sequence[str]) -> TrainCommand:
     Raises:
         ValueError: an unknown recipe or flag, a value that does not fit, flags that exclude each
             other."""
-    line = read(args, FLAGS, "train", settings=True)
+    line = read(args, FLAGS, "train", settings=True, aliases=ALIASES)
     dry_run, ranks = line["--dry-run"], line["--ranks"]
     if ranks and not dry_run:
         raise ValueError(
@@ -182,7 +184,7 @@ def _of(resumed: Path, line: Line) -> Start:
 
 def explained(args: Sequence[str]) -> Config:
     """Return the settings whose flags `samovar train RECIPE --help` lists."""
-    line = read(args, FLAGS, "train", settings=True)
+    line = read(args, FLAGS, "train", settings=True, aliases=ALIASES)
     resumed = line["--resume"]
     if resumed not in (None, Path(), AUTO):
         return _of(resumed, line).base

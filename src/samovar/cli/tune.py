@@ -8,7 +8,7 @@ from functools import partial
 
 from samovar import config as configs
 from samovar import recipes
-from samovar.cli.flags import COUNT, SWITCH, Flag, Kind, Line, flag_lines, read, without
+from samovar.cli.flags import ALIASES, COUNT, SWITCH, Flag, Kind, Line, flag_lines, read, without
 from samovar.cli.settings import CONFIG, given_settings, parse_settings, start
 from samovar.config import Config
 from samovar.studies.tune.search import AXES, Search, make, parse_values
@@ -94,7 +94,7 @@ def parse(args: Sequence[str]) -> TuneCommand:
 
     Raises:
         ValueError: an unknown recipe or flag, a value that does not fit, nothing to compare."""
-    line = read(args, FLAGS, "tune", settings=True)
+    line = read(args, FLAGS, "tune", settings=True, aliases=ALIASES)
     values = {n: line[flag.name] for n, flag in AXIS_FLAGS.items() if line[flag.name] is not None}
     base, words = start(line, "tune", FLAGS)
     _refuse_fixed(line, base, values)
@@ -118,7 +118,7 @@ def _refuse_fixed(line: Line, base: Config, values: dict[str, tuple[float, ...]]
 
 def explained(args: Sequence[str]) -> Config:
     """Return the settings whose flags `samovar tune RECIPE --help` lists."""
-    line = read(args, FLAGS, "tune", settings=True)
+    line = read(args, FLAGS, "tune", settings=True, aliases=ALIASES)
     if line["--config"]:
         return configs.load(line["--config"])
     return recipes.get(next(iter(line.words), "")).config()
