@@ -94,10 +94,12 @@ def test_short_names_stand_for_settings_that_exist() -> None:
 
 
 def test_short_names_mean_the_long_ones_in_train_tune_and_compare() -> None:
-    short = "--lr 0.1 --batch-size=32 --image_size 16 --rho 0.2 --device cpu --precision fp32 --workers 0".split()
-    long = ("--optim.lr 0.1 --data.batch-size 32 --data.image-size 16 --sam.rho 0.2 --run.device cpu "
-            "--run.precision fp32 --data.workers 0").split()  # fmt: skip
+    pairs = [("--lr", "0.1"), ("--batch-size", "32"), ("--image_size", "16"), ("--rho", "0.2"), ("--device", "cpu"),
+             ("--precision", "fp32"), ("--workers", "0")]  # fmt: skip
+    short = [word for pair in pairs for word in pair]
+    long = [word for flag, value in pairs for word in (ALIASES[flag.replace("_", "-")], value)]
     assert parse(["vit-digits", *short]).config == parse(["vit-digits", *long]).config
+    assert parse(["vit-digits", "--rho=0.2"]).config.sam.rho == 0.2
     assert parse_compare(["vit-digits", *short[2:]])[0] == parse_compare(["vit-digits", *long[2:]])[0]
     tuned = ["vit-digits-sam", "--rho", "0.1,0.2", "--batch-size", "32"]
     found = parse_tune(tuned)

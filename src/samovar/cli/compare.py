@@ -6,7 +6,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from samovar.cli.flags import ALIASES, COUNT, DIR, SWITCH, Flag, Kind, flag_lines, lines, one_of, read
+from samovar.cli.flags import (
+    ALIASES,
+    COUNT,
+    DIR,
+    SWITCH,
+    Flag,
+    Kind,
+    flag_lines,
+    lines,
+    one_of,
+    read,
+)
 from samovar.cli.settings import given_values, recipe_name, recipe_settings
 from samovar.recipes.relatives import RELATIVES
 from samovar.studies.compare.plan import (

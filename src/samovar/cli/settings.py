@@ -183,7 +183,7 @@ def _by_hand(file: Path) -> Callable[[str], Config]:
     def base(name: str) -> Config:
         config = recipes.get(name).config()
         # a recipe whose settings follow from the number of images needs the file's images for it
-        if name in _BY_NUMBER:
+        if name in BY_NUMBER:
             data = configs.load(file, lambda name: config).data
             given = data.batch_size != config.data.batch_size
             return _for_images(name, config, data, data.batch_size if given else 0)
@@ -212,7 +212,7 @@ def recipe_settings(name: str, args: Sequence[str], verb: str, own: Sequence[Fla
     Raises:
         ValueError: an unknown recipe, or flags that do not lead to images."""
     base = recipes.get(name).config()
-    if name not in _BY_NUMBER:
+    if name not in BY_NUMBER:
         return base
     # The flags say where the images are; the caller reads them again over what follows from the
     # number of images. Those of a study's measurements may be among them.
@@ -230,10 +230,10 @@ def _for_images(name: str, base: Config, data: DataConfig, batch: int) -> Config
     if name == "transfer" and not can_count(data.source):
         return base
     number = count_images(data.source, data.val_share, data.fraction)
-    return replace(_BY_NUMBER[name](number, batch), recipe=name)
+    return replace(BY_NUMBER[name](number, batch), recipe=name)
 
 
-_BY_NUMBER: dict[str, Callable[[int, int], Config]] = {
+BY_NUMBER: dict[str, Callable[[int, int], Config]] = {
     "photos": recipes.photos,
     "transfer": recipes.transfer,
 }

@@ -11,7 +11,8 @@ from typing import NamedTuple
 from samovar import config as configs
 from samovar import recipes
 from samovar.cli.flags import ALIASES, COUNT, SWITCH, Flag, Kind, Line, flag_lines, lines, read
-from samovar.cli.settings import CONFIG, Start, given_settings, parse_settings, start
+from samovar.cli.folder import Choice, choose, is_folder, why_lines
+from samovar.cli.settings import BY_NUMBER, CONFIG, Start, given_settings, parse_settings, start
 from samovar.config import Config
 from samovar.config.derived import Shorten
 from samovar.runs import progress
@@ -19,7 +20,7 @@ from samovar.runs.records import RunDir
 from samovar.runtime.lock import is_locked
 
 FLAGS = (
-    Flag("--config", CONFIG.kind, "replay the settings of a run, saved in its config.json"),
+    replace(CONFIG, help="replay the settings of a run, or settings in JSON, YAML or TOML"),
     Flag(
         "--resume", Kind("[RUN|auto]", "a path", lambda flag, text: Path(text), Path()),
         "continue an interrupted run, bit for bit; alone: the last unfinished one below --output; "
@@ -29,17 +30,24 @@ FLAGS = (
         "--dry-run", SWITCH,
         "print schedule, ascent groups, memory and FLOPs, and take 3 steps on made-up data",
     ),
+    Flag("--scratch", SWITCH, "train from scratch, however few images FOLDER holds"),
     Flag("--ranks", COUNT, "ranks that --dry-run plans for", shown="1"),
 )  # fmt: skip
 
 HELP = f"""\
 usage: samovar train RECIPE [--flags]
+       samovar train FOLDER [--init NAME|RUN|FILE] [--scratch] [--flags]
        samovar train --config RUN/config.json [--flags]
        samovar train --resume [RUN] [--flags]
        samovar train RECIPE --name NAME --resume auto [--flags]
 
 Train a network by a recipe of `samovar list recipes`. Checkpoints and records go into a new folder
 below --output (default: runs).
+
+FOLDER holds your images, one folder a class: FOLDER/CLASS/*.jpg, or FOLDER/train/CLASS and
+FOLDER/val/CLASS. With fewer than {recipes.ENOUGH:,} training images pretrained weights are
+fine-tuned (recipe transfer), else a network is trained from scratch (recipe photos). Batch, steps,
+warm-up and learning rates follow from the number of images; a plan with its cost is printed first.
 
 {flag_lines(FLAGS)}
 
@@ -50,6 +58,8 @@ with their values in that recipe. Short names, here and in `tune` and `compare`:
 
 examples:
   samovar train vit-cifar10-sam --seed 1
+  samovar train my/photos
+  samovar train my/photos --init model.safetensors --model.name resnet18 --image-size 64
   samovar train photos --data.source folder:my/photos
   samovar train --config runs/NAME/config.json --sam.rho 0.1
   samovar train --resume runs/NAME
@@ -71,6 +81,8 @@ class TrainCommand(NamedTuple):
     """Fits warm-up to a length that flags gave; None for a run that goes on."""
     again: Callable[[RunDir], Config] | None = None
     """Under `--resume auto` the settings of the run if it was begun."""
+    why: tuple[str, ...] = ()
+    """Lines on what was chosen for a folder of images."""
 
 
 def parse(args: Sequence[str]) -> TrainCommand:
@@ -89,14 +101,20 @@ def parse(args: Sequence[str]) -> TrainCommand:
     if resumed == Path():
         resumed = _last_unfinished(line)
     auto = resumed == AUTO
-    base, words = start(line, "train", FLAGS) if resumed is None or auto else _of(resumed, line)
+    choice = None
+    if resumed is None or auto:
+        choice = _folder(line)
+        begun = Start(choice.base, line.words) if choice else start(line, "train", FLAGS)
+    else:
+        begun = _of(resumed, line)
+    base, words = begun
     config = parse_settings(base, line.settings, f"train {' '.join(words)}", FLAGS)
     planned = (ranks or 1) if dry_run else 0
     if resumed is not None and not auto:
         configs.validate(config)
         return TrainCommand(config, resumed, planned)
     given = frozenset(given_settings(base, line.settings))
-    config = _timed(config, given)
+    config = _chosen(_timed(config, given), given)
     configs.validate(config)
     if auto and not config.name:
         raise ValueError("--resume auto finds a run by its name; give --name")
@@ -107,11 +125,32 @@ def parse(args: Sequence[str]) -> TrainCommand:
     def again(run: RunDir) -> Config:
         return _begun(run, line, base.recipe)
 
-    return TrainCommand(config, None, planned, shorten, again if auto else None)
+    why = why_lines(choice, shorten(config, choice.num_images)[0]) if choice else ()
+    return TrainCommand(config, None, planned, shorten, again if auto else None, why)
 
 
 AUTO = Path("auto")
 """Value of `--resume` that continues a run or starts it."""
+
+
+def _folder(line: Line) -> Choice | None:
+    """Return the settings for the folder of images that a command line names; None for a recipe.
+
+    Raises:
+        ValueError: as `choose`; `--scratch` without a folder."""
+    scratch = line["--scratch"]
+    if len(line.words) == 1 and not line["--config"] and is_folder(line.words[0]):
+        return choose(line.words[0], line, FLAGS, scratch=scratch)
+    if scratch:
+        raise ValueError("--scratch goes with a folder of images; a recipe without --init does it")
+    return None
+
+
+def _chosen(config: Config, given: frozenset[str]) -> Config:
+    """Return the config in which a learning rate that a flag gives replaces the recipe's grid."""
+    if "optim.lr" in given and "grid.lr" not in given:
+        return replace(config, grid=replace(config.grid, lr=()))
+    return config
 
 
 def _timed(config: Config, given: frozenset[str]) -> Config:
@@ -141,7 +180,8 @@ def _begun(run: RunDir, line: Line, recipe: str) -> Config:
             "give another --name"
         )
     config = parse_settings(saved, line.settings, f"train {recipe}", FLAGS)
-    config = _timed(config, frozenset(given_settings(saved, line.settings)))
+    given = frozenset(given_settings(saved, line.settings))
+    config = _chosen(_timed(config, given), given)
     # the grid has chosen the rate since
     if saved.grid.lr:
         config = replace(config, optim=replace(config.optim, lr=saved.optim.lr))
@@ -190,6 +230,8 @@ def explained(args: Sequence[str]) -> Config:
         return _of(resumed, line).base
     if line["--config"]:
         return start(line, "train", FLAGS).base
+    if choice := _folder(line):
+        return choice.base
     return recipes.get(next(iter(line.words), "")).config()
 
 
@@ -204,4 +246,11 @@ def run(args: Sequence[str]) -> None:
         return
     from samovar.train.command import train
 
-    train(command.config, command.resumed, shorten=command.shorten, again=command.again)
+    train(
+        command.config,
+        command.resumed,
+        shorten=command.shorten,
+        again=command.again,
+        why=command.why,
+        plan=command.config.recipe in BY_NUMBER,
+    )

@@ -70,13 +70,15 @@ def _read_yaml(path: Path, text: str) -> Any:
         """PyYAML's safe loader with the numbers of YAML 1.2."""
 
     Loader.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(rf"(?!\d+$)({_FLOAT.pattern})$"), list("-+.0123456789")
+        "tag:yaml.org,2002:float",
+        re.compile(rf"(?!\d+$)({_FLOAT.pattern})$"),
+        list("-+.0123456789"),
     )
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if node is not None:
             _refuse_repeated(path, node)
-        return yaml.load(text, Loader=Loader)  # noqa: S506 (a subclass of the safe loader)
+        return yaml.load(text, Loader=Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1}" if mark else ""

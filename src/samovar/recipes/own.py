@@ -16,7 +16,6 @@ from samovar.config import (
 )
 from samovar.recipes.recipe import Recipe
 
-
 FEW = 2000
 """Training images below which fine-tuning is sized by `sizes`; the paper's sets have more."""
 ENOUGH = 50_000
@@ -144,9 +143,9 @@ def transfer(num_images: int = FEW, batch: int = 0) -> Config:
     """Return settings for fine-tuning `--init` on other images, by the paper's Table 11.
 
     Momentum SGD without decay, gradient clipping at 1, cosine schedule, a new head of zeros. Batch,
-    steps, warm-up and the learning rates to try follow from the number of images, see `sizes`; where
-    it is not known beforehand they are those for Flowers and Pets. The model and the image size
-    come from `--init`. `batch` is the number of images per step, if it is given.
+    steps, warm-up and the learning rates to try follow from the number of images, see `sizes`;
+    where it is not known beforehand they are those for Flowers and Pets. The model and the image
+    size come from `--init`. `batch` is the number of images per step, if it is given.
 
     Source: Table 11 and appendix E.6 of arXiv:2106.01548."""
     found = sizes(num_images, pretrained=True, batch=batch)

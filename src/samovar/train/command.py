@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -32,6 +32,7 @@ from samovar.runs.loggers import check_loggers
 from samovar.runs.records import RunDir
 from samovar.runtime import Runtime, heartbeat, started
 from samovar.runtime.lock import locked
+from samovar.train.estimate import plan_lines
 from samovar.train.fit import Diverged, Interrupted, fit, prepare
 from samovar.train.fit import Progress as Event
 from samovar.train.memory import OutOfMemory
@@ -57,12 +58,16 @@ def train(
     *,
     shorten: Shorten | None = None,
     again: Again | None = None,
+    why: Sequence[str] = (),
+    plan: bool = False,
 ) -> RunDir:
     """Train a config in a new run folder, or the run in folder `resumed` to its end.
 
     Args:
         shorten: applied to a new run.
         again: continue the run of `config.name` with the config this returns, if it was begun.
+        why: lines to print first.
+        plan: print what a new run will do and its cost here before it starts.
 
     Returns:
         The run.
@@ -84,7 +89,9 @@ def train(
                 return found
             if found:
                 config, resumed = again(found), found.path
-        return _train(config, resumed, runtime, shorten, take_over=again is not None)
+        for line in why:
+            _print(runtime, line)
+        return _train(config, resumed, runtime, shorten, take_over=again is not None, plan=plan)
 
 
 def _train(
@@ -94,6 +101,7 @@ def _train(
     shorten: Shorten | None,
     *,
     take_over: bool,
+    plan: bool,
 ) -> RunDir:
     # a run with a checkpoint no longer needs the weights it started from, which may be gone
     saved = resumed is not None and any(RunDir(resumed).checkpoints.glob("step-*"))
@@ -113,6 +121,8 @@ def _train(
         run, note = new_run(config, runtime, take_over=take_over)
         for line in filter(None, (note, *notes)):
             _print(runtime, line)
+        if plan and runtime.is_main:
+            _print(runtime, "\n".join(plan_lines(config, source, runtime)))
     try:
         with locked(run.path) if runtime.is_main else nullcontext():
             if config.init and config.grid.lr and not saved:
