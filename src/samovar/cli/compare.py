@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from samovar.cli import early
 from samovar.cli.flags import (
     ALIASES,
     COUNT,
@@ -115,6 +116,7 @@ def parse(args: Sequence[str]) -> tuple[CompareRequest, bool]:
 def run(args: Sequence[str]) -> None:
     """Compare SAM and its relatives."""
     asked, only_plan = parse(args)
+    early.check(asked.base)
     from samovar.studies.compare.command import compare
 
     compare(asked, ["samovar", "compare", *args], only_plan=only_plan)

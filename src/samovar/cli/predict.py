@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from samovar.cli import early
 from samovar.cli.export import CHECKPOINT, MODEL
 from samovar.cli.flags import COUNT, SWITCH, Flag, Kind, flag_lines, read
 
@@ -85,6 +86,7 @@ def parse(args: Sequence[str]) -> PredictCommand:
 def run(args: Sequence[str]) -> None:
     """Predict the classes of images."""
     command = parse(args)
+    early.check_weights(command.what, command.model)
     from samovar.export.predict import show
 
     show(

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from samovar import config as configs
 from samovar import recipes
+from samovar.cli import early
 from samovar.cli.flags import ALIASES, COUNT, SWITCH, Flag, Kind, Line, flag_lines, lines, read
 from samovar.cli.folder import Choice, choose, is_folder, why_lines
 from samovar.cli.settings import BY_NUMBER, CONFIG, Start, given_settings, parse_settings, start
@@ -238,6 +239,8 @@ def explained(args: Sequence[str]) -> Config:
 def run(args: Sequence[str]) -> None:
     """Train, or print a dry run."""
     command = parse(args)
+    if command.resumed is None and not command.again:
+        early.check(command.config, download=not command.ranks)
     # torch takes seconds to import, so work is imported once the command line is known to be right
     if command.ranks:
         from samovar.train.dry_run import dry_run

@@ -8,6 +8,7 @@ from functools import partial
 
 from samovar import config as configs
 from samovar import recipes
+from samovar.cli import early
 from samovar.cli.flags import ALIASES, COUNT, SWITCH, Flag, Kind, Line, flag_lines, read, without
 from samovar.cli.settings import CONFIG, given_settings, parse_settings, start
 from samovar.config import Config
@@ -127,6 +128,7 @@ def explained(args: Sequence[str]) -> Config:
 def run(args: Sequence[str]) -> None:
     """Search for the best settings of a recipe."""
     command = parse(args)
+    early.check(command.config, download=True)
     from samovar.studies.tune.command import tune
     from samovar.studies.tune.view import TuneRequest
 

@@ -59,9 +59,10 @@ def plan_lines(config: Config, source: Source, runtime: Runtime) -> list[str]:
     if rates:
         tried = " ".join(f"{rate:g}" for rate in rates)
         lr = f"lr {tried} tried first on {1 - config.grid.share:.0%} of the training images"
+    epochs, warmup = steps * batch / num_train, config.optim.warmup_steps
     lines = [
         f"plan: {num_train:,} + {num_val:,} images of {classes} classes, "
-        f"{steps:,} steps of {batch} ({steps * batch / num_train:.3g} epochs), warm-up {config.optim.warmup_steps:,}, {lr}"
+        f"{steps:,} steps of {batch} ({epochs:.3g} epochs), warm-up {warmup:,}, {lr}"
     ]
     if runtime.world_size > 1:
         return lines
