@@ -28,8 +28,8 @@ def folder(path: Path, per_class: int = 10, size: int = 8) -> Path:
 
 @pytest.mark.parametrize(
     ("images", "batch", "epochs", "rates", "share"),
-    [(20, 16, 40, 2, 0.2), (245, 16, 40, 2, 0.2), (499, 32, 40, 2, 0.2), (540, 32, 40, 3, 0.1), (1000, 64, 40, 3, 0.1),
-     (1999, 64, 40, 3, 0.1), (2000, 512, 128, 4, 0.1), (9999, 512, 25.6, 4, 0.1), (50_000, 512, 102.4, 4, 0.02)],
+    [(20, 16, 20, 2, 0.2), (245, 16, 20, 2, 0.2), (499, 32, 20, 2, 0.2), (540, 32, 20, 3, 0.1), (1000, 64, 20, 3, 0.1),
+     (1999, 64, 20, 3, 0.1), (2000, 512, 128, 4, 0.1), (9999, 512, 25.6, 4, 0.1), (50_000, 512, 102.4, 4, 0.02)],
 )  # fmt: skip
 def test_fine_tuning_is_sized_by_the_number_of_images(
     images: int, batch: int, epochs: float, rates: int, share: float
@@ -49,7 +49,7 @@ def test_a_given_batch_wins_and_steps_follow(batch: int) -> None:
     for config in (photos, few, many):
         assert config.data.batch_size == batch
         configs.validate_layout(config, 1)
-    assert configs.num_steps(few, 540) == round(40 * 540 / batch)
+    assert configs.num_steps(few, 540) == round(20 * 540 / batch)
     assert configs.num_steps(photos, 540) == round(100 * 540 / batch)
     assert configs.num_steps(many, 5000) == 500
 
@@ -70,7 +70,7 @@ def test_a_folder_is_fine_tuned_and_says_why(tmp_path: Path, spelled: str) -> No
     assert command.why == (
         f"{images}: 18 training images, fewer than 50,000: fine-tuning, recipe transfer; --scratch trains from scratch",
         "weights: resnet18.a1_in1k, the default for images of 64 pixels; --init NAME, RUN or FILE gives others",
-        "sizes: 45 steps of 16 images (40 epochs), warm-up 4, lr 0.003 0.01, from the number of images; "
+        "sizes: 22 steps of 16 images (19.6 epochs), warm-up 2, lr 0.003 0.01, from the number of images; "
         "flags change them",
     )
 

@@ -66,10 +66,9 @@ def _read_yaml(path: Path, text: str) -> Any:
     # takes a while to import, and most commands read JSON alone
     import yaml
 
-    class Loader(yaml.SafeLoader):
-        """PyYAML's safe loader with the numbers of YAML 1.2."""
-
-    Loader.add_implicit_resolver(
+    # PyYAML's safe loader with the numbers of YAML 1.2
+    loader: Any = type("Loader", (yaml.SafeLoader,), {})
+    loader.add_implicit_resolver(
         "tag:yaml.org,2002:float",
         re.compile(rf"(?!\d+$)({_FLOAT.pattern})$"),
         list("-+.0123456789"),
@@ -78,7 +77,7 @@ def _read_yaml(path: Path, text: str) -> Any:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if node is not None:
             _refuse_repeated(path, node)
-        return yaml.load(text, Loader=Loader)
+        return yaml.load(text, Loader=loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1}" if mark else ""

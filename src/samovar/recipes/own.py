@@ -61,7 +61,7 @@ def sizes(num_images: int, *, pretrained: bool, batch: int = 0) -> Sizes:
 
     Fine-tuning (`transfer`):
 
-    * below 2,000 images 40 epochs in batches of the power of two nearest to images / 16, from 16
+    * below 2,000 images 20 epochs in batches of the power of two nearest to images / 16, from 16
       to 64; the first tenth of the steps is warm-up. Below 500 images two learning rates are
       compared on a fifth of the images, else three on a tenth;
     * from 2,000 images on 500 steps of 512, 100 of them warm-up, and four rates on a tenth: the
@@ -84,8 +84,8 @@ def sizes(num_images: int, *, pretrained: bool, batch: int = 0) -> Sizes:
         batch = batch or _power_of_two(num_images / 16, 16, 64)
         very_few = num_images < 500
         rates, share = (_RATES[:2], 0.2) if very_few else (_RATES, 0.1)
-        steps = max(1, round(40 * num_images / batch))
-        return Sizes(batch, 40, 0, steps, steps // 10, rates, share)
+        steps = max(1, round(20 * num_images / batch))
+        return Sizes(batch, 20, 0, steps, steps // 10, rates, share)
     batch = batch or _power_of_two(num_images / 300, 32, 4096)
     epochs = 300 if num_images >= 10_000 else 100
     steps = max(1, round(epochs * num_images / batch))
@@ -93,7 +93,8 @@ def sizes(num_images: int, *, pretrained: bool, batch: int = 0) -> Sizes:
 
 
 def _power_of_two(value: float, least: int, most: int) -> int:
-    return min(most, max(least, 2 ** round(math.log2(max(value, 1)))))
+    power: int = 2 ** round(math.log2(max(value, 1)))
+    return min(most, max(least, power))
 
 
 def weights_for(image_size: int) -> str:
