@@ -116,7 +116,7 @@ def parse(args: Sequence[str]) -> tuple[CompareRequest, bool]:
 def run(args: Sequence[str]) -> None:
     """Compare SAM and its relatives."""
     asked, only_plan = parse(args)
-    early.check(asked.base)
+    early.check(asked.base, data=not only_plan)
     from samovar.studies.compare.command import compare
 
     compare(asked, ["samovar", "compare", *args], only_plan=only_plan)

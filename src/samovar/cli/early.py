@@ -15,17 +15,19 @@ from samovar.models.table import MODELS, check_patch
 from samovar.runtime import DEVICES
 
 
-def check(config: Config, *, download: bool = False) -> None:
+def check(config: Config, *, download: bool = False, data: bool = True) -> None:
     """Refuse settings of a run that name something that is not there.
 
     Args:
         config: the settings.
         download: also ask the network whether the weights of `--init` can be had.
+        data: also refuse a missing folder of images; a rehearsal needs none.
 
     Raises:
         ValueError: names the flag, what was given, and what is near it."""
     check_device(config.run.device)
-    refuse_missing_source(config.data.source)
+    if data:
+        refuse_missing_source(config.data.source)
     for stage in configs.stages(config):
         known.refuse_unknown_optimizer(stage.optim.name)
     if config.model.name:

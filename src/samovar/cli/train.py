@@ -240,7 +240,7 @@ def run(args: Sequence[str]) -> None:
     """Train, or print a dry run."""
     command = parse(args)
     if command.resumed is None and not command.again:
-        early.check(command.config, download=not command.ranks)
+        early.check(command.config, download=not command.ranks, data=not command.ranks)
     # torch takes seconds to import, so work is imported once the command line is known to be right
     if command.ranks:
         from samovar.train.dry_run import dry_run
