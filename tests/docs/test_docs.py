@@ -59,7 +59,8 @@ def test_commands_parse(line: str, tmp_path, monkeypatch) -> None:
     for run in re.findall(r"runs/[\w-]+", line):
         Path(run).mkdir(parents=True, exist_ok=True)
         configs.save(recipes.get("vit-digits").config(), Path(run) / "config.json")
-    for folder in re.findall(r"folder:([\w/]+)", line):
+    # `samovar train my/photos` names a folder too
+    for folder in re.findall(r"(?:folder:|samovar train (?=\w+/))([\w/]+)", line):
         for label in ("a", "b"):
             (Path(folder) / label).mkdir(parents=True)
             for index in range(20):

@@ -149,7 +149,7 @@ def test_sam_of_the_stable_phase_can_end_but_not_change(tmp_path: Path) -> None:
     sam = origin.config.sam
     changes = [
         ({"rho": 0.2}, "step 0 had rho 0.1, and has 0.2"),
-        ({"adaptive": True}, "steps before it climbed with --sam.adaptive False, not True"),
+        ({"adaptive": True}, "steps before it had --sam.adaptive False, not True"),
     ]
     for change, line in changes:
         wanted = configs.from_dict(configs.to_dict(origin.config) | {"sam": {**vars(sam), **change}})

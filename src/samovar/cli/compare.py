@@ -6,7 +6,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from samovar.cli.flags import COUNT, DIR, SWITCH, Flag, Kind, flag_lines, lines, one_of, read
+from samovar.cli import early
+from samovar.cli.flags import (
+    ALIASES,
+    COUNT,
+    DIR,
+    SWITCH,
+    Flag,
+    Kind,
+    flag_lines,
+    lines,
+    one_of,
+    read,
+)
 from samovar.cli.settings import given_values, recipe_name, recipe_settings
 from samovar.recipes.relatives import RELATIVES
 from samovar.studies.compare.plan import (
@@ -73,7 +85,7 @@ def parse(args: Sequence[str]) -> tuple[CompareRequest, bool]:
     Raises:
         ValueError: an unknown recipe, relative (all are listed) or flag, a value that does not
             fit, a folder that holds something else."""
-    line = read(args, FLAGS, "compare", settings=True)
+    line = read(args, FLAGS, "compare", settings=True, aliases=ALIASES)
     if len(line.words) > 1:
         first, second, *_ = line.words
         raise ValueError(
@@ -104,6 +116,7 @@ def parse(args: Sequence[str]) -> tuple[CompareRequest, bool]:
 def run(args: Sequence[str]) -> None:
     """Compare SAM and its relatives."""
     asked, only_plan = parse(args)
+    early.check(asked.base, data=not only_plan)
     from samovar.studies.compare.command import compare
 
     compare(asked, ["samovar", "compare", *args], only_plan=only_plan)

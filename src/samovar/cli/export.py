@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from samovar.cli import early
 from samovar.cli.flags import DIR, NAME, Flag, Kind, flag_lines, lines, one_of, read
 from samovar.cli.named_run import run_path
 
@@ -86,6 +87,7 @@ def parse(args: Sequence[str]) -> ExportCommand:
 def run(args: Sequence[str]) -> None:
     """Write a copy that works elsewhere."""
     command = parse(args)
+    early.check_weights(command.what, command.model)
     from samovar.export import export as write
 
     path = write(

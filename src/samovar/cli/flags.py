@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,18 @@ from samovar.words import suggest
 
 WIDTH = 100
 """Columns of a help text."""
+ALIASES = {
+    "--lr": "--optim.lr",
+    "--batch-size": "--data.batch-size",
+    "--image-size": "--data.image-size",
+    "--rho": "--sam.rho",
+    "--device": "--run.device",
+    "--precision": "--run.precision",
+    "--workers": "--data.workers",
+}
+"""Short names of settings of a run; `--epochs`, `--steps` and `--seed` are short already.
+
+A flag that a verb declares itself takes precedence, such as `--rho A,B` of `tune`."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +125,14 @@ NAME = Kind("NAME", "a name")
 # --- reading
 
 
-def read(args: Sequence[str], flags: Sequence[Flag], verb: str, *, settings: bool = False) -> Line:
+def read(
+    args: Sequence[str],
+    flags: Sequence[Flag],
+    verb: str,
+    *,
+    settings: bool = False,
+    aliases: Mapping[str, str] | None = None,
+) -> Line:
     """Take a verb's own flags off its arguments.
 
     Args:
@@ -121,6 +140,7 @@ def read(args: Sequence[str], flags: Sequence[Flag], verb: str, *, settings: boo
         verb: for messages, such as `train`.
         settings: keep flags that are not declared, for `samovar.cli.settings`; otherwise they are
             unknown.
+        aliases: full names of settings by short name, such as `ALIASES`.
 
     Raises:
         ValueError: one line about the first flag that is unknown, lacks its value, takes none or
@@ -140,7 +160,7 @@ def read(args: Sequence[str], flags: Sequence[Flag], verb: str, *, settings: boo
             found[flag.name].append(_value(flag, arg, left))
             target = words
         elif settings and arg != "--":
-            others.append(arg)
+            others.append(_full(arg, aliases or {}))
             target = others
         else:
             raise ValueError(unknown_flag(arg, spelled, verb))
@@ -195,6 +215,13 @@ def _value(flag: Flag, arg: str, left: list[str]) -> Any:
             raise ValueError(f"{given} needs {flag.kind.wanted}")
         text = left.pop(0)
     return flag.kind.convert(flag.name, text)
+
+
+def _full(arg: str, aliases: Mapping[str, str]) -> str:
+    """Return a flag with its full name in place of a short one."""
+    _, equals, text = arg.partition("=")
+    full = aliases.get(spelling(arg))
+    return f"{full}{equals}{text}" if full else arg
 
 
 def _absent(flag: Flag) -> Any:

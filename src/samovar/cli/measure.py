@@ -12,6 +12,7 @@ from samovar.cli.named_run import run_path
 from samovar.cli.settings import parse_settings
 from samovar.config import MeasureConfig
 from samovar.measure import catalog
+from samovar.models.known import SUFFIXES, refuse_unknown_model
 from samovar.words import suggest
 
 DEFAULT = ("hessian", "flatness")
@@ -94,7 +95,11 @@ def _refuse_missing(subject: str) -> None:
     """Raise ValueError for a path where nothing is; names of models have no slash."""
     # a colon marks module:function and timm's hf-hub:USER/NAME
     path = Path(subject)
-    if "/" not in subject or ":" in subject or path.exists():
+    if ":" in subject or path.exists():
+        return
+    if "/" not in subject:
+        if path.suffix.lower() not in SUFFIXES:
+            refuse_unknown_model(subject)
         return
     runs = [str(found.parent) for found in path.parent.glob("*/config.json")]
     what_to_do = "give a folder that `samovar train` made, or a name of `samovar list models`"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from samovar.cli import early
 from samovar.cli.export import CHECKPOINT, MODEL
 from samovar.cli.flags import COUNT, DIR, SWITCH, Flag, Kind, flag_lines, read
 from samovar.cli.named_run import run_path
@@ -92,6 +93,7 @@ def parse(args: Sequence[str]) -> PredictCommand:
 def run(args: Sequence[str]) -> None:
     """Predict the classes of images."""
     command = parse(args)
+    early.check_weights(command.what, command.model)
     from samovar.export.predict import show
 
     show(

@@ -10,12 +10,13 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from samovar import config as configs
 from samovar import recipes
-from samovar.cli.flags import Flag, Line, is_flag, path, spelling, unknown_flag
-from samovar.config import Config, CorruptConfig, MeasureConfig
+from samovar.cli.flags import ALIASES, Flag, Line, is_flag, path, spelling, unknown_flag
+from samovar.config import Config, CorruptConfig, DataConfig, MeasureConfig
 from samovar.data.catalog import can_count, count_images
 
 Settings = TypeVar("Settings", bound="Config | MeasureConfig | CorruptConfig")
@@ -65,7 +66,9 @@ def _refuse(
         if not is_flag(arg):
             continue
         if spelling(arg) not in known:
-            raise ValueError(unknown_flag(arg, [*known, *(flag.name for flag in own)], command))
+            short = [alias for alias, full in ALIASES.items() if full in known]
+            spellings = [*known, *short, *(flag.name for flag in own)]
+            raise ValueError(unknown_flag(arg, spellings, command))
         # a switch takes no value, and a list may be empty
         one_value = not isinstance(values[known[spelling(arg)]], bool | tuple)
         if one_value and "=" not in arg and is_flag(after):
@@ -143,7 +146,11 @@ def _first_sentence(box: str) -> str:
 
 # --- where settings start from
 
-CONFIG = Flag("--config", path("FILE"), "config.json of a run, to use in place of a recipe")
+CONFIG = Flag(
+    "--config",
+    path("FILE"),
+    "settings to use in place of a recipe: config.json of a run, or JSON, YAML or TOML by hand",
+)
 
 
 class Start(NamedTuple):
@@ -165,9 +172,24 @@ def start(line: Line, verb: str, own: Sequence[Flag]) -> Start:
                 f"{verb} takes a recipe or --config, not both {line.words[0]} and {saved}; "
                 "give one of them"
             )
-        return Start(configs.load(saved), ("--config", str(saved)))
+        return Start(configs.load(saved, _by_hand(saved)), ("--config", str(saved)))
     name = recipe_name(line, verb, " or --config")
     return Start(recipe_settings(name, line.settings, verb, own), (name,))
+
+
+def _by_hand(file: Path) -> Callable[[str], Config]:
+    """Return what finds the settings that a file by hand leaves out, given its recipe."""
+
+    def base(name: str) -> Config:
+        config = recipes.get(name).config()
+        # a recipe whose settings follow from the number of images needs the file's images for it
+        if name in BY_NUMBER:
+            data = configs.load(file, lambda name: config).data
+            given = data.batch_size != config.data.batch_size
+            return _for_images(name, config, data, data.batch_size if given else 0)
+        return config
+
+    return base
 
 
 def recipe_name(line: Line, verb: str, otherwise: str = "") -> str:
@@ -190,19 +212,30 @@ def recipe_settings(name: str, args: Sequence[str], verb: str, own: Sequence[Fla
     Raises:
         ValueError: an unknown recipe, or flags that do not lead to images."""
     base = recipes.get(name).config()
-    if name not in _BY_NUMBER:
+    if name not in BY_NUMBER:
         return base
     # The flags say where the images are; the caller reads them again over what follows from the
     # number of images. Those of a study's measurements may be among them.
     data = parse_settings(_for_study(base), args, f"{verb} {name}", own).data
+    given = "data.batch_size" in given_settings(base, args)
+    return _for_images(name, base, data, data.batch_size if given else 0)
+
+
+def _for_images(name: str, base: Config, data: DataConfig, batch: int) -> Config:
+    """Return the settings of a recipe for the number of training images of `data`.
+
+    Args:
+        base: the recipe where the number is not known.
+        batch: images per step; 0 follows from the number."""
     if name == "transfer" and not can_count(data.source):
         return base
     number = count_images(data.source, data.val_share, data.fraction)
-    return replace(_BY_NUMBER[name](number), recipe=name)
+    return replace(BY_NUMBER[name](number, batch), recipe=name)
 
 
-_BY_NUMBER: dict[str, Callable[[int], Config]] = {
+BY_NUMBER: dict[str, Callable[[int, int], Config]] = {
     "photos": recipes.photos,
     "transfer": recipes.transfer,
 }
-"""Recipes whose settings follow from the number of training images."""
+"""Recipes whose settings follow from the number of training images; called with it and with the
+batch, if it is given."""

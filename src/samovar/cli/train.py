@@ -10,9 +10,11 @@ from typing import NamedTuple
 
 from samovar import config as configs
 from samovar import recipes
-from samovar.cli.flags import COUNT, SWITCH, Flag, Kind, Line, flag_lines, read
+from samovar.cli import early
+from samovar.cli.flags import ALIASES, COUNT, SWITCH, Flag, Kind, Line, flag_lines, lines, read
+from samovar.cli.folder import Choice, choose, is_folder, why_lines
 from samovar.cli.named_run import run_path
-from samovar.cli.settings import CONFIG, Start, given_settings, parse_settings, start
+from samovar.cli.settings import BY_NUMBER, CONFIG, Start, given_settings, parse_settings, start
 from samovar.config import Config, GridConfig
 from samovar.config.derived import Shorten
 from samovar.runs import progress
@@ -20,7 +22,7 @@ from samovar.runs.records import RunDir
 from samovar.runtime.lock import is_locked
 
 FLAGS = (
-    Flag("--config", CONFIG.kind, "replay the settings of a run, saved in its config.json"),
+    replace(CONFIG, help="replay the settings of a run, or settings in JSON, YAML or TOML"),
     Flag(
         "--resume", Kind("[RUN|auto]", "a path", lambda flag, text: Path(text), Path()),
         "continue an interrupted run, bit for bit; alone: the last unfinished one below --output; "
@@ -35,11 +37,13 @@ FLAGS = (
         "print schedule, ascent groups, memory and FLOPs, and take 3 steps on made-up data",
     ),
     Flag("--wait", SWITCH, "wait while another command trains the same run"),
+    Flag("--scratch", SWITCH, "train from scratch, however few images FOLDER holds"),
     Flag("--ranks", COUNT, "ranks that --dry-run plans for", shown="1"),
 )  # fmt: skip
 
 HELP = f"""\
 usage: samovar train RECIPE [--flags]
+       samovar train FOLDER [--init NAME|RUN|FILE] [--scratch] [--flags]
        samovar train --config RUN/config.json [--flags]
        samovar train --resume [RUN] [--flags]
        samovar train RECIPE --name NAME --resume auto [--flags]
@@ -48,13 +52,23 @@ usage: samovar train RECIPE [--flags]
 Train a network by a recipe of `samovar list recipes`. Checkpoints and records go into a new folder
 below --output (default: runs).
 
+FOLDER holds your images, one folder a class: FOLDER/CLASS/*.jpg, or FOLDER/train/CLASS and
+FOLDER/val/CLASS. With fewer than {recipes.ENOUGH:,} training images pretrained weights are
+fine-tuned (recipe transfer), else a network is trained from scratch (recipe photos). Batch, steps,
+warm-up and learning rates follow from the number of images; a plan with its cost is printed first.
+
 {flag_lines(FLAGS)}
 
 All other flags change a setting, such as --sam.rho 0.1. `samovar train RECIPE --help` lists the
-first of them with their values in that recipe, --help-all lists all.
+first of them with their values in that recipe, --help-all lists all. Short names, here and in
+`tune` and `compare`:
+
+{lines(ALIASES)}
 
 examples:
   samovar train vit-cifar10-sam --seed 1
+  samovar train my/photos
+  samovar train my/photos --init model.safetensors --model.name resnet18 --image-size 64
   samovar train photos --data.source folder:my/photos
   samovar train --config runs/NAME/config.json --sam.rho 0.1
   samovar train --resume runs/NAME
@@ -81,6 +95,8 @@ class TrainCommand(NamedTuple):
     """Wait for another process that trains the run."""
     origin: tuple[Path, str] | None = None
     """The run and the step, or `last`, at which a branch starts."""
+    why: tuple[str, ...] = ()
+    """Lines on what was chosen for a folder of images."""
 
 
 def parse(args: Sequence[str]) -> TrainCommand:
@@ -89,7 +105,7 @@ def parse(args: Sequence[str]) -> TrainCommand:
     Raises:
         ValueError: an unknown recipe or flag, a value that does not fit, flags that exclude each
             other."""
-    line = read(args, FLAGS, "train", settings=True)
+    line = read(args, FLAGS, "train", settings=True, aliases=ALIASES)
     dry_run, ranks = line["--dry-run"], line["--ranks"]
     if ranks and not dry_run:
         raise ValueError(
@@ -103,14 +119,20 @@ def parse(args: Sequence[str]) -> TrainCommand:
     auto = resumed == AUTO
     if resumed is not None and not auto:
         resumed = Path(run_path(str(resumed)))
-    base, words = start(line, "train", FLAGS) if resumed is None or auto else _of(resumed, line)
+    choice = None
+    if resumed is None or auto:
+        choice = _folder(line)
+        begun = Start(choice.base, line.words) if choice else start(line, "train", FLAGS)
+    else:
+        begun = _of(resumed, line)
+    base, words = begun
     config = parse_settings(base, line.settings, f"train {' '.join(words)}", FLAGS)
     planned = (ranks or 1) if dry_run else 0
     if resumed is not None and not auto:
         configs.validate(config)
         return TrainCommand(config, resumed, planned, wait=line["--wait"])
     given = frozenset(given_settings(base, line.settings))
-    config = _timed(config, given)
+    config = _chosen(_timed(config, given), given)
     configs.validate(config)
     if auto and not config.name:
         raise ValueError("--resume auto finds a run by its name; give --name")
@@ -121,7 +143,9 @@ def parse(args: Sequence[str]) -> TrainCommand:
     def again(run: RunDir) -> Config:
         return _begun(run, line, base.recipe)
 
-    return TrainCommand(config, None, planned, shorten, again if auto else None, line["--wait"])
+    why = why_lines(choice, shorten(config, choice.num_images)[0]) if choice else ()
+    again_if = again if auto else None
+    return TrainCommand(config, None, planned, shorten, again_if, wait=line["--wait"], why=why)
 
 
 AUTO = Path("auto")
@@ -168,6 +192,26 @@ def _branched(origin: tuple[Path, str], line: Line) -> Start:
     return Start(base, ("--branch", f"{run}@{step}"))
 
 
+def _folder(line: Line) -> Choice | None:
+    """Return the settings for the folder of images that a command line names; None for a recipe.
+
+    Raises:
+        ValueError: as `choose`; `--scratch` without a folder."""
+    scratch = line["--scratch"]
+    if len(line.words) == 1 and not line["--config"] and is_folder(line.words[0]):
+        return choose(line.words[0], line, FLAGS, scratch=scratch)
+    if scratch:
+        raise ValueError("--scratch goes with a folder of images; a recipe without --init does it")
+    return None
+
+
+def _chosen(config: Config, given: frozenset[str]) -> Config:
+    """Return the config in which a learning rate that a flag gives replaces the recipe's grid."""
+    if "optim.lr" in given and "grid.lr" not in given:
+        return replace(config, grid=replace(config.grid, lr=()))
+    return config
+
+
 def _timed(config: Config, given: frozenset[str]) -> Config:
     """Return the config in which epochs that a flag gives replace the recipe's steps."""
     if "epochs" in given and "steps" not in given:
@@ -195,7 +239,8 @@ def _begun(run: RunDir, line: Line, recipe: str) -> Config:
             "give another --name"
         )
     config = parse_settings(saved, line.settings, f"train {recipe}", FLAGS)
-    config = _timed(config, frozenset(given_settings(saved, line.settings)))
+    given = frozenset(given_settings(saved, line.settings))
+    config = _chosen(_timed(config, given), given)
     # the grid has chosen the rate since
     if saved.grid.lr:
         config = replace(config, optim=replace(config.optim, lr=saved.optim.lr))
@@ -236,7 +281,7 @@ def _of(resumed: Path, line: Line, flag: str = "--resume") -> Start:
 
 def explained(args: Sequence[str]) -> Config:
     """Return the settings whose flags `samovar train RECIPE --help` lists."""
-    line = read(args, FLAGS, "train", settings=True)
+    line = read(args, FLAGS, "train", settings=True, aliases=ALIASES)
     resumed = line["--resume"]
     if resumed not in (None, Path(), AUTO):
         return _of(Path(run_path(str(resumed))), line).base
@@ -244,12 +289,16 @@ def explained(args: Sequence[str]) -> Config:
         return _branched(line["--branch"], line).base
     if line["--config"]:
         return start(line, "train", FLAGS).base
+    if choice := _folder(line):
+        return choice.base
     return recipes.get(next(iter(line.words), "")).config()
 
 
 def run(args: Sequence[str]) -> None:
     """Train, or print a dry run."""
     command = parse(args)
+    if command.resumed is None and not command.again:
+        early.check(command.config, download=not command.ranks, data=not command.ranks)
     # torch takes seconds to import, so work is imported once the command line is known to be right
     if command.ranks:
         from samovar.train.dry_run import dry_run
@@ -265,4 +314,6 @@ def run(args: Sequence[str]) -> None:
         again=command.again,
         wait=command.wait,
         origin=command.origin,
+        why=command.why,
+        plan=command.config.recipe in BY_NUMBER,
     )

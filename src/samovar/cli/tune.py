@@ -9,7 +9,8 @@ from pathlib import Path
 
 from samovar import config as configs
 from samovar import recipes
-from samovar.cli.flags import COUNT, SWITCH, Flag, Kind, Line, flag_lines, read, without
+from samovar.cli import early
+from samovar.cli.flags import ALIASES, COUNT, SWITCH, Flag, Kind, Line, flag_lines, read, without
 from samovar.cli.settings import CONFIG, given_settings, parse_settings, start
 from samovar.config import Config
 from samovar.studies.tune.search import AXES, Search, make, parse_values
@@ -112,7 +113,7 @@ def parse(args: Sequence[str]) -> TuneCommand | VerdictCommand:
     Raises:
         ValueError: an unknown recipe or flag, a value that does not fit, nothing to compare, a
             folder that does not exist."""
-    line = read(args, FLAGS, "tune", settings=True)
+    line = read(args, FLAGS, "tune", settings=True, aliases=ALIASES)
     if line["--verdict"]:
         return VerdictCommand(_verdict_folders(line))
     values = {n: line[flag.name] for n, flag in AXIS_FLAGS.items() if line[flag.name] is not None}
@@ -152,7 +153,7 @@ def _refuse_fixed(line: Line, base: Config, values: dict[str, tuple[float, ...]]
 
 def explained(args: Sequence[str]) -> Config:
     """Return the settings whose flags `samovar tune RECIPE --help` lists."""
-    line = read(args, FLAGS, "tune", settings=True)
+    line = read(args, FLAGS, "tune", settings=True, aliases=ALIASES)
     if line["--config"]:
         return configs.load(line["--config"])
     return recipes.get(next(iter(line.words), "")).config()
@@ -166,6 +167,7 @@ def run(args: Sequence[str]) -> None:
 
         print("\n\n".join(verdict(command.folders)))
         return
+    early.check(command.config, download=True)
     from samovar.studies.tune.command import tune
     from samovar.studies.tune.view import TuneRequest
 

@@ -1,4 +1,4 @@
-"""Settings as JSON, as a flat dict of dotted names, and as flags that replay them."""
+"""Settings as plain values, in files, by dotted name, and as flags that replay them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import dataclasses
 import json
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from samovar.config import files
 from samovar.config.sections import SCHEDULE_STEPS
 from samovar.config.settings import Config
 
@@ -16,6 +18,15 @@ Section = TypeVar("Section")
 
 
 _UNIONS = (types.UnionType, typing.Union)
+
+
+class WrongSetting(ValueError):
+    """A setting that is unknown or has a value of the wrong type."""
+
+    def __init__(self, message: str, name: str) -> None:
+        super().__init__(message)
+        self.where = [name]
+        """Its sections and its name, as far as they are known."""
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -40,8 +51,9 @@ def from_dict(values: dict[str, Any], cls: type[Section] = Config) -> Section:  
     hints = typing.get_type_hints(cls)
     unknown = sorted(set(values) - set(hints))
     if unknown:
-        raise ValueError(
-            f"unknown setting {unknown[0]!r} in {cls.__name__}; known: {', '.join(hints)}"
+        raise WrongSetting(
+            f"unknown setting {unknown[0]!r} in {cls.__name__}; known: {', '.join(hints)}",
+            unknown[0],
         )
     return cls(**{name: _typed(value, hints[name], name) for name, value in values.items()})
 
@@ -49,7 +61,11 @@ def from_dict(values: dict[str, Any], cls: type[Section] = Config) -> Section:  
 def _typed(value: Any, hint: Any, name: str) -> Any:
     """Return a JSON value as the type of its setting."""
     if isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, dict):
-        return from_dict(value, hint)
+        try:
+            return from_dict(value, hint)
+        except WrongSetting as error:
+            error.where.insert(0, name)
+            raise
     if typing.get_origin(hint) is tuple and isinstance(value, list):
         items = _item_hints(hint, len(value))
         if len(items) == len(value):
@@ -61,7 +77,7 @@ def _typed(value: Any, hint: Any, name: str) -> Any:
         for each in typing.get_args(hint):
             if _fits(value, each):
                 return _typed(value, each, name)
-    raise ValueError(f"setting {name!r} is {value!r}; allowed: {_allowed(hint)}")
+    raise WrongSetting(f"setting {name!r} is {value!r}; allowed: {_allowed(hint)}", name)
 
 
 def _item_hints(hint: Any, count: int) -> list[Any]:
@@ -95,22 +111,39 @@ def save(config: Config, path: Path) -> None:
     path.write_text(json.dumps(to_dict(config), indent=2) + "\n", encoding="utf-8")
 
 
-def load(path: Path) -> Config:
-    """Read a config written by `save`.
+def load(path: Path, base: Callable[[str], Config] | None = None) -> Config:
+    """Read a config written by `save`, or by hand in JSON, YAML or TOML.
+
+    Args:
+        path: the file.
+        base: called with the recipe that a YAML or TOML file names; returns the settings that the
+            file leaves out. Without it, and in JSON, these take their defaults.
 
     Raises:
-        ValueError: not JSON, or not a config of this version."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError:
-        raise ValueError(f"cannot read a config from {path}: it is nested too deeply") from None
-    except (OSError, ValueError) as error:  # no JSON, no UTF-8, or a number of thousands of digits
-        raise ValueError(f"cannot read a config from {path}: {error}") from error
+        ValueError: not such a file, or not a config of this version; names file and line."""
+    values = files.read_values(path)
     if not isinstance(values, dict):
         raise ValueError(
             f"{path} holds no config: expected an object, found {type(values).__name__}"
         )
-    return from_dict(values)
+    try:
+        if base and files.by_hand(path) and isinstance(recipe := values.get("recipe"), str):
+            return from_dict(_over(to_dict(base(recipe)), values))
+        return from_dict(values)
+    except WrongSetting as error:
+        line = files.line_of(path, error.where)
+        where = f"{path}, line {line}" if line else str(path)
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Return nested values in which those of `above` replace those of `below`."""
+    both = {
+        name: _over(below[name], value)
+        for name, value in above.items()
+        if isinstance(value, dict) and isinstance(below.get(name), dict)
+    }
+    return below | above | both
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

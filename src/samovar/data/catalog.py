@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from samovar import plugins
 from samovar.config import DataConfig
-from samovar.data.layout import count_class_folders
+from samovar.data.layout import count_class_folders, refuse_missing
 from samovar.words import suggest
 
 if TYPE_CHECKING:
@@ -115,17 +115,39 @@ def find(source: str) -> Callable[[DataConfig], Source]:
     Raises:
         ValueError: an unknown source, an argument that is missing or one too many, a package whose
             source cannot be imported."""
-    name, colon, argument = source.partition(":")
-    entry = SOURCES.get(name)
-    if entry is None and name in plugins.names("sources"):
+    name, _, argument = source.partition(":")
+    entry = _entry(source)
+    if entry is None:
         added: Callable[[DataConfig], Source] = plugins.load("sources", name)
         return added
-    if entry is None or bool(argument) != bool(entry.argument) or (colon and not argument):
-        raise ValueError(f"--data.source {source} is unknown; {_nearest(source)}")
     from samovar.data import openers
 
     needed = {"needs_val": entry.needs_val} if entry.class_folders else {}
     return functools.partial(getattr(openers, entry.opener), argument=argument, **needed)
+
+
+def _entry(source: str) -> SourceEntry | None:
+    """Return the row of a value of `--data.source`; None for a source that a package adds.
+
+    Raises:
+        ValueError: an unknown source, an argument that is missing or one too many."""
+    name, colon, argument = source.partition(":")
+    entry = SOURCES.get(name)
+    if entry is None and name in plugins.names("sources"):
+        return None
+    if entry is None or bool(argument) != bool(entry.argument) or (colon and not argument):
+        raise ValueError(f"--data.source {source} is unknown; {_nearest(source)}")
+    return entry
+
+
+def refuse_missing_source(source: str) -> None:
+    """Refuse a value of `--data.source` that is unknown, or a folder that is not there.
+
+    Raises:
+        ValueError: suggests the closest source, or says what is there in place of the folder."""
+    entry = _entry(source)
+    if entry and entry.class_folders:
+        refuse_missing(source, Path(source.partition(":")[2]))
 
 
 def can_count(source: str) -> bool:

@@ -64,13 +64,7 @@ def find_layout(
         ValueError: PATH is missing, no folder, neither splits nor classes, or has no validation
             split where one is needed."""
     with readable(source):
-        if not path.exists():
-            raise ValueError(f"--data.source {source}: there is no folder {path}; check the path")
-        if not path.is_dir():
-            raise ValueError(
-                f"--data.source {source}: {path} is a file; give the folder that holds the class "
-                "folders"
-            )
+        refuse_missing(source, path)
         try:
             layout = _read(path, subfolders(path, left_out))
         except Misplaced as reason:
@@ -82,6 +76,21 @@ def find_layout(
             "sort the images into PATH/train/WNID and PATH/val/WNID"
         )
     return layout
+
+
+def refuse_missing(source: str, path: Path) -> None:
+    """Refuse a folder that is not there.
+
+    Raises:
+        ValueError: says what is there."""
+    with readable(source):
+        if not path.exists():
+            raise ValueError(f"--data.source {source}: there is no folder {path}; check the path")
+        if not path.is_dir():
+            raise ValueError(
+                f"--data.source {source}: {path} is a file; give the folder that holds the class "
+                "folders"
+            )
 
 
 def _read(path: Path, names: list[str]) -> Layout:

@@ -25,8 +25,16 @@ from torch import Tensor, nn
 from samovar import plugins
 from samovar.anymodel.outputs import logits_of
 from samovar.config import ModelConfig
-from samovar.models.networks import Sizes, build, check_patch, heads, zero_head
-from samovar.models.table import MODELS, Family, Variant, has_constructor, names, unknown
+from samovar.models.networks import Sizes, build, heads, zero_head
+from samovar.models.table import (
+    MODELS,
+    Family,
+    Variant,
+    check_patch,
+    has_constructor,
+    names,
+    unknown,
+)
 
 __all__ = ["MODELS", "Classifier", "create", "describe", "family"]
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from samovar.config import Config, ModelConfig
+from samovar.models.known import refuse_silent, silent
 from samovar.models.read import Weights, facts, for_network, read_init
 
 if TYPE_CHECKING:
@@ -35,23 +36,16 @@ def resolve(config: Config) -> Config:
     Raises:
         ValueError: no weights are given, or they do not say."""
     model, image_size = facts(config.init) if config.init else (None, 0)
-    if not config.model.name and model is None:
-        raise ValueError(f"--model.name is not given, {_silent(config.init)}; give it")
+    refuse_silent(config.init, model, config.model)
     if model is not None:
         config = replace(config, model=_taken(config.model, model))
     if not config.data.image_size:
         if not image_size:
             raise ValueError(
-                f"--data.image-size is 0, {_silent(config.init)}; give a side in pixels"
+                f"--data.image-size is 0, {silent(config.init)}; give a side in pixels"
             )
         config = replace(config, data=replace(config.data, image_size=image_size))
     return config
-
-
-def _silent(what: str) -> str:
-    return (
-        f"and --init {what} does not say it" if what else "and there is no --init to take it from"
-    )
 
 
 def _taken(own: ModelConfig, theirs: ModelConfig) -> ModelConfig:

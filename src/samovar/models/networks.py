@@ -7,7 +7,6 @@ block at 0; or plain ones with BatchNorm. Both have the stride in the 3x3 convol
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +27,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from samovar.config import ModelConfig
-from samovar.models.table import Family, Variant
+from samovar.models.table import Family, Variant, check_patch
 
 
 @dataclass(frozen=True)
@@ -237,16 +236,3 @@ _FAMILIES: dict[Family, tuple[Callable[..., nn.Module], Callable[..., None]]] = 
     "mixer": (_mixer, _init_default),
     "resnet": (_resnet, _init_resnet),
 }
-
-
-def check_patch(patch: int, image_size: int) -> None:
-    """Refuse an image size that is no multiple of the patch; patch 0 means no patches.
-
-    Raises:
-        ValueError: names both sizes and the nearest image sizes that fit."""
-    if patch and image_size % patch:
-        fits = sorted({max(1, image_size // patch) * patch, math.ceil(image_size / patch) * patch})
-        sizes = " or ".join(map(str, fits))
-        raise ValueError(
-            f"patch_size={patch} does not divide image_size={image_size}; pick {sizes}"
-        )

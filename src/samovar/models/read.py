@@ -10,20 +10,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from samovar import config as configs
 from samovar import words
 from samovar.config import ModelConfig
-from samovar.models import nests, timm_folder
-from samovar.models.tensor_files import SUFFIXES, read_tensors
+from samovar.models import hub, nests, timm_folder
+from samovar.models.known import Kind as Kind
+from samovar.models.known import kind as kind
+from samovar.models.tensor_files import read_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-_HUB_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-"""Files of weights that transformers writes beside a `config.json`."""
-Kind = Literal["run", "folder", "file", "timm"]
 
 
 @dataclass(frozen=True)
@@ -98,30 +96,6 @@ def for_network(weights: Weights, body: nn.Module) -> Weights:
     return replace(weights, name=name, tensors=found.tensors, file={})
 
 
-def kind(what: str) -> Kind:
-    """Return what a name stands for: a run, a folder in timm's layout, a file, else a timm model.
-
-    Raises:
-        ValueError: a folder that is neither a run nor in timm's layout."""
-    # timm's folders have a config.json as well, so they are recognized before runs
-    path = Path(what)
-    if timm_folder.is_one(path):
-        return "folder"
-    hub = next((name for name in _HUB_WEIGHTS if (path / name).is_file()), "")
-    if hub and (path / "config.json").is_file():
-        raise ValueError(
-            f"{what} is a folder of Hugging Face's transformers; give the file in it, {path / hub}"
-        )
-    if (path / "config.json").is_file():
-        return "run"
-    if path.is_dir():
-        raise ValueError(
-            f"{what} is no run: it has no config.json; "
-            "give a run folder, a timm name or a file of weights"
-        )
-    return "file" if path.is_file() or path.suffix.lower() in SUFFIXES else "timm"
-
-
 def facts(what: str) -> tuple[ModelConfig | None, int]:
     """Return name and normalization of the network of `--init`, and its image size.
 
@@ -192,7 +166,7 @@ def _read_timm(name: str) -> dict[str, Tensor]:
     import timm
 
     try:
-        with _quiet("huggingface_hub", "timm"):
+        with _quiet("huggingface_hub", "timm"), hub.bounded(name):
             body: nn.Module = timm.create_model(name, pretrained=True)
     except Exception as error:  # libraries that download raise errors of many kinds
         # the root cause says more than the wrappers around it

@@ -7,6 +7,7 @@ channels and classes of the row; other sizes that fit are allowed. A name here h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -178,3 +179,16 @@ def unknown(name: str, known: Iterable[str]) -> ValueError:
     return ValueError(
         f"unknown model {name!r}; {hint} (any timm name or module:function works too)"
     )
+
+
+def check_patch(patch: int, image_size: int) -> None:
+    """Refuse an image size that is no multiple of the patch; patch 0 means no patches.
+
+    Raises:
+        ValueError: names both sizes and the nearest image sizes that fit."""
+    if patch and image_size % patch:
+        fits = sorted({max(1, image_size // patch) * patch, math.ceil(image_size / patch) * patch})
+        sizes = " or ".join(map(str, fits))
+        raise ValueError(
+            f"patch_size={patch} does not divide image_size={image_size}; pick {sizes}"
+        )

@@ -14,10 +14,8 @@ from types import SimpleNamespace
 from typing import Any
 from zipfile import BadZipFile, ZipFile
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".npz", ".ckpt", ".bin", ".tar", ".th", ".pkl")
-"""Suffixes of files of weights, in lower case; `.npz` is the format of Google's Flax code.
+from samovar.models.known import SUFFIXES as SUFFIXES
 
-They say what a name without a file stands for. A file is read by its content, whatever its name."""
 _SURE = (".safetensors", ".pth", ".pt", ".npz")
 """Suffixes that nothing but weights has: a damaged file of these is called so."""
 _DAMAGED = (EOFError, LookupError, TypeError, AttributeError, UnicodeDecodeError, struct.error)

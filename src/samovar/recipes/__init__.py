@@ -5,7 +5,7 @@ settings. No file of this room imports torch."""
 
 from __future__ import annotations
 
-from samovar.recipes.own import OWN, photos, transfer
+from samovar.recipes.own import ENOUGH, OWN, photos, sizes, transfer, weights_for
 from samovar.recipes.paper import IMAGENET_TRAIN, PAPER_RHO, imagenet, paper
 from samovar.recipes.recipe import Recipe
 from samovar.recipes.relatives import RELATIVES, published, related
@@ -13,6 +13,7 @@ from samovar.recipes.small import cifar, digits, small
 from samovar.words import suggest
 
 __all__ = [
+    "ENOUGH",
     "IMAGENET_TRAIN",
     "PAPER_RHO",
     "RECIPES",
@@ -24,7 +25,9 @@ __all__ = [
     "imagenet",
     "photos",
     "related",
+    "sizes",
     "transfer",
+    "weights_for",
 ]
 
 RECIPES: dict[str, Recipe] = {

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from samovar.runtime.machine import seed_everything as seed_everything
     from samovar.runtime.machine import started as started
 
+DEVICES = "auto, cpu, cuda, cuda:N or mps"
+"""Values of `--run.device`, in words."""
+
 __all__ = [
+    "DEVICES",
     "Runtime", "has_native", "keep_freed_memory", "mix", "provenance", "resolve_device",
     "resolve_precision", "seed_everything", "started",
 ]  # fmt: skip

@@ -18,8 +18,8 @@ import torch
 import torch.distributed as dist
 
 from samovar.config import Precision, RunConfig
+from samovar.runtime import DEVICES
 
-_DEVICES = "auto, cpu, cuda, cuda:N or mps"
 _MASK = (1 << 64) - 1
 
 
@@ -100,9 +100,9 @@ def resolve_device(name: str, local_rank: int = 0, flag: str = "--run.device") -
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"{flag} {name} is no device; give {_DEVICES}") from error
+        raise ValueError(f"{flag} {name} is no device; give {DEVICES}") from error
     if device.type not in ("cpu", "cuda", "mps"):
-        raise ValueError(f"{flag} {name} is not supported; give {_DEVICES}")
+        raise ValueError(f"{flag} {name} is not supported; give {DEVICES}")
     if device.type == "cuda":
         count = torch.cuda.device_count()
         index = local_rank if device.index is None else device.index

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from samovar import config as configs
-from samovar.config import Config
 from samovar.runs import checkpoint
 from samovar.runs.records import RunDir
 from samovar.runtime import started
 from samovar.studies.jobs import Job, Measured
-from samovar.train.dry_run import Data, data_of, rehearse
+from samovar.train.dry_run import Data, data_of
+from samovar.train.estimate import seconds_per_gradient, training_gradients
 
 _LANCZOS = 13
 """Hessian products that an eigenvalue typically takes."""
@@ -33,34 +32,16 @@ def seconds_left(jobs: Sequence[Job]) -> float:
     total = 0.0
     for job in jobs:
         config, data = job.config, data_of(job.config)
-        # SAM, adversaries and losses change how many gradients there are, not what one costs
         key = config.model.name, config.data.image_size
         if key not in speeds:
-            speeds[key] = _seconds_per_gradient(config, data)
+            with started(config.run) as runtime:
+                speeds[key] = seconds_per_gradient(config, data, runtime)
         # held-out images of CIFAR-10 and of ImageNet
         num_val = 10_000 if data.num_train < 1_000_000 else 50_000
         work = training_gradients(config, data.num_train) * _share_left(job, data)
         work += sum(measuring_gradients(each, data.num_train, num_val) for each in job.measurements)
         total += speeds[key] * work
     return total
-
-
-def _seconds_per_gradient(config: Config, data: Data) -> float:
-    """Time plain training of the config's network; returns seconds of a gradient of one image."""
-    plain = replace(
-        config,
-        sam=replace(config.sam, rho=0.0),
-        loss="softmax",
-        steps=0,
-        grid=configs.GridConfig(),
-        data=replace(config.data, views=1),
-        adversarial=configs.AdversarialConfig(),
-    )
-    # two large images take long enough to be timed; small ones need a batch
-    images = min(2 if config.data.image_size > 64 else 32, config.data.batch_size)
-    with started(config.run) as runtime:
-        found = rehearse(plain, runtime, data, images=images)
-    return found.seconds / found.images
 
 
 def _share_left(job: Job, data: Data) -> float:
@@ -71,13 +52,6 @@ def _share_left(job: Job, data: Data) -> float:
 
 
 # --- work in gradients of one image
-
-
-def training_gradients(config: Config, num_train: int) -> float:
-    """Return images times gradients of a training; evaluation, a few percent, is left out."""
-    # every rate of the grid is tried on the images that are not held out for the choice
-    trials = len(config.grid.lr) * (1 - config.grid.share)
-    return configs.image_gradients(config, num_train) * (1 + trials)
 
 
 def measuring_gradients(measured: Measured, num_train: int, num_val: int) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -33,6 +33,7 @@ from samovar.runs.records import RunDir
 from samovar.runtime import Runtime, heartbeat, started
 from samovar.runtime.lock import locked
 from samovar.train import branch
+from samovar.train.estimate import plan_lines
 from samovar.train.fit import Diverged, Interrupted, fit, prepare
 from samovar.train.fit import Progress as Event
 from samovar.train.memory import OutOfMemory
@@ -60,6 +61,8 @@ def train(
     again: Again | None = None,
     wait: bool = False,
     origin: tuple[Path, str] | None = None,
+    why: Sequence[str] = (),
+    plan: bool = False,
 ) -> RunDir:
     """Train a config in a new run folder, or the run in folder `resumed` to its end.
 
@@ -68,6 +71,8 @@ def train(
         again: continue the run of `config.name` with the config this returns, if it was begun.
         wait: for another process that trains the run.
         origin: a run folder, and a step or `last`: the new run is a branch from that checkpoint.
+        why: lines to print first.
+        plan: print what a new run will do and its cost here before it starts.
 
     Returns:
         The run.
@@ -89,9 +94,18 @@ def train(
                 return begin
             if begin:
                 config, resumed = again(begin), begin.path
+        for line in why:
+            _print(runtime, line)
         found = branch.find(*origin) if origin else None
         return _train(
-            config, resumed, runtime, shorten, found, take_over=again is not None, wait=wait
+            config,
+            resumed,
+            runtime,
+            shorten,
+            found,
+            take_over=again is not None,
+            wait=wait,
+            plan=plan,
         )
 
 
@@ -104,6 +118,7 @@ def _train(
     *,
     take_over: bool,
     wait: bool,
+    plan: bool,
 ) -> RunDir:
     # a run with a checkpoint no longer needs the weights it started from, which may be gone
     has_steps = resumed is not None and any(RunDir(resumed).checkpoints.glob("step-*"))
@@ -127,6 +142,8 @@ def _train(
         run, note = new_run(config, runtime, take_over=take_over)
         for line in filter(None, (note, *notes)):
             _print(runtime, line)
+        if plan and runtime.is_main:
+            _print(runtime, "\n".join(plan_lines(config, source, runtime)))
     if origin:
         branch.place(origin, start, run, config, runtime)
     try:
