@@ -167,8 +167,8 @@ def _train(job: Job, run: RunDir, runtime: Runtime) -> int:
     Raises:
         Diverged: the run diverged, or the one that it starts from."""
     config = job.config
-    for before in filter(None, (config.init, job.trunk)):
-        if "diverged" in _read(RunDir(Path(before))):
+    for before in (config.init, job.trunk):
+        if before and "diverged" in _read(RunDir(Path(before))):
             raise Diverged(f"the run that it starts from, {Path(before).name}, diverged")
     # only the last checkpoint is measured, and disks are small beside hundreds of runs
     config = replace(config, run=replace(config.run, keep=1))
