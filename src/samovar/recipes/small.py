@@ -171,20 +171,8 @@ _MUON_EXPECT = (
     "95.2 % held-out (seed 0 only, one core)",
     "97.0 % held-out (seed 0 only, one core)",
 )
-# Results at the last step, means of 3 seeds; docs/results.md has the tables.
-_CIFAR10K_EXPECT = {
-    "vit": ("50.0 % on the test images, lambda_max 57", "48.7 % on the test images, lambda_max 13"),
-    "mixer": (
-        "48.8 % on the test images, lambda_max 116",
-        "53.4 % on the test images, lambda_max 14",
-    ),
-    "resnet": (
-        "61.2 % on the test images, lambda_max 26",
-        "59.2 % on the test images, lambda_max 14",
-    ),
-}
 # Minutes of one core, derived from the speed of a step.
-_CIFAR10K_MINUTES = {"vit": (4, 8), "mixer": (5, 9), "resnet": (5, 9)}
+_CIFAR10K_MINUTES = {"vit": (5, 10), "mixer": (6, 11), "resnet": (6, 12)}
 
 
 def small() -> list[Recipe]:
@@ -219,8 +207,8 @@ def small() -> list[Recipe]:
 
 def _cifar10k_expect(key: str) -> tuple[str, str]:
     plain, sam = (
-        f"{result} (mean of 3 seeds; some {minutes} minutes of one core by its speed)"
-        for result, minutes in zip(_CIFAR10K_EXPECT[key], _CIFAR10K_MINUTES[key], strict=True)
+        f"accuracy not yet measured over seeds; some {minutes} minutes of one core by its speed"
+        for minutes in _CIFAR10K_MINUTES[key]
     )
     return plain, sam
 
