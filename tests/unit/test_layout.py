@@ -23,8 +23,8 @@ from samovar.data.splitnames import best_for_validation, role_of
 from samovar.data.splits import Arrays, Source
 from samovar.runs.records import RunDir
 from samovar.runtime import Runtime
-from samovar.train.command import start_lines
 from samovar.train.fit import fit, prepare
+from samovar.train.view import start_lines
 
 
 def picture(kind: str = "PNG") -> bytes:

@@ -33,9 +33,9 @@ from samovar.report.parts import Figure
 from samovar.runs import checkpoint
 from samovar.runs.records import RunDir
 from samovar.runtime import Runtime
-from samovar.train.command import start_lines, train_facts, val_facts
 from samovar.train.fit import Diverged, Interrupted, fit, prepare
 from samovar.train.loop import backward, next_stage, steps
+from samovar.train.view import start_lines, train_facts, val_facts
 from tests.unit.report_runs import load
 
 CPU = Runtime(torch.device("cpu"), torch.float32)

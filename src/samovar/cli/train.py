@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +13,11 @@ from samovar.cli import early
 from samovar.cli.flags import ALIASES, COUNT, SWITCH, Flag, Kind, Line, flag_lines, lines, read
 from samovar.cli.folder import Choice, choose, is_folder, why_lines
 from samovar.cli.named_run import run_path
+from samovar.cli.saved_run import last_unfinished, of_run
 from samovar.cli.settings import BY_NUMBER, CONFIG, Start, given_settings, parse_settings, start
 from samovar.config import Config, GridConfig
 from samovar.config.derived import Shorten
-from samovar.runs import progress
 from samovar.runs.records import RunDir
-from samovar.runtime.lock import is_locked
 
 FLAGS = (
     replace(CONFIG, help="replay the settings of a run, or settings in JSON, YAML or TOML"),
@@ -115,7 +113,7 @@ def parse(args: Sequence[str]) -> TrainCommand:
     if line["--branch"]:
         return _branch(line)
     if resumed == Path():
-        resumed = _last_unfinished(line)
+        resumed = last_unfinished(line, FLAGS)
     auto = resumed == AUTO
     if resumed is not None and not auto:
         resumed = Path(run_path(str(resumed)))
@@ -124,7 +122,7 @@ def parse(args: Sequence[str]) -> TrainCommand:
         choice = _folder(line)
         begun = Start(choice.base, line.words) if choice else start(line, "train", FLAGS)
     else:
-        begun = _of(resumed, line)
+        begun = of_run(resumed, line)
     base, words = begun
     config = parse_settings(base, line.settings, f"train {' '.join(words)}", FLAGS)
     planned = (ranks or 1) if dry_run else 0
@@ -184,7 +182,7 @@ def _branch(line: Line) -> TrainCommand:
 def _branched(origin: tuple[Path, str], line: Line) -> Start:
     """Return the settings before flags of a branch: those of the run, in a folder beside it."""
     run, step = origin
-    saved = _of(run, line, "--branch").base
+    saved = of_run(run, line, "--branch").base
     # the grid has chosen the rate
     base = replace(saved, name="", output=run.resolve().parent, grid=GridConfig())
     if not run.is_absolute():
@@ -248,43 +246,12 @@ def _begun(run: RunDir, line: Line, recipe: str) -> Config:
     return config
 
 
-def _last_unfinished(line: Line) -> Path:
-    """Return the run below `--output` that was trained last and has not come to its end.
-
-    Raises:
-        ValueError: there is none, or each rank would look for itself."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("--resume needs a path under torchrun, or auto with a recipe and --name")
-    output = parse_settings(Config(), line.settings, "train --resume", FLAGS).output
-    found = progress.unfinished(output)
-    free = [run for run in found if not is_locked(run.path)]
-    if not free:
-        busy = f" but {found[0].path}, which is being trained" if found else ""
-        raise ValueError(
-            f"--resume finds no unfinished run in {output}{busy}; give the folder of a run"
-        )
-    return free[0].path
-
-
-def _of(resumed: Path, line: Line, flag: str = "--resume") -> Start:
-    if line["--config"]:
-        raise ValueError(f"{flag} and --config exclude each other; give one of them")
-    if line.words:
-        raise ValueError(f"{flag} takes the recipe from the run; leave {' '.join(line.words)} out")
-    saved = resumed / "config.json"
-    if not saved.is_file():
-        raise ValueError(
-            f"{flag} {resumed} is not a run: it has no config.json; give the folder of a run"
-        )
-    return Start(configs.load(saved), ("--resume", str(resumed)))
-
-
 def explained(args: Sequence[str]) -> Config:
     """Return the settings whose flags `samovar train RECIPE --help` lists."""
     line = read(args, FLAGS, "train", settings=True, aliases=ALIASES)
     resumed = line["--resume"]
     if resumed not in (None, Path(), AUTO):
-        return _of(Path(run_path(str(resumed))), line).base
+        return of_run(Path(run_path(str(resumed))), line).base
     if line["--branch"]:
         return _branched(line["--branch"], line).base
     if line["--config"]:

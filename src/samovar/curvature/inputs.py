@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from samovar.anymodel.devices import to_float64_device
@@ -209,3 +210,28 @@ def check_finite(model: nn.Module) -> None:
             raise ValueError(
                 f"{name} is not finite; curvature needs finite weights: load an earlier checkpoint"
             )
+
+
+def checked_retain(retain: Any) -> Any:
+    """Return `retain` of an operator if it is allowed.
+
+    Raises:
+        ValueError: it is not."""
+    if retain != "auto" and not (isinstance(retain, int) and retain >= 0):
+        raise ValueError(
+            f"retain={retain!r} is not allowed; pick True, False, 'auto', or a number of bytes"
+        )
+    return retain
+
+
+def checked_distributed(distributed: bool) -> bool:
+    """Return `distributed` of an operator if there is a process group where it needs one.
+
+    Raises:
+        ValueError: there is none."""
+    if distributed and not dist.is_initialized():
+        raise ValueError(
+            "distributed=True needs a process group; start with torchrun and init_process_group, "
+            "or drop it"
+        )
+    return distributed

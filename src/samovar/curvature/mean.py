@@ -18,6 +18,8 @@ from samovar.curvature.graphs import Graph, Parts, free_bytes, held_bytes
 from samovar.curvature.inputs import (
     cast,
     check_finite,
+    checked_distributed,
+    checked_retain,
     choose,
     convert,
     fingerprint,
@@ -61,7 +63,7 @@ class MeanOverBatches:
         self.device = next(iter(self._params.values())).device
         self.dtype = working_dtype(dtype, self._params.values())
         check_float64(self.dtype, self.device)
-        self._retain, self._distributed = _checked_retain(retain), _checked_distributed(distributed)
+        self._retain, self._distributed = checked_retain(retain), checked_distributed(distributed)
         self._trainable = {name for name, param in self._params.items() if param.requires_grad}
         self._leaves: list[Tensor] = []
         self._tensors: dict[str, Tensor] = {}
@@ -286,20 +288,3 @@ _CHANGED = (
     "the batches differ from those of the product before; give the same in the same order every "
     "time (shuffle=False, no random augmentation), or a list of them"
 )
-
-
-def _checked_retain(retain: Retain) -> Retain:
-    if retain != "auto" and not (isinstance(retain, int) and retain >= 0):
-        raise ValueError(
-            f"retain={retain!r} is not allowed; pick True, False, 'auto', or a number of bytes"
-        )
-    return retain
-
-
-def _checked_distributed(distributed: bool) -> bool:
-    if distributed and not dist.is_initialized():
-        raise ValueError(
-            "distributed=True needs a process group; start with torchrun and init_process_group, "
-            "or drop it"
-        )
-    return distributed

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -24,45 +23,16 @@ from torch import Tensor
 from samovar.anymodel.devices import to_device
 from samovar.config import DataConfig
 from samovar.data.badfiles import BadFiles
+from samovar.data.batch import Batch as Batch
+from samovar.data.batch import mixed
 from samovar.data.draws import Ints, Plan
 from samovar.data.pipeline import augment, crop_all, frame, to_floats
-from samovar.data.seeded import mix
 from samovar.data.splits import Arrays, Encoded, Source, Split
 from samovar.data.streaming import IMAGES_PER_TASK, Made, Maker, Task, make_all, num_workers
 from samovar.runtime.heartbeat import doing
 
 RESIDENT_SHARE = 0.25
 """Largest share of a GPU's memory that resident images may take under `--data.loader auto`."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Images with their classes."""
-
-    images: Tensor
-    """[B, C, H, W] float32 in [0, 1], on the device."""
-    labels: Tensor
-    """[B] int64 class indices."""
-    targets: Tensor | None = None
-    """[B, K] shares of each class under mixup or cutmix, else None."""
-    index: Tensor | None = None
-    """[B] int64 place of each image in the training split, on the host; None if nobody asks."""
-    epoch: Tensor | None = None
-    """[B] int64 epoch of each image, on the host; None if nobody asks."""
-    teacher: Tensor | None = None
-    """[B, K] logits that the network should stay close to, or None."""
-    taught: Tensor | None = None
-    """[B] bool, the images that have such logits, or None."""
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def split(self, size: int) -> Iterator[Batch]:
-        """Yield contiguous groups of `size` examples, the last maybe smaller, without a copy."""
-        for first in range(0, len(self), size):
-            part = slice(first, first + size)
-            found = {name: value[part] for name, value in vars(self).items() if value is not None}
-            yield Batch(**found)
 
 
 def choose_loader(
@@ -133,32 +103,7 @@ def batches(
     else:
         bad = BadFiles(source.train, "train", config.max_bad_share, bad_files)
         stream = _streaming(source.train, config, plan, steps, device, bad)
-    return _mixed(stream, config, steps, seed, len(source.classes))
-
-
-def _mixed(
-    stream: Generator[Batch, None, None],
-    config: DataConfig,
-    steps: range,
-    seed: int,
-    num_classes: int,
-) -> Generator[Batch, None, None]:
-    try:
-        for step in steps:
-            # No name for the batch here or below: a name would keep the memory of the last batch
-            # while the next is made.
-            yield _mix(next(stream), config, seed, step, num_classes)
-    finally:
-        stream.close()
-
-
-def _mix(batch: Batch, config: DataConfig, seed: int, step: int, num_classes: int) -> Batch:
-    if not (config.mixup or config.cutmix):
-        return batch
-    images, targets = mix(
-        batch.images, batch.labels, seed, step, num_classes, config.mixup, config.cutmix
-    )
-    return Batch(images, batch.labels, targets)
+    return mixed(stream, config, steps, seed, len(source.classes))
 
 
 def _resident(

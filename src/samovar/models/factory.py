@@ -8,9 +8,8 @@ fits timm's `vit_base_patch16_224` (pass `act_layer="gelu_tanh"` there, the pape
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 import timm
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from samovar import plugins
 from samovar.anymodel.outputs import logits_of
 from samovar.config import ModelConfig
+from samovar.models.import_function import import_function
 from samovar.models.networks import Sizes, build, heads, zero_head
 from samovar.models.table import (
     MODELS,
@@ -245,7 +245,7 @@ def _accepted(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 def _constructed(config: ModelConfig, sizes: Sizes) -> nn.Module:
     """Call the function of another package with those settings that its signature takes."""
     added = config.name in plugins.names("models")
-    function = plugins.load("models", config.name) if added else _import_function(config.name)
+    function = plugins.load("models", config.name) if added else import_function(config.name)
     if not callable(function):
         raise ValueError(
             f"--model.name {config.name} is added by a package as {type(function).__name__}; "
@@ -274,33 +274,6 @@ def _constructed(config: ModelConfig, sizes: Sizes) -> nn.Module:
             "return an nn.Module from images to logits"
         )
     return body
-
-
-def _import_function(name: str) -> Callable[..., object]:
-    # checked first, because importlib's own errors on such names say little
-    module_name, _, function_name = name.partition(":")
-    if not all(part.isidentifier() for part in [*module_name.split("."), function_name]):
-        raise ValueError(
-            f"--model.name {name} is not of the form module:function, such as my_package.nets:tiny"
-        )
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the user's module exists, something that it imports does not
-        raise ValueError(
-            f"--model.name {name}: no module {error.name!r} on the Python path; "
-            "install it or set PYTHONPATH"
-        ) from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        found = [
-            n for n, value in vars(module).items() if callable(value) and not n.startswith("_")
-        ]
-        raise ValueError(
-            f"--model.name {name}: {module_name} has no function {function_name!r}; it has {found}"
-        )
-    return cast(Callable[..., object], function)
 
 
 def _check_timm_name(name: str) -> None:

@@ -138,8 +138,8 @@ def fit(
         source: the images, from `prepare`.
         state: the state before the first step, from `prepare`. It changes in place; a second stage
             continues in a new one.
-        trial: leave out what a person reads in the run folder: the picture of the first batch, how
-            far the run is, and the sizes of the classes.
+        trial: leave out what only a person reads: the picture of the first batch, how far the run
+            is, and the sizes of the classes.
 
     Raises:
         BadImages: too many images cannot be read.
@@ -190,9 +190,7 @@ def _resumed(
     """Return the state of a checkpoint, built for the stage in which it was saved."""
     part = next((part for part in parts if found.step <= part.stop), None)
     if part is None:
-        raise CheckpointError(
-            f"the checkpoint of step {found.step} is beyond the run's {parts[-1].stop} steps"
-        )
+        raise CheckpointError(f"step {found.step} is beyond the run's {parts[-1].stop} steps")
     if part.first:
         state = next_stage(state, part.config, runtime)
     resume.restore(state, found)
@@ -210,8 +208,7 @@ def _train(
 ) -> Iterator[Progress]:
     """Train one stage from where `state` stands in it to its end, or until patience is out.
 
-    Batches and schedules count the steps of the stage; records, checkpoints and events those of the
-    run."""
+    Batches and schedules count the stage's steps; records, checkpoints and events the run's."""
     config, length = part.config, part.stop - part.first
     every = config.run.eval_every or max(1, len(source.train) // config.data.batch_size)
     objective = make_objective(config, len(source.classes), runtime.world_size)
