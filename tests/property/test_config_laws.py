@@ -2,7 +2,8 @@
 
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,6 +23,8 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
         if args[-1] is Ellipsis:
             return st.lists(values_of(args[0]), min_size=1, max_size=3, unique=True).map(tuple)
         return st.tuples(*map(values_of, args))
+    if get_origin(hint) in (Union, UnionType):
+        return st.one_of(*map(values_of, get_args(hint)))
     if is_dataclass(hint):
         hints = get_type_hints(hint)
         return st.builds(hint, **{item.name: values_of(hints[item.name]) for item in fields(hint)})

@@ -85,8 +85,8 @@ def test_a_run_whose_data_is_gone_opens_without_names(run, tmp_path) -> None:
     [
         ('["tulip \\ud83c\\udf37", "b", "c", "d", "e", "f", "g", "h", "i", "\\udcff"]', "tulip \U0001f337", ""),
         ('["a", "b"]', None, "digits has 2 classes"),
-        ("[1, 2]", None, "classes.json holds no list of names"),
-        ("[", None, "classes.json cannot be read"),
+        ("[1, 2]", None, "classes.json is damaged: it holds no list of names"),
+        ("[", None, "classes.json is damaged: line 1: "),
     ],
 )
 def test_the_names_that_a_run_kept_come_before_those_of_its_data(kept, classes, note, run, tmp_path) -> None:

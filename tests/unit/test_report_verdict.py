@@ -118,7 +118,7 @@ def test_different_protocols_and_data_are_said_and_not_compared(tmp_path) -> Non
     a = make_run(tmp_path / "a")
     b = make_run(tmp_path / "b", recipe="vit-digits-sam")
     _rewrite(b, "accuracy/top1", settings={"precision": "bf16"})
-    _rewrite(b, "sharpness/average_flatness", settings={"sigma": 0.1})
+    _rewrite(b, "flatness/average_flatness", settings={"sigma": 0.1})
     accuracy, _, flatness = _said(a, b)
     assert accuracy.tone == flatness.tone == "apart"
     assert "precision: not stated (vit-digits); bf16 (vit-digits-sam)" in accuracy.text
@@ -132,8 +132,8 @@ def test_flatness_is_the_rise_of_the_loss_and_not_its_level(tmp_path) -> None:
     a = make_run(tmp_path / "a")
     b = make_run(tmp_path / "b", recipe="vit-digits-sam")
     # twice the loss with noise, and the same rise
-    _rewrite(b, "sharpness/average_flatness", value=4.5)
-    _rewrite(b, "sharpness/clean_loss", value=2.02)
+    _rewrite(b, "flatness/average_flatness", value=4.5)
+    _rewrite(b, "flatness/clean_loss", value=2.02)
     said = _said(a, b)[-1]
     assert said.tone == "open"
     assert "by 2.48 nats and that of vit-digits by 2.48" in said.text

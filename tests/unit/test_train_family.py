@@ -354,7 +354,8 @@ PASSES = {
 
 
 def test_every_relative_has_its_cost_here():
-    assert set(RELATIVES) <= set(PASSES)
+    # SAM in the decay needs a schedule that has one; tests/unit/test_wsd.py has its cost
+    assert set(RELATIVES) <= {*PASSES, "decay"}
 
 
 @pytest.mark.parametrize("name", PASSES)

@@ -31,8 +31,8 @@ from samovar.report.significance import (
 )
 from samovar.runs.records import Record
 
-FLATNESS = "sharpness/average_flatness"
-CLEAN_LOSS = "sharpness/clean_loss"
+FLATNESS = "flatness/average_flatness"
+CLEAN_LOSS = "flatness/clean_loss"
 
 _LEAD = (
     "What these runs decide and what they leave open, by the tests named in each line. Held-out "

@@ -143,7 +143,7 @@ def _facts(run: RunDir, images: float | None) -> RunFacts | None:
         steps,
         accuracy,
         last.get("train/loss", math.nan),
-        last.get("sharpness/clean_loss", math.nan),
+        last.get("flatness/clean_loss", math.nan),
         last.get("hessian/lambda_max", math.nan),
         epochs,
     )
