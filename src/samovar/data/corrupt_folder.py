@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -99,8 +100,9 @@ def corrupt_folder(data: Path, output: Path, config: CorruptConfig) -> int:
     copies = _Copies(data, output, names, config.severities, config.size, config.seed)
     workers = num_workers(DataConfig(workers=config.workers))
     unread = []
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
-        reasons = _write_all(copies, paths, workers)
+    bar = Progress(console=Console(stderr=True), disable=not sys.stderr.isatty())
+    # closed at once after control-C, so that the workers have ended when the command has
+    with contextlib.closing(_write_all(copies, paths, workers)) as reasons, bar as progress:
         told = counted(reasons, "corrupting", len(paths), "images")
         for reason in progress.track(told, total=len(paths), description="corrupting"):
             unread += [reason] if reason else []
@@ -155,7 +157,7 @@ def _paths(data: Path) -> list[str]:
     return paths
 
 
-def _write_all(copies: _Copies, paths: list[str], workers: int) -> Iterator[str]:
+def _write_all(copies: _Copies, paths: list[str], workers: int) -> Generator[str, None, None]:
     """Write the copies of all images; yield the reason or "" for each, in order."""
     if workers == 0:
         yield from map(copies, paths)
