@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 def suggest(
@@ -37,3 +38,12 @@ def duration(seconds: float) -> str:
     if hours < 100:
         return f"{hours} h {minutes} min"
     return f"{seconds / 86_400:,.0f} days"
+
+
+@contextmanager
+def in_words_of(flag: str) -> Iterator[None]:
+    """Put a flag before the line of each ValueError inside, which then says what was given."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{flag} {error}") from error

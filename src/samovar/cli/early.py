@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from samovar import config as configs
@@ -13,6 +11,7 @@ from samovar.data.catalog import refuse_missing_source
 from samovar.models import known
 from samovar.models.table import MODELS, check_patch
 from samovar.runtime import DEVICES
+from samovar.words import in_words_of
 
 
 def check(config: Config, *, download: bool = False, data: bool = True) -> None:
@@ -37,7 +36,7 @@ def check(config: Config, *, download: bool = False, data: bool = True) -> None:
     if row and config.data.image_size:
         check_patch(row.patch, config.data.image_size)
     if config.init:
-        with _in_words_of("--init"):
+        with in_words_of("--init"):
             known.refuse_missing(config.init, download=download)
     if not config.init or known.kind(config.init) == "file":
         known.refuse_silent(config.init, None, config.model)
@@ -66,11 +65,3 @@ def check_weights(what: str, name: str = "") -> None:
         known.refuse_missing(what)
     if name:
         known.refuse_unknown_model(name)
-
-
-@contextmanager
-def _in_words_of(flag: str) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{flag} {error}") from error

@@ -46,7 +46,7 @@ def read_init(what: str) -> Weights:
 
     Raises:
         ValueError: as `read`."""
-    with _in_words_of("--init"):
+    with words.in_words_of("--init"):
         return read(what)
 
 
@@ -103,7 +103,7 @@ def facts(what: str) -> tuple[ModelConfig | None, int]:
 
     Raises:
         ValueError: an unknown name (suggests the closest)."""
-    with _in_words_of("--init"):
+    with words.in_words_of("--init"):
         return _facts(what)
 
 
@@ -124,14 +124,6 @@ def _facts(what: str) -> tuple[ModelConfig | None, int]:
     name = what.partition(".")[0] + (f".{known.tag}" if known.tag else "")
     model = ModelConfig(name=name, mean=tuple(known.mean), std=tuple(known.std))
     return model, known.input_size[-1]
-
-
-@contextmanager
-def _in_words_of(flag: str) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{flag} {error}") from error
 
 
 def _read_run(folder: Path) -> tuple[str, dict[str, Tensor]]:

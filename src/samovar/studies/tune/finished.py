@@ -12,6 +12,7 @@ from statistics import fmean
 from samovar import config as configs
 from samovar.config import Config
 from samovar.runs import progress
+from samovar.runs.json_files import read_object
 from samovar.runs.records import RunDir
 from samovar.train.resume import changes
 from samovar.train.trials import RESULT
@@ -125,7 +126,7 @@ def _facts(run: RunDir, images: float | None) -> RunFacts | None:
     accuracy = last.get("val/accuracy", math.nan)
     result, reached = run.path / RESULT, progress.read(run)
     if result.is_file():
-        ended = json.loads(result.read_text(encoding="utf-8"))
+        ended = read_object(result)
         if "finite" not in ended:
             return None
         steps = int(ended["steps"])
