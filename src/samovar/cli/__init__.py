@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from samovar.cli.verbs import HELP, HELP_FLAGS, VERBS, load, print_help
+from samovar.models import trust
 from samovar.runtime.heartbeat import beating
 from samovar.words import suggest
 
@@ -46,5 +47,5 @@ def _dispatch(args: list[str]) -> None:
     elif HELP_FLAGS & set(rest):
         print_help(verb, rest)
     else:
-        with beating(f"samovar {verb}"):
+        with trust.by(rest), beating(f"samovar {verb}"):
             load(verb).run(rest)

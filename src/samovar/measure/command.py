@@ -19,7 +19,7 @@ from samovar import config as configs
 from samovar.config import MeasureConfig, RunConfig
 from samovar.measure import catalog
 from samovar.measure.subject import Subject, open_subject
-from samovar.models import timm_folder
+from samovar.models import timm_folder, trust
 from samovar.runs.records import Record, RunDir, timestamp
 from samovar.runs.saddle import saddles
 from samovar.runtime import Runtime, started
@@ -88,7 +88,10 @@ def _import_from_working_folder(name: str, network: str) -> None:
     # not always: a file timm.py in the working folder would hide the package
     path = Path(name) / "config.json"
     of_run = path.is_file() and not timm_folder.is_one(path.parent)
-    if ":" in network or ":" in (configs.load(path).model.name if of_run else name):
+    if of_run:
+        name = configs.load(path).model.name
+        trust.refuse(name, path)
+    if ":" in network or ":" in name:
         sys.path.insert(0, str(Path.cwd()))
 
 
