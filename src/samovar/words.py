@@ -1,12 +1,18 @@
-"""Words that every room says the same way: a suggestion for a misspelt name, a span of time."""
+"""What every room says and reads the same way: suggestions, spans of time, and what others wrote.
+
+Names and files of other people are text without control characters, cells that are no formulas,
+and regular files of bearable size."""
 
 from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 UNSEEN = re.compile(
@@ -15,6 +21,8 @@ UNSEEN = re.compile(
 """Control characters, zero-width characters, marks of writing direction, unpaired surrogates.
 
 A name of somebody else's data must not reorder or break the text around it."""
+MOST_BYTES = 2**30
+"""Largest file that is read whole."""
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """First characters by which a spreadsheet takes a cell for a formula, which may run programs."""
 
@@ -90,3 +98,25 @@ def csv_cell(value: Any) -> Any:
     except ValueError:
         return f"'{shown}"
     return value
+
+
+def read_regular(path: Path | str, most: int = MOST_BYTES) -> bytes:
+    """Return the content of a regular file.
+
+    A pipe or a socket blocks whoever opens it until somebody writes, and a device may never end.
+
+    Args:
+        path: the file, or a link to it.
+        most: largest size in bytes.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, or is larger."""
+    # a pipe opens at once in this mode, so that its kind is known before anything waits for it
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    with open(os.open(path, flags), "rb") as file:  # noqa: PTH123 (there is no Path of an open file)
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError("it is no regular file")
+        if found.st_size > most:
+            raise OSError(f"it has {found.st_size:,} bytes, more than {most:,}")
+        return file.read()

@@ -11,6 +11,7 @@ from samovar.cli.verbs import HELP, HELP_FLAGS, VERBS, load, print_help
 from samovar.models import trust
 from samovar.runtime import terminal
 from samovar.runtime.heartbeat import beating
+from samovar.runtime.signals import ended_by_second
 from samovar.words import suggest
 
 __all__ = ["HELP", "VERBS", "main"]
@@ -52,5 +53,5 @@ def _dispatch(args: list[str]) -> None:
     elif HELP_FLAGS & set(rest):
         print_help(verb, rest)
     else:
-        with trust.by(rest), beating(f"samovar {verb}"):
+        with ended_by_second(), trust.by(rest), beating(f"samovar {verb}"):
             load(verb).run(rest)

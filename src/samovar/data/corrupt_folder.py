@@ -28,7 +28,7 @@ from samovar.data.streaming import num_workers, worker_context
 from samovar.runs.records import replace_text
 from samovar.runtime.heartbeat import counted
 from samovar.runtime.terminal import console
-from samovar.words import suggest, visible
+from samovar.words import read_regular, suggest, visible
 
 SHOWN = 5
 """Most unreadable files that are named."""
@@ -69,7 +69,7 @@ class _Copies:
         return (self.output / name / str(severity) / path).with_suffix(".png")
 
     def _read(self, path: str) -> np.ndarray:
-        pixels = decode((self.data / path).read_bytes())
+        pixels = decode(read_regular(self.data / path))
         if self.size:
             pixels = frame(pixels[None], self.size, fixed=False)[0]
         return pixels.permute(1, 2, 0).contiguous().numpy()

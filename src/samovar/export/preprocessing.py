@@ -19,6 +19,7 @@ from samovar.data.sources import has_one_size
 from samovar.models import timm_folder
 from samovar.models.open import Opened
 from samovar.runs.json_files import read_object
+from samovar.words import read_regular
 
 KEY = "samovar"
 """Key of the interface in an export's files."""
@@ -115,7 +116,7 @@ def read_image(path: Path, interface: Interface) -> Tensor:
     Raises:
         UnreadableImage: the file is empty, truncated, damaged or no image.
         OSError: the file cannot be read."""
-    pixels = decode(path.read_bytes(), interface.channels)
+    pixels = decode(read_regular(path), interface.channels)
     return frame(pixels[None], interface.image_size, fixed=interface.whole)[0]
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import stat
 from pathlib import Path
 from typing import Any
+
+from samovar.words import read_regular
 
 MOST_BYTES = 2**28
 """Largest file that is read whole."""
@@ -22,7 +23,7 @@ def read_json(path: Path) -> Any:
         Damaged: the file cannot be read, or is no JSON; one line with its path, and the line in it
             where JSON ends."""
     try:
-        return parsed(read_regular(path).decode())
+        return parsed(read_regular(path, MOST_BYTES).decode())
     except OSError as error:
         raise Damaged(f"{path} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
@@ -31,21 +32,6 @@ def read_json(path: Path) -> Any:
         raise Damaged(f"{path} is damaged: line {error.lineno}: {error.msg}") from error
     except ValueError as error:
         raise Damaged(f"{path} is damaged: {error}") from error
-
-
-def read_regular(path: Path) -> bytes:
-    """Return the content of a file, if it is a regular one of bearable size.
-
-    A pipe would block whoever opens it, and a device may never end.
-
-    Raises:
-        OSError: it cannot be read, or is not such a file."""
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        raise OSError("it is no regular file")
-    if found.st_size > MOST_BYTES:
-        raise OSError(f"it has {found.st_size:,} bytes, more than {MOST_BYTES:,}")
-    return path.read_bytes()
 
 
 def read_object(path: Path) -> dict[str, Any]:
