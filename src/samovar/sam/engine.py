@@ -77,6 +77,7 @@ def sam_gradient(
     optimizer: Optimizer | None,
     *,
     num_groups: int = 1,
+    share: float | None = None,
     last: bool = True,
 ) -> Any:
     """Add the SAM gradient of one group of examples to `.grad`; return the loss.
@@ -89,6 +90,7 @@ def sam_gradient(
         memory: what the relative keeps from step to step; None if it needs nothing.
         optimizer: whose momentum Momentum-SAM follows, and whose second moments ARWP takes.
         num_groups: groups that make a step.
+        share: the group's share of the step's examples; None is 1 / num_groups.
         last: whether this group is the step's last.
     """
     if not climbers:
@@ -114,7 +116,7 @@ def sam_gradient(
                 memory.squares = {}
         return loss
 
-    return _climb_and_descend(passes, climbers, variant, memory, num_groups, last)
+    return _climb_and_descend(passes, climbers, variant, memory, num_groups, share, last)
 
 
 def _known_direction(
@@ -141,6 +143,7 @@ def _climb_and_descend(
     variant: SamVariant,
     memory: SamMemory | None,
     num_groups: int,
+    share: float | None,
     last: bool,
 ) -> Any:
     """Run SAM's passes: the gradient g at w, the climb by e, the gradient g_s at w + e."""
@@ -156,7 +159,8 @@ def _climb_and_descend(
     def steps(gradients: Gradients) -> list[Leaf]:
         if variant.sigma and memory is not None:
             # The average is that of the whole batch, unscaled; g is one group's share, scaled.
-            gradients = memory.friendly(gradients, variant.sigma / num_groups, passes.scale())
+            sigma = variant.sigma / num_groups if share is None else variant.sigma * share
+            gradients = memory.friendly(gradients, sigma, passes.scale())
         return _leaves(climbers, gradients, variant)
 
     # AE-SAM climbs where the gradient is long for its time. Where it does not, g is applied.

@@ -38,6 +38,7 @@ def sam_backward(
     variant: SamVariant | None = None,
     memory: SamMemory | None = None,
     num_groups: int = 1,
+    share: float | None = None,
     optimizer: Optimizer | None = None,
 ) -> Tensor:
     """Add the SAM gradient of one group of examples to `.grad`: two passes forward and backward.
@@ -83,8 +84,9 @@ def sam_backward(
         memory: what the variant keeps from step to step; pass the same object in every step of a
             run. None is fine for variants that keep nothing. For decoupled WSAM, call
             `memory.subtract_(optimizer, variant)` after the optimizer's step.
-        num_groups: number of calls that make one step, with groups of equal size, for a variant
-            with a memory.
+        num_groups: number of calls that make one step, for a variant with a memory.
+        share: the group's share of the step's examples, of which F-SAM subtracts its average; give
+            it for groups of unequal size. None is 1 / num_groups.
         optimizer: the optimizer whose momentum MSAM climbs along; ARWP takes its second moments if
             there are any, and keeps its own without.
 
@@ -94,15 +96,17 @@ def sam_backward(
         weights.
 
     Raises:
-        ValueError: rho, eta or a number of steps is out of range; the model is sharded or compiled
-            around DDP; `loss_fn` is an empty sequence or returns no scalar loss; the variant's
-            settings contradict each other, or something the variant needs is missing.
+        ValueError: rho, eta, share or a number of steps is out of range; the model is sharded or
+            compiled around DDP; `loss_fn` is an empty sequence or returns no scalar loss; settings
+            of the variant contradict each other, or something the variant needs is missing.
         TypeError: `loss_fn` is a function of something else, such as (input, target).
 
     Source: Foret et al., arXiv:2010.01412; ASAM: Kwon et al., arXiv:2102.11600; for each variant
         see its setting in `SamVariant`.
     """
     check_settings(rho, eta)
+    if share is not None and not 0 < share <= 1:
+        raise ValueError(f"share={share} is out of range; give a share above 0, up to 1")
     variant = variant or SamVariant()
     check_variant(variant, adaptive, memory, optimizer)
     if ascent_loss_fn is not None:
@@ -128,6 +132,13 @@ def sam_backward(
     climbers = passes.climbers(rho, eta if adaptive else None, variant.norms_only) if rho else {}
     with nullcontext(True) if memory is None else memory.turn(num_groups) as last:
         loss: Tensor = sam_gradient(
-            passes, climbers, variant, memory, optimizer, num_groups=num_groups, last=last
+            passes,
+            climbers,
+            variant,
+            memory,
+            optimizer,
+            num_groups=num_groups,
+            share=share,
+            last=last,
         )
     return loss

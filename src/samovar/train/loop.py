@@ -183,6 +183,7 @@ def backward(
     attacks = attack.split(m or len(batch)) if attack else itertools.repeat(None)
 
     gradient = _sam_gradient(state, config, rho, len(groups))
+    uneven = len(set(map(len, groups))) > 1
     total = torch.zeros((), device=runtime.device)
     for index, (group, attacked) in enumerate(zip(groups, attacks, strict=False)):
         pieces = list(group.split(config.run.micro_batch or len(group)))
@@ -193,7 +194,8 @@ def backward(
         last = index == len(groups) - 1
         no_sync = getattr(state.wrapped, "no_sync", contextlib.nullcontext)
         with contextlib.nullcontext() if last else no_sync():
-            total += gradient(losses, input_ascent=climb, ascent_loss_fn=own)
+            share = len(group) / len(batch) if uneven else None
+            total += gradient(losses, input_ascent=climb, ascent_loss_fn=own, share=share)
     return total
 
 

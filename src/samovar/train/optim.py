@@ -19,6 +19,8 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import SGD, AdamW, Optimizer
 
 from samovar.config import OptimConfig
+from samovar.sam.finite import honours_found_inf as honours_found_inf
+from samovar.sam.finite import step_if as step_if
 from samovar.words import suggest
 
 _CONVOLUTIONS = (
@@ -139,30 +141,6 @@ def _timm_optimizer(groups: list[dict[str, Any]], config: OptimConfig) -> Optimi
         # timm's LAMB clips at 1 by default; here only `optim.clip_norm` clips
         options["max_grad_norm"] = None
     return cast(Optimizer, _registry.create_optimizer_v2(groups, config.name, **options))
-
-
-def honours_found_inf(optimizer: Optimizer) -> bool:
-    """Return True if the optimizer skips a step on the device when its `found_inf` is 1.
-
-    torch's fused optimizers do."""
-    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
-
-
-def step_if(optimizer: Optimizer, finite: Tensor) -> None:
-    """Step if `finite`, a scalar bool; otherwise leave weights, state and step counter unchanged.
-
-    Costs a host sync with optimizers that do not honour `found_inf`."""
-    if not honours_found_inf(optimizer):
-        if finite:
-            optimizer.step()
-        return
-    # the attributes by which torch's GradScaler asks a fused optimizer to skip a step
-    fused = cast(Any, optimizer)
-    fused.grad_scale, fused.found_inf = None, (~finite).float()
-    try:
-        fused.step()
-    finally:
-        del fused.grad_scale, fused.found_inf
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:
