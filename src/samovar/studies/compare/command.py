@@ -15,20 +15,17 @@ from samovar.runs.records import RunDir, replace_text
 from samovar.studies.columns import COLUMNS
 from samovar.studies.compare import timing
 from samovar.studies.compare.cost import Cost, counted
-from samovar.studies.compare.plan import (
+from samovar.studies.compare.plan import CompareJob, job_of, jobs_of, trunks_of
+from samovar.studies.compare.recorded import records_of
+from samovar.studies.compare.request import (
     COMPARED,
     COMPARISON_FILE,
     YARDSTICKS,
     Budget,
-    CompareJob,
     CompareRequest,
     config_of,
-    job_of,
-    jobs_of,
     passes_of,
-    trunks_of,
 )
-from samovar.studies.compare.recorded import records_of
 from samovar.studies.compare.results import CompareResults, results
 from samovar.studies.compare.view import cost_line, markdown, plan_head, table
 from samovar.studies.jobs import refuse_torchrun
