@@ -12,6 +12,7 @@ from samovar.cli.flags import (
     COUNT,
     DIR,
     SWITCH,
+    TRUST,
     Flag,
     Kind,
     flag_lines,
@@ -54,6 +55,7 @@ FLAGS = (
     Flag("--jobs", COUNT, "runs at a time; they share the cores and take the GPUs in turn", 1),
     Flag("--output", DIR, "folder of runs and page", shown="runs/compare-RECIPE"),
     Flag("--plan", SWITCH, "print the runs, their cost here and the command of each, and stop"),
+    TRUST,
 )  # fmt: skip
 
 _NAMES = {name: relative.summary for name, relative in RELATIVES.items()} | {

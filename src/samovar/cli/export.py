@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from samovar.cli import early
-from samovar.cli.flags import DIR, NAME, Flag, Kind, flag_lines, lines, one_of, read
+from samovar.cli.flags import DIR, NAME, TRUST, Flag, Kind, flag_lines, lines, one_of, read
 from samovar.cli.named_run import run_path
 
 FORMATS = {
@@ -25,6 +25,7 @@ FLAGS = (
     Flag("--title", Kind("TITLE", "a title"), "heading of the model card", "", "the run's name"),
     Flag("--license", Kind("ID", "a licence"), "of the model card, such as apache-2.0", "unknown"),
     MODEL,
+    TRUST,
 )
 
 HELP = f"""\

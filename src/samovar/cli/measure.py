@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from samovar import config as configs
-from samovar.cli.flags import SWITCH, Flag, flag_lines, lines, read
+from samovar.cli.flags import SWITCH, TRUST, Flag, flag_lines, lines, read
 from samovar.cli.named_run import run_path
 from samovar.cli.settings import parse_settings
 from samovar.config import MeasureConfig
@@ -29,7 +29,10 @@ def _rows(split: str) -> str:
     )
 
 
-FLAGS = (Flag("--wait", SWITCH, "wait while another command measures into the same folder"),)
+FLAGS = (
+    Flag("--wait", SWITCH, "wait while another command measures into the same folder"),
+    TRUST,
+)
 
 _ADDED = [name for name in catalog.names() if name not in catalog.CATALOG]
 

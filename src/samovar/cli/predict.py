@@ -8,7 +8,7 @@ from pathlib import Path
 
 from samovar.cli import early
 from samovar.cli.export import CHECKPOINT, MODEL
-from samovar.cli.flags import COUNT, DIR, SWITCH, Flag, Kind, flag_lines, read
+from samovar.cli.flags import COUNT, DIR, SWITCH, TRUST, Flag, Kind, flag_lines, read
 from samovar.cli.named_run import run_path
 
 FLAGS = (
@@ -22,6 +22,7 @@ FLAGS = (
     Flag("--batch-size", COUNT, "images per forward pass", 64),
     Flag("--device", Kind("DEVICE", "a device"), "auto, cpu, cuda, cuda:1 or mps", "auto"),
     MODEL,
+    TRUST,
 )
 
 HELP = f"""\

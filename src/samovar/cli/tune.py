@@ -10,9 +10,21 @@ from pathlib import Path
 from samovar import config as configs
 from samovar import recipes
 from samovar.cli import early
-from samovar.cli.flags import ALIASES, COUNT, SWITCH, Flag, Kind, Line, flag_lines, read, without
+from samovar.cli.flags import (
+    ALIASES,
+    COUNT,
+    SWITCH,
+    TRUST,
+    Flag,
+    Kind,
+    Line,
+    flag_lines,
+    read,
+    without,
+)
 from samovar.cli.settings import CONFIG, given_settings, parse_settings, start
 from samovar.config import Config
+from samovar.models import trust
 from samovar.studies.tune.search import AXES, Search, make, parse_values
 
 
@@ -49,6 +61,7 @@ FLAGS = (
     Flag("--verdict", SWITCH, "say why SAM does not help, from finished runs, and train nothing"),
     Flag("--jobs", COUNT, "runs at a time; they share the cores and take the GPUs in turn", 1),
     CONFIG,
+    TRUST,
 )  # fmt: skip
 
 HELP = f"""\
@@ -167,6 +180,7 @@ def run(args: Sequence[str]) -> None:
 
         print("\n\n".join(verdict(command.folders)))
         return
+    trust.refuse(command.config.model.name, "--config")
     early.check(command.config, download=True)
     from samovar.studies.tune.command import tune
     from samovar.studies.tune.view import TuneRequest

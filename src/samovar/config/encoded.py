@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import reprlib
 import types
 import typing
 from collections.abc import Callable
@@ -17,6 +18,9 @@ from samovar.config.settings import Config
 Section = TypeVar("Section")
 
 
+_SHORT = reprlib.Repr()
+"""Shows a wrong value, however large it is."""
+_SHORT.maxstring = _SHORT.maxother = 200
 _UNIONS = (types.UnionType, typing.Union)
 
 
@@ -77,7 +81,7 @@ def _typed(value: Any, hint: Any, name: str) -> Any:
         for each in typing.get_args(hint):
             if _fits(value, each):
                 return _typed(value, each, name)
-    raise WrongSetting(f"setting {name!r} is {value!r}; allowed: {_allowed(hint)}", name)
+    raise WrongSetting(f"setting {name!r} is {_SHORT.repr(value)}; allowed: {_allowed(hint)}", name)
 
 
 def _item_hints(hint: Any, count: int) -> list[Any]:

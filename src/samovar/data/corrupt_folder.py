@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from rich.console import Console
 from rich.progress import Progress
 
 from samovar.config import CorruptConfig, DataConfig
@@ -28,7 +27,8 @@ from samovar.data.pipeline import frame
 from samovar.data.streaming import num_workers, worker_context
 from samovar.runs.records import replace_text
 from samovar.runtime.heartbeat import counted
-from samovar.words import suggest
+from samovar.runtime.terminal import console
+from samovar.words import read_regular, suggest, visible
 
 SHOWN = 5
 """Most unreadable files that are named."""
@@ -87,7 +87,7 @@ class _Copies:
         return (self.output / name / str(severity) / path).with_suffix(".png")
 
     def _read(self, path: str) -> np.ndarray:
-        pixels = decode((self.data / path).read_bytes())
+        pixels = decode(read_regular(self.data / path))
         if self.size:
             pixels = frame(pixels[None], self.size, fixed=False)[0]
         return pixels.permute(1, 2, 0).contiguous().numpy()
@@ -118,7 +118,7 @@ def corrupt_folder(data: Path, output: Path, config: CorruptConfig) -> int:
     copies = _Copies(data, output, names, config.severities, config.size, config.seed, os.getpid())
     workers = num_workers(DataConfig(workers=config.workers))
     unread = []
-    bar = Progress(console=Console(stderr=True), disable=not sys.stderr.isatty())
+    bar = Progress(console=console(stderr=True), disable=not sys.stderr.isatty())
     # closed at once after control-C, so that the workers have ended when the command has
     with contextlib.closing(_write_all(copies, paths, workers)) as reasons, bar as progress:
         told = counted(reasons, "corrupting", len(paths), "images")
@@ -129,7 +129,7 @@ def corrupt_folder(data: Path, output: Path, config: CorruptConfig) -> int:
             f"none of the {len(paths)} images in {data} can be read, among them {unread[0]}"
         )
     for reason in unread[:SHOWN]:
-        print(f"samovar: left out {reason.encode('utf-8', 'replace').decode()}", file=sys.stderr)
+        print(f"samovar: left out {visible(reason)}", file=sys.stderr)
     if len(unread) > SHOWN:
         print(f"samovar: left out {len(unread) - SHOWN} more", file=sys.stderr)
     return len(paths) - len(unread)

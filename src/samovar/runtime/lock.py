@@ -32,6 +32,8 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """Errors of file systems that have no locks."""
 _POLL = 0.5
 """Seconds between two tries of a process that waits."""
+_last: list[Path] = []
+"""The folder that this process locked last."""
 _DOES = {"train": "trained", "measure": "measured"}
 
 
@@ -72,6 +74,7 @@ def locked(folder: Path, work: Work = "train", *, wait: bool = False) -> Iterato
         with file_of(folder, work).open("a+", encoding="utf-8") as file:
             if _take(file):
                 _name_owner(file)
+                _last[:] = [folder]
                 try:
                     yield
                 finally:
@@ -88,6 +91,11 @@ def locked(folder: Path, work: Work = "train", *, wait: bool = False) -> Iterato
             told = True
         with heartbeat.doing(f"waiting for {by}"):
             time.sleep(_POLL)
+
+
+def last_folder() -> Path | None:
+    """Return the folder that this process has locked last; None before the first."""
+    return _last[0] if _last else None
 
 
 def is_locked(folder: Path, work: Work = "train") -> bool:

@@ -16,6 +16,7 @@ from samovar import config as configs
 from samovar.config import Config
 from samovar.config.derived import Shorten
 from samovar.data.sources import open_source
+from samovar.models import trust
 from samovar.models.load import resolve
 from samovar.runs.loggers import check_loggers
 from samovar.runs.records import RunDir
@@ -144,7 +145,9 @@ def _train(
         if runtime.is_main:
             reason = next(iter(str(error).splitlines()), "interrupted")
             print(f"samovar: {reason}", file=sys.stderr)
-            print(f"continue with: samovar train --resume {run.path}", file=sys.stderr)
+            # the run's own code is in its config by now, where a name alone is not imported
+            trusted = f" {trust.FLAG}" if ":" in config.model.name else ""
+            print(f"continue with: samovar train --resume {run.path}{trusted}", file=sys.stderr)
         raise SystemExit(code) from None
     _print(runtime, f"run: {run.path}")
     return run

@@ -12,6 +12,7 @@ from samovar import config as configs
 from samovar import report
 from samovar.data.sources import open_source
 from samovar.runs.records import RunDir, replace_text
+from samovar.runtime.terminal import console
 from samovar.studies.columns import COLUMNS
 from samovar.studies.compare import timing
 from samovar.studies.compare.cost import Cost, counted
@@ -31,7 +32,7 @@ from samovar.studies.compare.view import cost_line, markdown, plan_head, table
 from samovar.studies.jobs import refuse_torchrun
 from samovar.studies.running import is_done, run_all, write_records, write_study
 from samovar.studies.running import records_of as own_records
-from samovar.studies.terminal import job_line, print_plan, progress, resumable, wide_console
+from samovar.studies.terminal import job_line, print_plan, progress, resumable
 from samovar.train.dry_run import Data, data_of
 
 
@@ -162,10 +163,10 @@ def _finish(
         records = own_records(job)
         numbers[job.folder] = {column: COLUMNS[column].value(records) for column in COMPARED}
     found = [_results(request, budget, costs, numbers, data) for budget in request.budgets]
-    console = wide_console(160)
+    shown = console(columns=160)
     for each in found:
-        console.print(table(each, request))
-        console.print(each.answer, highlight=False, soft_wrap=True)
+        shown.print(table(each, request))
+        shown.print(each.answer, highlight=False, soft_wrap=True)
     folder = RunDir(request.output)
     records = [record for each in found for record in records_of(each, request)]
     write_records(folder, records, request.base.run)

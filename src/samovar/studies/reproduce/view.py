@@ -39,8 +39,7 @@ def numbers_table(found: ReproduceResults, seeds: int) -> Table:
     title = f"{study.where}: {study.title}; mean of {seeds} seeds ± standard error [paper]"
     table = Table("", *_titles(found), title=title)
     for head, numbers in _rows(found).items():
-        # the backslash keeps rich from reading [...] as markup
-        cells = [_mean(n) + _few(n) + _paper(n, before="\n\\") for n in numbers]
+        cells = [_mean(n) + _few(n) + _paper(n, before="\n") for n in numbers]
         table.add_row(head, *cells)
     return table
 

@@ -18,9 +18,10 @@ from samovar.data.sources import open_source
 from samovar.models.load import resolve
 from samovar.runs.records import Record, RunDir, replace_text, timestamp
 from samovar.runtime import provenance, started
+from samovar.runtime.terminal import console
 from samovar.studies.intervals import stderr
 from samovar.studies.jobs import refuse_torchrun
-from samovar.studies.terminal import progress, resumable, wide_console
+from samovar.studies.terminal import progress, resumable
 from samovar.studies.tune import search
 from samovar.studies.tune.search import Search, Setting, TuneOutcome
 from samovar.studies.tune.view import (
@@ -276,7 +277,7 @@ def _print_result(
 ) -> None:
     last = search.ranked([outcome for outcome in outcomes if outcome.rung == len(plan.rungs)])
     best = last[0].setting
-    wide_console(120).print(table_of(outcomes, plan))
+    console(columns=120).print(table_of(outcomes, plan))
     print(f"best: {search.label(best)}")
     for line in [*search.edges(best, plan.search), *doubts(last, plan)]:
         print(f"note: {line}")
