@@ -18,6 +18,7 @@ from samovar import recipes
 from samovar.cli.flags import ALIASES, Flag, Line, is_flag, path, spelling, unknown_flag
 from samovar.config import Config, CorruptConfig, DataConfig, MeasureConfig
 from samovar.data.catalog import can_count, count_images
+from samovar.recipes.replay import BY_NUMBER
 
 Settings = TypeVar("Settings", bound="Config | MeasureConfig | CorruptConfig")
 
@@ -231,11 +232,3 @@ def _for_images(name: str, base: Config, data: DataConfig, batch: int) -> Config
         return base
     number = count_images(data.source, data.val_share, data.fraction)
     return replace(BY_NUMBER[name](number, batch), recipe=name)
-
-
-BY_NUMBER: dict[str, Callable[[int, int], Config]] = {
-    "photos": recipes.photos,
-    "transfer": recipes.transfer,
-}
-"""Recipes whose settings follow from the number of training images; called with it and with the
-batch, if it is given."""

@@ -14,9 +14,10 @@ from samovar.cli.flags import ALIASES, COUNT, SWITCH, Flag, Kind, Line, flag_lin
 from samovar.cli.folder import Choice, choose, is_folder, why_lines
 from samovar.cli.named_run import run_path
 from samovar.cli.saved_run import last_unfinished, of_run
-from samovar.cli.settings import BY_NUMBER, CONFIG, Start, given_settings, parse_settings, start
+from samovar.cli.settings import CONFIG, Start, given_settings, parse_settings, start
 from samovar.config import Config, GridConfig
 from samovar.config.derived import Shorten
+from samovar.recipes.replay import BY_NUMBER
 from samovar.runs.records import RunDir
 
 FLAGS = (
