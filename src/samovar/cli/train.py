@@ -161,7 +161,7 @@ def _at(text: str) -> tuple[Path, str]:
         raise ValueError(
             f"--branch {text} names no step; give RUN@STEP, such as {text.strip('@')}@last"
         )
-    return Path(run), step
+    return Path(run_path(run)), step
 
 
 def _branch(line: Line) -> TrainCommand:
