@@ -11,16 +11,7 @@ from samovar import config as configs
 from samovar import recipes
 from samovar.cli import early
 from samovar.cli.flags import (
-    ALIASES,
-    COUNT,
-    SWITCH,
-    TRUST,
-    Flag,
-    Kind,
-    Line,
-    flag_lines,
-    lines,
-    read,
+    ALIASES, COUNT, SWITCH, TRUST, Flag, Kind, Line, flag_lines, lines, read
 )  # fmt: skip
 from samovar.cli.folder import Choice, choose, is_folder, why_lines
 from samovar.cli.named_run import run_path
