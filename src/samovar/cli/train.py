@@ -11,7 +11,16 @@ from samovar import config as configs
 from samovar import recipes
 from samovar.cli import early
 from samovar.cli.flags import (
-    ALIASES, COUNT, SWITCH, TRUST, Flag, Kind, Line, flag_lines, lines, read
+    ALIASES,
+    COUNT,
+    SWITCH,
+    TRUST,
+    Flag,
+    Kind,
+    Line,
+    flag_lines,
+    lines,
+    read,
 )  # fmt: skip
 from samovar.cli.folder import Choice, choose, is_folder, why_lines
 from samovar.cli.named_run import run_path
@@ -39,8 +48,7 @@ FLAGS = (
     ),
     Flag("--wait", SWITCH, "wait while another command trains the same run"),
     Flag("--scratch", SWITCH, "train from scratch, however few images FOLDER holds"),
-    Flag("--ranks", COUNT, "ranks that --dry-run plans for", shown="1"),
-    TRUST,
+    Flag("--ranks", COUNT, "ranks that --dry-run plans for", shown="1"), TRUST,
 )  # fmt: skip
 
 HELP = f"""\
