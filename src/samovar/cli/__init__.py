@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from samovar.cli import failures
 from samovar.cli.verbs import HELP, HELP_FLAGS, VERBS, load, print_help
 from samovar.models import trust
-from samovar.runtime import terminal
+from samovar.runtime import lock, terminal
 from samovar.runtime.heartbeat import beating
 from samovar.runtime.signals import ended_by_second
 from samovar.words import suggest
@@ -25,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             written to a file; 130 after Ctrl-C."""
     args = list(sys.argv[1:] if argv is None else argv)
     verb = VERBS.get(args[0]) if args else None
+    lock.forget_last()
     with terminal.output(goes_on=bool(verb and not verb.only_prints)):
         try:
             _dispatch(args)

@@ -19,6 +19,8 @@ FILE = "error.txt"
 """File of a run's folder with the traceback of what ended a command."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _INTERRUPTED = 130
+_LONGEST = 4000
+"""Most characters of a line; a message may hold a value of any length."""
 
 
 def tell(error: BaseException, args: Sequence[str]) -> int:
@@ -30,13 +32,16 @@ def tell(error: BaseException, args: Sequence[str]) -> int:
     rank = os.environ.get("RANK", "0")
     line, code = _line(error, args, rank)
     speaker = "samovar" if rank == "0" else f"samovar [rank {rank}]"
-    print(f"{speaker}: {visible(line)}", file=sys.stderr)
+    shown = visible(line)
+    if len(shown) > _LONGEST:
+        shown = f"{shown[: _LONGEST // 2]}…{shown[-_LONGEST // 2 :]}"
+    print(f"{speaker}: {shown}", file=sys.stderr)
     return code
 
 
 def _line(error: BaseException, args: Sequence[str], rank: str) -> tuple[str, int]:
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; the same command starts again", _INTERRUPTED
+        return "interrupted", _INTERRUPTED
     if isinstance(error, (ValueError, TypeError)):
         return str(error), 2
     if isinstance(error, OSError):
@@ -59,7 +64,7 @@ def _of_system(error: OSError, args: Sequence[str]) -> str:
     elif isinstance(error, PermissionError) or error.errno == errno.EROFS:
         todo = "give a folder that can be written to, or change its permissions"
     elif isinstance(error, FileNotFoundError):
-        todo = "it is gone or was never there; bring it back or give another path"
+        todo = "bring it back or give another path"
     else:
         todo = "mend that"
     again = shlex.join(["samovar", *args])

@@ -99,6 +99,11 @@ def last_folder() -> Path | None:
     return _last[0] if _last else None
 
 
+def forget_last() -> None:
+    """Forget the folder that was locked last, as a new command begins."""
+    _last.clear()
+
+
 def is_locked(folder: Path, work: Work = "train") -> bool:
     """Return whether a process has a lock of the folder."""
     if not file_of(folder, work).is_file():
