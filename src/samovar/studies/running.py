@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from samovar.measure.command import measure_once
 from samovar.measure.subject import open_subject
 from samovar.runs.json_files import read_object
 from samovar.runs.records import Record, RunDir, replace_text, to_json
+from samovar.runs.refused import removed_if_refused
 from samovar.runtime import Runtime, provenance, started
 from samovar.runtime.workers import Stopped, share, signals_raise
 from samovar.studies.jobs import Job, Measured
@@ -133,10 +135,12 @@ def run_job(job: Job) -> Done:
     since = time.process_time()
     if is_done(job):
         return Done(job, 0.0, _read(RunDir(job.folder)).get("diverged", ""), fresh=False)
+    is_new = not job.folder.exists()
     run = _open(job)
     done = _read(run)
     if "steps" not in done:
-        with started(job.config.run) as runtime:
+        refusable = removed_if_refused(run) if is_new else nullcontext()
+        with refusable, started(job.config.run) as runtime:
             try:
                 done["steps"] = _train(job, run, runtime)
             except (Diverged, NoFiniteRate) as error:
