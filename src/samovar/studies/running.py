@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from samovar.measure.command import measure_once
 from samovar.measure.subject import open_subject
 from samovar.runs.json_files import read_object
 from samovar.runs.records import Record, RunDir
+from samovar.runs.refused import removed_if_refused
 from samovar.runtime import Runtime, started
 from samovar.runtime.lock import Locked, locked
 from samovar.runtime.workers import Stopped, share, signals_raise
@@ -140,10 +142,11 @@ def run_job(job: Job, *, wait: bool = True) -> Done:
     since = time.process_time()
     if is_done(job):
         return Done(job, 0.0, _read(RunDir(job.folder)).get("diverged", ""), fresh=False)
+    is_new = not job.folder.exists()
     run = _open(job)
     try:
         with locked(run.path, "train", wait=wait):
-            diverged = _train_once(job, run)
+            diverged = _train_once(job, run, is_new=is_new)
         with locked(run.path, "measure", wait=wait):
             for measured in () if diverged else job.measurements:
                 _measure_once(measured, run)
@@ -152,11 +155,15 @@ def run_job(job: Job, *, wait: bool = True) -> Done:
     return Done(job, time.process_time() - since, diverged)
 
 
-def _train_once(job: Job, run: RunDir) -> str:
-    """Train to the end, unless that is done; return why the run diverged, empty if it did not."""
+def _train_once(job: Job, run: RunDir, *, is_new: bool) -> str:
+    """Train to the end, unless that is done; return why the run diverged, empty if it did not.
+
+    Args:
+        is_new: the folder was made for this, and goes where the run is refused."""
     done = _read(run)
     if not {"steps", "diverged"} & set(done):
-        with started(job.config.run) as runtime:
+        refusable = removed_if_refused(run) if is_new else nullcontext()
+        with refusable, started(job.config.run) as runtime:
             try:
                 done["steps"] = _train(job, run, runtime)
             except (Diverged, NoFiniteRate) as error:
