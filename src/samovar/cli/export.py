@@ -75,7 +75,7 @@ def parse(args: Sequence[str]) -> ExportCommand:
     if line["--format"] is None:
         raise ValueError(f"export needs --format; give one of: {', '.join(FORMATS)}")
     return ExportCommand(
-        line.words[0],
+        run_path(line.words[0], models=True),
         kind=line["--format"],
         output=line["--output"],
         checkpoint=line["--checkpoint"],
@@ -92,7 +92,7 @@ def run(args: Sequence[str]) -> None:
     from samovar.export import export as write
 
     path = write(
-        run_path(command.what, models=True),
+        command.what,
         command.kind,
         output=command.output,
         checkpoint=command.checkpoint,

@@ -78,7 +78,7 @@ def parse(args: Sequence[str]) -> PredictCommand:
         raise ValueError("--json and --csv exclude each other; give one of them")
     what, *images = line.words
     return PredictCommand(
-        what,
+        run_path(what, models=True),
         tuple(images),
         top_k=line["--top-k"],
         as_json=line["--json"],
@@ -98,7 +98,7 @@ def run(args: Sequence[str]) -> None:
     from samovar.export.predict import show
 
     show(
-        run_path(command.what, models=True),
+        command.what,
         command.images,
         checkpoint=command.checkpoint,
         name=command.model,

@@ -25,9 +25,10 @@ from samovar.cli.flags import (
 from samovar.cli.folder import Choice, choose, is_folder, why_lines
 from samovar.cli.named_run import run_path
 from samovar.cli.saved_run import last_unfinished, of_run, refuse_code
-from samovar.cli.settings import BY_NUMBER, CONFIG, Start, given_settings, parse_settings, start
+from samovar.cli.settings import CONFIG, Start, given_settings, parse_settings, start
 from samovar.config import Config, GridConfig
 from samovar.config.derived import Shorten
+from samovar.recipes.replay import BY_NUMBER
 from samovar.runs.records import RunDir
 
 FLAGS = (
@@ -47,8 +48,7 @@ FLAGS = (
     ),
     Flag("--wait", SWITCH, "wait while another command trains the same run"),
     Flag("--scratch", SWITCH, "train from scratch, however few images FOLDER holds"),
-    Flag("--ranks", COUNT, "ranks that --dry-run plans for", shown="1"),
-    TRUST,
+    Flag("--ranks", COUNT, "ranks that --dry-run plans for", shown="1"), TRUST,
 )  # fmt: skip
 
 HELP = f"""\
@@ -172,7 +172,7 @@ def _at(text: str) -> tuple[Path, str]:
         raise ValueError(
             f"--branch {text} names no step; give RUN@STEP, such as {text.strip('@')}@last"
         )
-    return Path(run), step
+    return Path(run_path(run)), step
 
 
 def _branch(line: Line) -> TrainCommand:

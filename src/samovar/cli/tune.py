@@ -22,6 +22,7 @@ from samovar.cli.flags import (
     read,
     without,
 )
+from samovar.cli.named_run import run_path
 from samovar.cli.settings import CONFIG, given_settings, parse_settings, start
 from samovar.config import Config
 from samovar.models import trust
@@ -146,10 +147,11 @@ def _verdict_folders(line: Line) -> tuple[Path, ...]:
         raise ValueError(f"--verdict trains nothing, so {name} has no use; leave it out")
     if not line.words:
         raise ValueError("--verdict needs folders of searches or runs, such as runs/search")
-    for word in line.words:
-        if not Path(word).is_dir():
-            raise ValueError(f"{word} is no folder; give folders of searches or runs")
-    return tuple(map(Path, line.words))
+    folders = tuple(Path(run_path(word)) for word in line.words)
+    for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is no folder; give folders of searches or runs")
+    return folders
 
 
 def _refuse_fixed(line: Line, base: Config, values: dict[str, tuple[float, ...]]) -> None:

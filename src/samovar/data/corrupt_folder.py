@@ -44,6 +44,8 @@ class _Copies:
     severities: tuple[int, ...]
     size: int
     seed: int
+    owner: int
+    """Process id of the command, part of the names of unfinished files."""
 
     def __call__(self, path: str) -> str:
         """Write the missing copies of an image; return the reason if it cannot be read, else ""."""
@@ -62,8 +64,24 @@ class _Copies:
             return f"{path}: {error}"
         for name, severity in missing:
             made = corrupt(image, name, severity=severity, seed=self._seed(path))
-            _write(Image.fromarray(made), self._target(name, severity, path))
+            self._write(Image.fromarray(made), self._target(name, severity, path))
         return ""
+
+    def _write(self, image: Image.Image, target: Path) -> None:
+        # aside first, so that an interrupted run leaves no half file that counts as done
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = target.with_name(f".{target.name}.{self.owner}.partial")
+        try:
+            image.save(aside, "PNG", compress_level=1)
+            aside.replace(target)
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def remove_unfinished(self) -> None:
+        """Remove what workers that were killed had not finished; none may run any more."""
+        for name in self.names:
+            for aside in (self.output / name).rglob(f".*.{self.owner}.partial"):
+                aside.unlink(missing_ok=True)
 
     def _target(self, name: str, severity: int, path: str) -> Path:
         return (self.output / name / str(severity) / path).with_suffix(".png")
@@ -97,7 +115,7 @@ def corrupt_folder(data: Path, output: Path, config: CorruptConfig) -> int:
             "give another folder"
         )
     _claim(output, config)
-    copies = _Copies(data, output, names, config.severities, config.size, config.seed)
+    copies = _Copies(data, output, names, config.severities, config.size, config.seed, os.getpid())
     workers = num_workers(DataConfig(workers=config.workers))
     unread = []
     bar = Progress(console=console(stderr=True), disable=not sys.stderr.isatty())
@@ -169,6 +187,8 @@ def _write_all(copies: _Copies, paths: list[str], workers: int) -> Generator[str
         try:
             yield from pool.map(copies, paths, chunksize=4)
         except BrokenProcessPool as error:
+            pool.shutdown()
+            copies.remove_unfinished()
             raise ValueError(
                 "a process ended by itself, perhaps for lack of memory; lower --workers"
             ) from error
@@ -180,14 +200,3 @@ def _write_all(copies: _Copies, paths: list[str], workers: int) -> Generator[str
 def _ignore_sigint() -> None:
     # Control-C reaches the whole group; workers finish their image, and the parent ends them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _write(image: Image.Image, target: Path) -> None:
-    # aside first, so that an interrupted run leaves no half file that counts as done
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        image.save(aside, "PNG", compress_level=1)
-        aside.replace(target)
-    finally:
-        aside.unlink(missing_ok=True)

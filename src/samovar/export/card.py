@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
 from samovar import config as configs
-from samovar import recipes
 from samovar.config import Config
 from samovar.export import UNKNOWN
 from samovar.export.original import Original
 from samovar.measure.accuracy import wilson
+from samovar.recipes import replay
 from samovar.runs.json_files import read_object
 from samovar.runs.records import Record, RunDir
 from samovar.runs.saddle import saddle
@@ -163,7 +164,7 @@ def _trained(run: RunDir) -> list[str]:
     lines = [
         f"- data: {inert(_last_part(config.data.source))}",
         f"- training: {inert(config.optim.name)}, {sam if config.sam.rho else 'without SAM'}; "
-        f"{_code(replay(config))}",
+        f"{_code(command_of(config))}",
     ]
     return [*lines, f"- versions: {used}"] if used else lines
 
@@ -188,16 +189,14 @@ def read_provenance(run: RunDir) -> dict[str, Any]:
     return read_object(path) if path.is_file() else {}
 
 
-def replay(config: Config) -> str:
+def command_of(config: Config) -> str:
     """Return the command that trains this again, without paths of one machine."""
     free = Config()
     data = replace(config.data, root=free.data.root, source=_last_part(config.data.source))
     public = replace(
         config, output=free.output, name=free.name, data=data, init=_last_part(config.init)
     )
-    known = config.recipe in recipes.RECIPES
-    base = recipes.get(config.recipe).config() if known else Config(recipe=config.recipe)
-    return " ".join(["samovar train", config.recipe, *configs.to_flags(public, base)])
+    return shlex.join(replay.command(public))
 
 
 def _last_part(source: str) -> str:

@@ -20,6 +20,7 @@ from samovar.measure import catalog
 from samovar.measure.subject import Subject, open_subject
 from samovar.models import timm_folder, trust
 from samovar.runs.records import Record, RunDir, timestamp
+from samovar.runs.refused import holds_records, removed_if_refused
 from samovar.runs.saddle import saddles
 from samovar.runtime import Runtime, started
 from samovar.runtime.heartbeat import doing
@@ -64,10 +65,14 @@ def run(
         if runtime.is_main:
             for note in subject.notes:
                 print(f"samovar: {visible(note)}", file=sys.stderr)
+        # a folder that --name continues is left as it is
+        goes_on = bool(config.name) and (config.output / config.name).is_dir()
+        is_new = runtime.is_main and not (subject.run or goes_on)
         folder = subject.run or _folder_for(subject, config)
         lock = locked(folder.path, "measure", wait=wait) if runtime.is_main else nullcontext()
+        refusable = removed_if_refused(folder, keep=holds_records) if is_new else nullcontext()
         try:
-            with lock:
+            with refusable, lock:
                 found = _measure_all(subjects, config, folder)
         except KeyboardInterrupt:
             print("samovar: interrupted; the same command goes on from here", file=sys.stderr)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from samovar.report.read import Array, RunData, UnreadableArrays
+from samovar.report.significance import LEVEL, Difference, holm, mcnemar
 from samovar.runs.records import Record
 
 TOP1 = "accuracy/top1"
@@ -109,4 +110,28 @@ def same_images(first: Outcomes | CorruptedOutcomes, second: Outcomes | Corrupte
         all(a.get(name) == b.get(name) for name in _CHOICE)
         and all(one.get(name) == two.get(name) for name in _SPLIT)
         and bool(np.array_equal(first.labels, second.labels))
+    )
+
+
+def condition_tests(
+    first: CorruptedOutcomes, second: CorruptedOutcomes, level: float = LEVEL
+) -> list[tuple[Difference, bool]]:
+    """Return McNemar's test of each condition, and whether it is significant among them all.
+
+    Args:
+        first, second: outcomes of the same images under the same conditions.
+        level: of all tests together.
+
+    Source: McNemar (1947); Holm (1979)."""
+    pairs = zip(first.right, second.right, strict=True)
+    found = [mcnemar(a, b, level) for a, b in pairs]
+    # Of many conditions some would differ by chance alone.
+    real = holm([1.0 if test.p is None else test.p for test in found], level)
+    return list(zip(found, real, strict=True))
+
+
+def comparable(first: CorruptedOutcomes | None, second: CorruptedOutcomes | None) -> bool:
+    """Return whether both have outcomes, of the same images under the same conditions."""
+    return bool(
+        first and second and same_images(first, second) and first.conditions == second.conditions
     )

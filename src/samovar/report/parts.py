@@ -60,6 +60,8 @@ class Figure:
     height: int = 320
     wide: bool = False
     notes: tuple[str, ...] = ()
+    sense: str = ""
+    """What is good, such as `higher is better`; shown below the title."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,10 @@ class Group:
     tiles: bool = False
     scale: tuple[str, str, str] | None = None
     """Low end, high end and title of the colour scale that the parts share."""
+    ramp: str = "heights"
+    """Colours of the scale: `heights`, or `shares` for cells that hold numbers."""
+    sense: str = ""
+    """What is good in all parts, such as `higher is better`."""
     notes: tuple[str, ...] = ()
     wide: bool = True
 

@@ -58,6 +58,8 @@ class RunData:
     """Records by name, in the order in which they were written."""
     provenance: dict[str, Any] = field(default_factory=dict)
     best: dict[str, Any] = field(default_factory=dict)
+    train_images: int | None = None
+    """Number of training images, where the folder says it."""
     bad_lines: int = 0
     """Number of lines in records.jsonl that are not records."""
     label: str = ""
@@ -209,6 +211,7 @@ def _read(path: Path) -> RunData:
         records=records,
         provenance=_read_object(path / "provenance.json"),
         best=_read_object(run.checkpoints / "best.json"),
+        train_images=_train_images(path / "class_counts.json"),
         bad_lines=bad_lines,
     )
 
@@ -232,6 +235,13 @@ def _read_object(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}
+
+
+def _train_images(path: Path) -> int | None:
+    """Return the sum of the training images of each class; None where they are not counted."""
+    counts = _read_object(path).get("train")
+    known = isinstance(counts, list) and all(type(each) is int and each >= 0 for each in counts)
+    return sum(counts) or None if known and counts else None
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Locks of a run folder: one process at a time trains a run, one at a time measures it.
+"""Locks of folders: one process at a time trains a run, measures it, or tunes in a folder.
 
 A lock is a file that the system unlocks when its process ends, however it ends. The file also names
 its owner: host, process and time. On file systems without locks, and on Windows, this name alone
@@ -26,7 +26,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-Work = Literal["train", "measure"]
+Work = Literal["train", "measure", "study"]
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """Errors of file systems that have no locks."""
@@ -34,7 +34,7 @@ _POLL = 0.5
 """Seconds between two tries of a process that waits."""
 _last: list[Path] = []
 """The folder that this process locked last."""
-_DOES = {"train": "trained", "measure": "measured"}
+_DOES = {"train": "trained", "measure": "measured", "study": "worked on"}
 
 
 class Locked(ValueError):
@@ -84,7 +84,8 @@ def locked(folder: Path, work: Work = "train", *, wait: bool = False) -> Iterato
         by = str(owner) if owner else "another process"
         if not wait:
             raise Locked(
-                f"{folder} is being {_DOES[work]} by {by}; wait for its end (--wait) or stop it"
+                f"{folder} is being {_DOES[work]} by {by}; "
+                f"wait for its end{'' if work == 'study' else ' (--wait)'} or stop it"
             )
         if not told:
             print(f"samovar: waiting for {by}, which has {folder}", file=sys.stderr, flush=True)

@@ -30,6 +30,16 @@ def handled_by(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None
             signal.signal(signum, before)
 
 
+@contextmanager
+def ignored_sigint() -> Iterator[None]:
+    """Ignore SIGINT inside, and in processes that are started inside; main thread only."""
+    earlier = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, earlier)
+
+
 @dataclass
 class StopRequest:
     """A request to stop at the next good moment."""

@@ -141,6 +141,7 @@ def train_facts(event: Event) -> str:
     skipped = f"  skipped {v['train/skipped']:.0f}" if v["train/skipped"] else ""
     loss = v["train/loss"] if "train/loss" in v else v["train/contrastive_loss"]
     speed = f"{v['train/images_per_second']:.0f} images/s"
+    speed += f"  MFU {100 * v['train/mfu']:.0f} %" if "train/mfu" in v else ""
     return f"loss {loss:.4f}  lr {v['train/lr']:.2e}  {speed}{skipped}"
 
 

@@ -73,6 +73,7 @@ def _figure(found: Sequence[Blocks]) -> Figure:
         "Outlined bars: not converged." if stopped else "",
         legend(run for run, _ in found),
         wide=True,
+        sense="lower is flatter",
     )
 
 

@@ -22,7 +22,7 @@ _LEAD = (
     "share of a class that is found, precision the share of what was called so that is; bars "
     "carry 95 % intervals, and higher is better."
 )
-_PALE = [[0, "rgba(90,155,203,0)"], [1, "#5a9bcb"]]
+_SHARES = [[0, "var(--share-low)"], [1, "var(--share-high)"]]
 
 
 def classes(runs: Sequence[RunData]) -> Chapter:
@@ -80,7 +80,7 @@ def _confusion(item: Outcomes) -> Figure:
         # Numbers in more cells than these would overlap.
         **({"texttemplate": "%{text}"} if len(drawn) <= 20 else {}),
         "textfont": {"size": 10, "color": "var(--ink)"},
-        "colorscale": _PALE,
+        "colorscale": _SHARES,
         "zmin": 0,
         "zmax": 1,
         "xgap": 1,
@@ -108,6 +108,7 @@ def _confusion(item: Outcomes) -> Figure:
         f"{len(item.labels):,} images.{left} {confused} The CSV has the prediction of every "
         "image.".replace(",", "\u202f"),
         run=item.run,
+        sense="a full diagonal is better",
         height=140 + min(18 * len(drawn), 480),
     )
 
@@ -168,4 +169,5 @@ def _bars(found: Sequence[Outcomes], what: str, k: int) -> Figure:
         {"data": traces, "layout": axes},
         Data(("run", "class", what, "low", "high", "images"), rows),
         keys=legend(item.run for item in found),
+        sense="higher is better",
     )

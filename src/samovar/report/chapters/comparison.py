@@ -125,6 +125,7 @@ def _figure(run: RunData, key: str, title: str, found: Sequence[RelativePoint]) 
         _caption(found, log, several),
         tuple(Key(BUDGETS[name].title, BUDGETS[name].color) for name in present if several),
         height=380,
+        sense="up and to the left is better" if UPWARD[key] else "down and to the left is better",
     )
 
 

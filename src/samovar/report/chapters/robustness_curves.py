@@ -45,6 +45,7 @@ def attack_figure(found: Sequence[tuple[RunData, Sequence[Record]]]) -> Figure:
         {"data": traces, "layout": axes},
         Data(("run", "eps", "accuracy", "stderr", "n"), rows),
         keys=legend(run for run, _ in found),
+        sense="higher is better",
     )
 
 
@@ -125,6 +126,7 @@ def reliability_figure(found: Sequence[Reliability]) -> Figure:
         ),
         f"Expected calibration error: {', '.join(errors)}." if len(errors) <= MANY else "",
         legend(item.run for item in found),
+        sense="closer to the dotted diagonal is better",
     )
 
 

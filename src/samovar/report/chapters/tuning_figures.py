@@ -83,6 +83,7 @@ def _figure(
         _data(drawn, best),
         _caption(drawn, places, best),
         _keys(lines, colors),
+        sense="higher is better",
     )
 
 

@@ -14,7 +14,15 @@ from samovar.report.chapters.verdict_words import (
     not_compared,
     seeds_sentence,
 )
-from samovar.report.outcomes import CORRUPTED, TOP1, corrupted_outcomes, outcomes, same_images
+from samovar.report.outcomes import (
+    CORRUPTED,
+    TOP1,
+    comparable,
+    condition_tests,
+    corrupted_outcomes,
+    outcomes,
+    same_images,
+)
 from samovar.report.parts import Chapter, Statement, Statements
 from samovar.report.protocol import disagreements
 from samovar.report.read import RunData, UnreadableArrays
@@ -22,7 +30,6 @@ from samovar.report.run_names import Recipe, recipes
 from samovar.report.significance import (
     LEVEL,
     Difference,
-    holm,
     mcnemar,
     normal,
     over_images,
@@ -160,8 +167,7 @@ def _corruptions(pair: Pair) -> Statement | None:
         first, second = corrupted_outcomes(one), corrupted_outcomes(two)
     except UnreadableArrays:
         return None
-    same = first and second and same_images(first, second)
-    if not (first and second and same and first.conditions == second.conditions):
+    if not (first and second and comparable(first, second)):
         return not_compared(
             pair,
             "Accuracy under corruptions",
@@ -172,13 +178,10 @@ def _corruptions(pair: Pair) -> Statement | None:
     fall = over_images(
         first.clean - first.right.mean(0), second.clean - second.right.mean(0), pair.level
     )
-    each = zip(first.right, second.right, strict=True)
-    cells = [mcnemar(x, y, pair.level) for x, y in each]
-    # Of many cells some would differ by chance alone.
-    real = holm([cell.p or 0.0 for cell in cells], pair.level)
-    better = sum(yes and cell.value > 0 for yes, cell in zip(real, cells, strict=True))
-    worse = sum(yes and cell.value < 0 for yes, cell in zip(real, cells, strict=True))
-    return corruption_sentence(pair, level, fall, (better, worse, len(cells)))
+    tests = condition_tests(first, second, pair.level)
+    better = sum(yes and test.value > 0 for test, yes in tests)
+    worse = sum(yes and test.value < 0 for test, yes in tests)
+    return corruption_sentence(pair, level, fall, (better, worse, len(tests)))
 
 
 def _flatness(pair: Pair) -> Statement | None:

@@ -22,7 +22,8 @@
   }
   function resolve(value) {
     if (typeof value === "string") return /^var\(--[\w-]+\)$/.test(value) ? color(value) : value;
-    if (Array.isArray(value)) return value.length && typeof value[0] === "number" ? value : value.map(resolve);
+    // Long columns of numbers need no look at each; the stops of a colour scale begin with a number too.
+    if (Array.isArray(value)) return typeof value[0] === "number" && typeof value.at(-1) === "number" ? value : value.map(resolve);
     if (value && typeof value === "object") return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, resolve(v)]));
     return value;
   }

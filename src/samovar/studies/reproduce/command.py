@@ -11,13 +11,14 @@ from samovar.data.sources import open_source
 from samovar.runs.records import RunDir, replace_text
 from samovar.runtime.terminal import console
 from samovar.studies.jobs import Job, refuse_torchrun
+from samovar.studies.own_folder import write_records, write_study
 from samovar.studies.reproduce import plan
 from samovar.studies.reproduce.plan import STUDY_FILE, ReproduceJob, ReproduceRequest
 from samovar.studies.reproduce.results import ReproduceResults, records_of, results
 from samovar.studies.reproduce.scales import SCALES
 from samovar.studies.reproduce.studies import STUDIES
 from samovar.studies.reproduce.view import claims_table, markdown, numbers_table, plan_head
-from samovar.studies.running import is_done, run_all, write_records, write_study
+from samovar.studies.running import is_done, run_all
 from samovar.studies.terminal import job_line, print_plan, progress, resumable
 
 
