@@ -1,13 +1,18 @@
 """Charts say what is noise and what is good: heat maps of corruptions, curves with epochs, smoothing and the best."""
 
+import base64
+import io
 import json
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import stats
 
+from samovar.report.chapters.landscape import landscape
 from samovar.report.chapters.robustness import robustness
 from samovar.report.chapters.training import training
+from samovar.report.drawing.plots import layout
 from samovar.report.parts import Figure, Group
 from samovar.runs.records import Record, RunDir
 from tests.unit.report_runs import BEST, MAKERS, load, make_run
@@ -177,3 +182,31 @@ def test_curves_say_what_is_good(tmp_path) -> None:
         "train-loss": "lower is better", "val-loss": "lower is better", "val-accuracy": "higher is better",
         "train-grad-norm": "", "train-lr": "", "train-images-per-second": "higher is faster",
     }  # fmt: skip
+
+
+# --- surfaces and the toolbar
+
+
+def _alpha(uri: str) -> np.ndarray:
+    """The opacity of an image in the page, [H, W] of 0 to 255."""
+    data = base64.b64decode(uri.partition(",")[2])
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGBA"))[..., 3]
+
+
+def test_the_labels_of_a_surface_are_a_mask_of_their_own_that_the_page_colours(tmp_path) -> None:
+    without = tuple(name for name in ("training", *MAKERS) if name != "landscape")
+    figure = _parts(landscape(load(make_run(tmp_path / "a", without=without, points=5))))["surface-random-0"]
+    surface, labels = _alpha(figure.poster), _alpha(figure.poster_labels)
+    assert surface.shape == labels.shape
+    assert (surface > 0).mean() > 10 * (labels > 0).mean() > 0
+    # The labels lie where the surface is not.
+    assert ((labels > 128) & (surface > 128)).sum() < 0.2 * (labels > 128).sum(), "tick marks are in both"
+    axis = figure.plot["layout"]["scene"]["zaxis"]
+    assert axis["color"] == "var(--ink)"
+    assert axis["tickfont"]["size"] >= 12
+
+
+def test_the_toolbar_has_a_margin_of_its_own() -> None:
+    made = layout("x")
+    assert made["modebar"]["orientation"] == "v"
+    assert made["margin"]["r"] >= 28

@@ -243,6 +243,7 @@ def line_trace(curve: Curve, markers: bool = False) -> dict[str, Any]:
         "marker": {
             "symbol": ["circle" if point.converged else "circle-open" for point in curve.points],
             "size": 7 if best is None else sizes,
+            "opacity": 1,
             "color": line["color"],
             "line": {"width": 1.5 if best is None else 0, "color": line["color"]},
         },
