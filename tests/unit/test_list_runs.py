@@ -8,8 +8,12 @@ import pytest
 from samovar import cli, recipes
 from samovar import config as configs
 from samovar.cli import list_recipes, named_run, show_run
+from samovar.cli.export import parse as parse_export
 from samovar.cli.measure import parse as parse_measure
+from samovar.cli.predict import parse as parse_predict
 from samovar.cli.report import parse as parse_report
+from samovar.cli.train import parse as parse_train
+from samovar.cli.tune import parse as parse_tune
 from samovar.runs import progress
 from samovar.runs.records import Record, RunDir
 
@@ -105,9 +109,30 @@ def test_a_run_is_found_by_its_name_and_never_hides_a_model_or_a_path(three, tmp
         assert named_run.run_path(name, models=True) == name
         assert named_run.run_path(name) == f"runs/{name}"
     assert parse_report(["a", "b"]).runs == [Path("runs/a"), Path("runs/b")]
-    assert parse_measure(["a"]).subject == "a"  # looked up when the work starts
+    assert parse_measure(["a"]).subject == "runs/a"
+    assert parse_export(["a", "--format", "timm"]).what == "runs/a"
+    assert parse_predict(["a", "photo.jpg"]).what == "runs/a"
     (tmp_path / "a").mkdir()
     assert named_run.run_path("a") == "a"
+
+
+def test_every_flag_that_takes_a_run_finds_it_by_its_name(three) -> None:
+    make("resnet18", ())
+    make("last", ())
+    for verb in (["vit-digits"], ["--config", "a"], ["--resume", "a"]):
+        assert parse_train([*verb, "--init", "b"]).config.init == "runs/b"
+    assert parse_train(["vit-digits", "--init", "resnet18"]).config.init == "resnet18"  # timm's weights
+    assert parse_train(["--config", "a"]).config == parse_train(["--config", "runs/a/config.json"]).config
+    assert parse_train(["--config", "runs/a"]).config.seed == 7
+    assert parse_train(["--branch", "a@last"]).origin == (Path("runs/a"), "last")
+    assert parse_train(["--resume", "a"]).resumed == Path("runs/a")
+    assert parse_tune(["vit-digits", "--rho", "0,0.1", "--init", "b"]).config.init == "runs/b"
+    assert parse_tune(["--verdict", "a", "b"]).folders == (Path("runs/a"), Path("runs/b"))
+    between = ["a", "landscape", "--landscape", "between", "--other"]
+    assert parse_measure([*between, "b"]).config.other == "runs/b"
+    assert parse_measure([*between, "last"]).config.other == "last"
+    with pytest.raises(ValueError, match="--other nowhere is no run folder and no step of runs/a; give one"):
+        parse_measure([*between, "nowhere"])
 
 
 def test_a_recipe_goes_first_and_says_that_a_run_has_its_name(three, capsys) -> None:

@@ -13,6 +13,8 @@ from timm.models import save_for_hf
 
 from samovar import config as configs
 from samovar.config import Config, MeasureConfig, ModelConfig
+from samovar.export import export
+from samovar.export.predict import open_predictor
 from samovar.measure import command
 from samovar.measure.subject import open_subject
 from samovar.models.factory import Classifier, create
@@ -286,3 +288,63 @@ def test_flags_that_do_not_fit_the_subject_are_one_line(run, timm_folder, capsys
     assert_refused(f"measure {folder} --checkpoint init", "is no run and has no others", capsys)
     assert_refused("measure vit-digits --model vit-digits", "add --checkpoint pretrained", capsys)
     assert_refused("measure gone.npz", "gone.npz: no such file", capsys)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"architecture": "hf-hub:somebody/net"}, "lies outside of the folder and is not fetched"),
+        ({"architecture": "https://host/net"}, "lies outside of the folder and is not fetched"),
+        ({"architecture": "local-dir:/tmp/other"}, "lies outside of the folder and is not fetched"),
+        ({"architecture": "../other/net"}, "lies outside of the folder and is not fetched"),
+        ({"architecture": "os:getcwd"}, "lies outside of the folder and is not fetched"),
+        ({"architecture": ["test_vit"]}, "lies outside of the folder and is not fetched"),
+        ({"model_args": {"checkpoint_path": "/tmp/x.pth"}}, "gives timm checkpoint_path, which is no argument"),
+        ({"model_args": {"pretrained": True}}, "gives timm pretrained, which is no argument"),
+        ({"model_args": {"pretrained_cfg_overlay": {"url": "x"}}}, "gives timm pretrained_cfg_overlay"),
+        ({"model_args": {"depth": 100_000}}, "depth 100000 in model_args is above 65,536"),
+        (
+            {"model_args": {"depth": 60_000}},
+            r"timm cannot build the test_vit .*\(it would be far larger than its weights",
+        ),
+        ({"model_args": {"embed_dim": 60_000, "num_heads": 1}}, "it would be far larger than its weights"),
+        ({"model_args": {"mlp_ratio": 1e300}}, "mlp_ratio 1e[+]300 in model_args is above"),
+        ({"model_args": {"img_size": 10**9}}, "image_size 1000000000 is not within 1 to 4,096"),
+        ({"model_args": 3}, "does not describe a network"),
+        ({"model_args": {"num_classes": 10**12}}, "num_classes 1000000000000 is not within 1 to 1,000,000"),
+        ({"model_args": {"num_classes": -1}}, "num_classes -1 is not within"),
+        ({"label_names": ["a"]}, "names 1 of 7 classes"),
+        ({"pretrained_cfg": {"mean": [0.1, 0.2], "std": [1.0]}}, "are not 1 or 3 finite numbers"),
+        ({"pretrained_cfg": {"mean": [0.1], "std": [0.0]}}, "divides by a number that is not positive"),
+        ({"pretrained_cfg": []}, "does not describe a network"),
+    ],
+)
+def test_a_folder_of_somebody_fetches_nothing_and_stays_small(change, line, timm_folder, monkeypatch) -> None:
+    folder, _ = timm_folder
+    monkeypatch.setattr("timm.models._factory.load_model_config_from_hf", lambda *args, **rest: 1 / 0)
+    monkeypatch.setattr("timm.models._factory.load_model_config_from_path", lambda *args, **rest: 1 / 0)
+    found = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(found | change))
+    with pytest.raises(ValueError, match=line) as caught:
+        open_model(str(folder))
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_of_a_folder_can_be_put_in_a_network_that_is_named(timm_folder) -> None:
+    folder, body = timm_folder
+    found = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(found | {"architecture": "hf-hub:somebody/net"}))
+    with pytest.raises(ValueError, match="give .*/model.safetensors --model NAME"):
+        open_model(str(folder))
+    opened = open_model(f"{folder}/model.safetensors", name="test_vit", image_size=32)
+    assert torch.equal(opened.model.body.head.weight, body.head.weight)
+
+
+def test_an_interface_of_other_classes_than_the_networks_is_refused(run, tmp_path) -> None:
+    export(str(run.path), "timm", output=tmp_path / "out")
+    path = tmp_path / "out" / "config.json"
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps(found | {"samovar": found["samovar"] | {"classes": ["one"]}}))
+    with pytest.raises(ValueError, match="states 1 classes and 1 channels, its network has 10 and 1"):
+        open_predictor(str(tmp_path / "out"))

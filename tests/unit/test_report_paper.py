@@ -14,6 +14,7 @@ from samovar.report.paper.figures import FIGURES
 from samovar.report.paper.panels import ONE, TWO
 from tests.unit.made_comparison import make_comparison
 from tests.unit.report_runs import HOSTILE, NOTHING, load, make_run
+from tests.unit.test_claims_figure import claim, make_study
 
 pytestmark = pytest.mark.costly
 
@@ -22,7 +23,8 @@ pytestmark = pytest.mark.costly
 def folders(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     twins = [make_run(folder / "a", points=5), make_run(folder / "b", recipe="vit-digits-sam", flat=8.0, points=5)]
-    report.figures([*twins, make_comparison(folder / "c")], folder / "figures", ("svg", "pdf", "png"))
+    study = make_study(folder, [claim("a", 2.0, (1.0, 4.0)), claim("b", 3.0, (2.0, 4.0), unit="x")])
+    report.figures([*twins, make_comparison(folder / "c"), study], folder / "figures", ("svg", "pdf", "png"))
     return [*twins, folder / "figures"]
 
 

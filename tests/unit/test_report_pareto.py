@@ -92,7 +92,7 @@ def test_a_log_axis_of_less_than_a_factor_of_two_has_numbers() -> None:
 
 def test_the_table_has_the_answer_above_it_and_the_share_beside_its_verdict(tmp_path) -> None:
     table = parts_of(make_comparison(tmp_path / "c"))["compare-0-steps"]
-    assert table.caption.startswith("At no more than 1.3 times the cost of plain, quarter keeps at least 90 %")
+    assert table.caption.startswith("At no more than 1.25 times the cost of plain, quarter keeps at least 90 %")
     row = next(row for row in table.rows if row.head == "quarter")
     assert row.detail == "SAM whose climb sees a quarter of the images"
     cost, top1, _, _, share, verdict = row.cells

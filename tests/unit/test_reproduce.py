@@ -1,5 +1,6 @@
 """reproduce: the studies are whole, the claims are tested as stated, the plan says what will be run."""
 
+import contextlib
 import json
 import math
 import shlex
@@ -17,6 +18,7 @@ from samovar.cli.reproduce import parse as parse_reproduce
 from samovar.cli.train import parse as parse_train
 from samovar.recipes.regimes import FRACTIONS
 from samovar.runs.records import Record, RunDir
+from samovar.runtime.lock import locked
 from samovar.studies.claims import decide, difference, larger_gain, ratio
 from samovar.studies.columns import COLUMNS
 from samovar.studies.jobs import Measured, command_of
@@ -25,7 +27,7 @@ from samovar.studies.reproduce.plan import ReproduceJob, ReproduceRequest, check
 from samovar.studies.reproduce.rows import Row, config_of, name_of
 from samovar.studies.reproduce.scales import SCALES
 from samovar.studies.reproduce.studies import STUDIES
-from samovar.studies.running import is_done, records_of, run_job
+from samovar.studies.running import Done, is_done, records_of, run_all, run_job
 
 pytestmark = pytest.mark.costly
 
@@ -213,6 +215,33 @@ def test_a_measurement_under_other_settings_is_taken_anew_and_kept_apart(done: R
     ]
     assert [len(values) for values in lambdas] == [1, 1]
     assert lambdas[0] != lambdas[1]
+
+
+def test_a_run_that_another_command_is_at_comes_last(done: ReproduceJob, tmp_path) -> None:
+    first, second = (replace(done, config=replace(done.config, output=tmp_path, name=name)) for name in "ab")
+    for job in (first, second):
+        shutil.copytree(done.folder, job.folder)
+        (job.folder / "reproduced.json").write_text(json.dumps({"steps": 5}))  # still to be measured
+    ended = []
+    with contextlib.ExitStack() as other:
+        other.enter_context(locked(first.folder, "measure"))
+        assert run_job(first, wait=False).busy
+
+        def show(found: Done) -> None:
+            ended.append(found.job)
+            other.close()  # the other command ends once the second job is done here
+
+        run_all([first, second], at_a_time=1, on_done=show)
+    assert ended == [second, first]
+    assert is_done(first)
+    assert is_done(second)
+
+
+def test_what_another_command_has_done_meanwhile_is_not_done_again(done: ReproduceJob, monkeypatch) -> None:
+    before = (done.folder / "records.jsonl").read_bytes()
+    monkeypatch.setattr("samovar.studies.running.is_done", lambda job: False)  # as it was before the wait
+    run_job(done)
+    assert (done.folder / "records.jsonl").read_bytes() == before
 
 
 def test_of_a_run_that_diverged_no_number_counts(done: ReproduceJob, tmp_path) -> None:

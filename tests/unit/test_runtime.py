@@ -1,5 +1,7 @@
 """Test devices and precisions, seeds that do not collide, and the provenance of a run."""
 
+import os
+
 import pytest
 import torch
 
@@ -38,3 +40,25 @@ def test_one_process_starts_without_a_group_and_says_what_it_is() -> None:
     assert torch.__version__.startswith(facts["versions"]["torch"])
     assert facts["device"] == "cpu"
     assert not torch.distributed.is_initialized()
+
+
+def test_deterministic_algorithms_are_asked_for_inside_and_put_back(monkeypatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    with runtime.started(RunConfig(device="cpu", deterministic=True)):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.backends.cudnn.benchmark
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.backends.cudnn.benchmark
+
+
+def test_an_operation_without_a_deterministic_algorithm_is_refused() -> None:
+    with (
+        pytest.raises(ValueError, match=r"^put_ has no deterministic algorithm .* train without --run.deterministic$"),
+        runtime.started(RunConfig(device="cpu", deterministic=True)),
+    ):
+        torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))
+    assert not torch.are_deterministic_algorithms_enabled()
+    with pytest.raises(RuntimeError, match="size"), runtime.started(RunConfig(device="cpu", deterministic=True)):
+        torch.zeros(3) @ torch.zeros(2)

@@ -18,6 +18,7 @@ from samovar import plugins
 from samovar.cli import main
 from samovar.config import DataConfig
 from samovar.data import openers
+from samovar.data.badfiles import BadImages
 from samovar.data.catalog import SOURCES, count_images, listed
 from samovar.data.draws import Purpose
 from samovar.data.shards import expand
@@ -538,6 +539,123 @@ BAD_SHARDS = {
     "a class index from 0 is needed": lambda path: make_shard(path, {"a.png": png(), "a.cls": b"cat"}),
     "class '0' has no training images": lambda path: make_shard(path, {"a.png": png(), "a.cls": b"1"}),
 }
+
+
+def numbered(folder: Path, count: int = 40) -> bytes:
+    """The bytes of a shard of so many images in two classes."""
+    members = {}
+    for i in range(count):
+        members |= {f"{i:03}.png": png(i), f"{i:03}.cls": f"{i % 2}".encode()}
+    return make_shard(folder / "whole.tar", members).read_bytes()
+
+
+def header(data: bytes, name: str) -> int:
+    """Where the header of a member begins."""
+    return data.index(name.encode() + b"\0")
+
+
+def opened(folder: Path, data: bytes, pattern: str = "s.tar", **settings):
+    (folder / "s.tar").write_bytes(data)
+    return open_source(DataConfig(source=f"shards:{folder}/{pattern}", val_share=0.25, **settings))
+
+
+def test_images_behind_a_damaged_header_are_found_again_and_the_damage_is_said(tmp_path) -> None:
+    data = bytearray(numbered(tmp_path))
+    place = header(data, "017.png")
+    data[place + 100] ^= 1  # of the mode: the checksum no longer fits
+    source = opened(tmp_path, bytes(data))
+    assert len(source.train) + len(source.val) == 39
+    line = f"{tmp_path}/s.tar is damaged at byte {place:,}: about 1 of 40 images are lost"
+    assert source.notes[0] == line
+    assert not {"017"} & {source.train.name(i)[-3:] for i in range(len(source.train))}
+
+
+def test_any_flipped_bit_of_a_header_loses_two_images_at_most_and_is_said(tmp_path) -> None:
+    whole = numbered(tmp_path)
+    draws = np.random.default_rng(0)
+    for name in ("000.cls", "017.png", "020.cls", "039.cls"):
+        place = header(whole, name)
+        for bit in draws.integers(0, 512 * 8, 8).tolist():
+            data = bytearray(whole)
+            data[place + bit // 8] ^= 1 << bit % 8
+            source = opened(tmp_path, bytes(data))
+            assert len(source.train) + len(source.val) >= 38
+            assert "is damaged at byte" in source.notes[0]
+
+
+def test_many_damaged_headers_are_more_than_the_share(tmp_path) -> None:
+    data = bytearray(numbered(tmp_path))
+    for i in range(6, 12):
+        data[header(data, f"{i:03}.png") + 100] ^= 1
+    with pytest.raises(BadImages, match=r"about 6 of 40 images are lost, more than --data.max-bad-share 0.001; fetch"):
+        opened(tmp_path, bytes(data))
+    assert len(opened(tmp_path, bytes(data), max_bad_share=0.2).train) == 26
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001])
+@pytest.mark.parametrize("part", [0.3, 0.5, 0.7])
+def test_a_cut_shard_is_refused_by_name_and_offset(part, share, tmp_path) -> None:
+    whole = numbered(tmp_path)
+    line = r"s.tar is damaged at byte [\d,]+, where it is cut: .* about \d+ of \d+ images are lost"
+    with pytest.raises(BadImages, match=line):
+        opened(tmp_path, whole[: int(part * len(whole))], max_bad_share=share)
+
+
+def test_a_shard_cut_between_two_members_is_cut_too(tmp_path) -> None:
+    whole = numbered(tmp_path)
+    with pytest.raises(BadImages, match="where it is cut"):
+        opened(tmp_path, whole[: header(whole, "020.png")])
+
+
+def test_a_shard_whose_end_is_missing_is_measured_by_the_others(tmp_path) -> None:
+    whole = numbered(tmp_path)
+    cut = whole[: header(whole, "038.png")]
+    source = opened(tmp_path, cut, "{s,whole}.tar")
+    assert len(source.train) + len(source.val) == 78
+    assert "about 2 of 80 images are lost" in source.notes[0]
+
+
+def test_zeros_in_the_middle_are_no_end(tmp_path) -> None:
+    data = bytearray(numbered(tmp_path))
+    first, last = header(data, "010.png"), header(data, "012.png")
+    data[first:last] = bytes(last - first)
+    source = opened(tmp_path, bytes(data))
+    assert len(source.train) + len(source.val) == 38
+    assert f"is damaged at byte {first:,}: about 2 of 40 images are lost" in source.notes[0]
+
+
+def test_two_shards_in_one_file_are_read_both(tmp_path) -> None:
+    members = {"x.png": png(), "x.cls": b"0", "y.png": png(1), "y.cls": b"1"}
+    more = make_shard(tmp_path / "more.tar", members).read_bytes()
+    source = opened(tmp_path, numbered(tmp_path) + more)
+    assert len(source.train) + len(source.val) == 42
+    assert source.notes == ()
+
+
+def test_a_shard_that_shrinks_while_it_is_read_has_bad_images(tmp_path) -> None:
+    source = opened(tmp_path, numbered(tmp_path))
+    (tmp_path / "s.tar").write_bytes(b"")
+    with pytest.raises(OSError, match="the shard ends within it"):
+        source.train.read(0)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "line"),
+    [
+        ("s-{0..99999999999}.tar", "stands for 100,000,000,000 shards; give a pattern of 1,000,000 at most"),
+        ("{0..999}{0..999}{0..9}.tar", "stands for 10,000,000 shards"),
+        ("s-{0..9999999999999999999999}.tar", "there is no shard"),
+    ],
+)
+def test_patterns_of_far_too_many_shards_are_refused(pattern, line, tmp_path) -> None:
+    with pytest.raises(ValueError, match=line):
+        open_source(DataConfig(source=f"shards:{tmp_path}/{pattern}"))
+
+
+def test_a_class_index_of_billions_is_refused(tmp_path) -> None:
+    make_shard(tmp_path / "s.tar", {"a.png": png(), "a.cls": b"99999999999"})
+    with pytest.raises(ValueError, match=r"a.cls = b'99999999999'; a class index from 0 is needed, below 1,000,000"):
+        open_source(DataConfig(source=f"shards:{tmp_path}/s.tar"))
 
 
 @pytest.mark.parametrize("message", BAD_SHARDS)

@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 
 from samovar import config as configs
 from samovar import recipes
-from samovar.cli.settings import BY_NUMBER
 from samovar.cli.train import parse
 from samovar.recipes.own import FEW, PRETRAINED
+from samovar.recipes.replay import BY_NUMBER
 from tests.conftest import Shell
 
 

@@ -12,6 +12,7 @@ from samovar import config as configs
 from samovar.cli.train import parse as parse_train
 from samovar.config import Config
 from samovar.runs.records import RunDir
+from samovar.runtime.lock import locked
 from samovar.runtime.workers import Stopped
 from samovar.studies.tune import command
 from samovar.studies.tune.command import compared_on
@@ -189,6 +190,14 @@ def test_a_best_value_at_an_edge_and_a_close_second_are_said(tmp_path, trainer, 
 
 
 # --- again -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_search_in_the_same_folder_is_refused_and_changes_nothing(tmp_path, trainer) -> None:
+    run = search(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"}
+    with locked(run.path, "study"), pytest.raises(ValueError, match="s is being worked on by process .*; wait for its"):
+        search(tmp_path)
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_a_stopped_search_says_the_command_that_goes_on_and_keeps_its_folder(tmp_path, trainer, capsys) -> None:

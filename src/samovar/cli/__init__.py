@@ -6,29 +6,37 @@ import os
 import sys
 from collections.abc import Sequence
 
+from samovar.cli import failures
 from samovar.cli.verbs import HELP, HELP_FLAGS, VERBS, load, print_help
+from samovar.models import trust
+from samovar.runtime import lock, terminal
 from samovar.runtime.heartbeat import beating
+from samovar.runtime.signals import ended_by_second
 from samovar.words import suggest
 
 __all__ = ["HELP", "VERBS", "main"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command; bad input ends in one line on stderr and exit code 2."""
+    """Run a command; whatever ends it otherwise than well is one line on stderr.
+
+    Raises:
+        SystemExit: 2 for bad input; 1 for a fault of the machine or of samovar, whose traceback is
+            written to a file; 130 after Ctrl-C."""
     args = list(sys.argv[1:] if argv is None else argv)
-    try:
-        _dispatch(args)
-    except (ValueError, TypeError) as error:
-        if os.environ.get("SAMOVAR_TRACEBACK"):
-            raise
-        rank = os.environ.get("RANK", "0")
-        speaker = "samovar" if rank == "0" else f"samovar [rank {rank}]"
-        print(f"{speaker}: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except BrokenPipeError:
-        # The reader of `samovar list | head` left. Python flushes stdout once more on exit, which
-        # would fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    verb = VERBS.get(args[0]) if args else None
+    lock.forget_last()
+    with terminal.output(goes_on=bool(verb and not verb.only_prints)):
+        try:
+            _dispatch(args)
+        except BrokenPipeError:
+            # The reader of `samovar list | head` left. Python flushes stdout once more on exit,
+            # which would fail again.
+            terminal.to_nowhere(sys.stdout)
+        except (Exception, KeyboardInterrupt) as error:
+            if os.environ.get("SAMOVAR_TRACEBACK"):
+                raise
+            raise SystemExit(failures.tell(error, args)) from None
 
 
 def _dispatch(args: list[str]) -> None:
@@ -46,5 +54,5 @@ def _dispatch(args: list[str]) -> None:
     elif HELP_FLAGS & set(rest):
         print_help(verb, rest)
     else:
-        with beating(f"samovar {verb}"):
+        with ended_by_second(), trust.by(rest), beating(f"samovar {verb}"):
             load(verb).run(rest)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from samovar.cli import early
-from samovar.cli.flags import DIR, NAME, Flag, Kind, flag_lines, lines, one_of, read
+from samovar.cli.flags import DIR, NAME, TRUST, Flag, Kind, flag_lines, lines, one_of, read
 from samovar.cli.named_run import run_path
 
 FORMATS = {
@@ -25,6 +25,7 @@ FLAGS = (
     Flag("--title", Kind("TITLE", "a title"), "heading of the model card", "", "the run's name"),
     Flag("--license", Kind("ID", "a licence"), "of the model card, such as apache-2.0", "unknown"),
     MODEL,
+    TRUST,
 )
 
 HELP = f"""\
@@ -74,7 +75,7 @@ def parse(args: Sequence[str]) -> ExportCommand:
     if line["--format"] is None:
         raise ValueError(f"export needs --format; give one of: {', '.join(FORMATS)}")
     return ExportCommand(
-        line.words[0],
+        run_path(line.words[0], models=True),
         kind=line["--format"],
         output=line["--output"],
         checkpoint=line["--checkpoint"],
@@ -91,7 +92,7 @@ def run(args: Sequence[str]) -> None:
     from samovar.export import export as write
 
     path = write(
-        run_path(command.what, models=True),
+        command.what,
         command.kind,
         output=command.output,
         checkpoint=command.checkpoint,

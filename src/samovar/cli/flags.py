@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from samovar.models import trust
 from samovar.words import suggest
 
 WIDTH = 100
@@ -120,6 +121,11 @@ COUNT = Kind("N", "a number", whole)
 DIR = path("DIR")
 FILE = path("FILE")
 NAME = Kind("NAME", "a name")
+TRUST = Flag(
+    trust.FLAG,
+    SWITCH,
+    "import the module:function that a run or a config names; it runs their code",
+)
 
 
 # --- reading

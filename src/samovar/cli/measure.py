@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from samovar import config as configs
-from samovar.cli.flags import SWITCH, Flag, flag_lines, lines, read
-from samovar.cli.named_run import run_path
+from samovar.cli.flags import SWITCH, TRUST, Flag, flag_lines, lines, read
+from samovar.cli.named_run import is_step, run_path
 from samovar.cli.settings import parse_settings
 from samovar.config import MeasureConfig
 from samovar.measure import catalog
@@ -29,7 +29,10 @@ def _rows(split: str) -> str:
     )
 
 
-FLAGS = (Flag("--wait", SWITCH, "wait while another command measures into the same folder"),)
+FLAGS = (
+    Flag("--wait", SWITCH, "wait while another command measures into the same folder"),
+    TRUST,
+)
 
 _ADDED = [name for name in catalog.names() if name not in catalog.CATALOG]
 
@@ -87,7 +90,9 @@ def parse(args: Sequence[str]) -> MeasureCommand:
         catalog.get(name)
     config = parse_settings(MeasureConfig(), line.settings, f"measure {subject}", FLAGS)
     configs.validate_measure(config)
+    subject = run_path(subject, models=True)
     _refuse_missing(subject)
+    _refuse_other(config.other, subject)
     return MeasureCommand(subject, tuple(names) or DEFAULT, config, line["--wait"])
 
 
@@ -109,6 +114,14 @@ def _refuse_missing(subject: str) -> None:
     )
 
 
+def _refuse_other(other: str, subject: str) -> None:
+    """Raise ValueError for an `--other` that is neither a run nor a step."""
+    if other and not is_step(other) and not (Path(other) / "config.json").is_file():
+        raise ValueError(
+            f"--other {other} is no run folder and no step of {subject}; give one of the two"
+        )
+
+
 def explained(args: Sequence[str]) -> MeasureConfig:
     """Return the settings whose flags `samovar measure RUN --help` lists."""
     return MeasureConfig()
@@ -119,5 +132,4 @@ def run(args: Sequence[str]) -> None:
     asked = parse(args)
     from samovar.measure import command
 
-    subject = run_path(asked.subject, models=True)
-    command.run(subject, asked.names, asked.config, wait=asked.wait)
+    command.run(asked.subject, asked.names, asked.config, wait=asked.wait)

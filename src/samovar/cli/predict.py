@@ -8,7 +8,7 @@ from pathlib import Path
 
 from samovar.cli import early
 from samovar.cli.export import CHECKPOINT, MODEL
-from samovar.cli.flags import COUNT, DIR, SWITCH, Flag, Kind, flag_lines, read
+from samovar.cli.flags import COUNT, DIR, SWITCH, TRUST, Flag, Kind, flag_lines, read
 from samovar.cli.named_run import run_path
 
 FLAGS = (
@@ -22,6 +22,7 @@ FLAGS = (
     Flag("--batch-size", COUNT, "images per forward pass", 64),
     Flag("--device", Kind("DEVICE", "a device"), "auto, cpu, cuda, cuda:1 or mps", "auto"),
     MODEL,
+    TRUST,
 )
 
 HELP = f"""\
@@ -77,7 +78,7 @@ def parse(args: Sequence[str]) -> PredictCommand:
         raise ValueError("--json and --csv exclude each other; give one of them")
     what, *images = line.words
     return PredictCommand(
-        what,
+        run_path(what, models=True),
         tuple(images),
         top_k=line["--top-k"],
         as_json=line["--json"],
@@ -97,7 +98,7 @@ def run(args: Sequence[str]) -> None:
     from samovar.export.predict import show
 
     show(
-        run_path(command.what, models=True),
+        command.what,
         command.images,
         checkpoint=command.checkpoint,
         name=command.model,

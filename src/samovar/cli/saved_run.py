@@ -10,6 +10,7 @@ from samovar import config as configs
 from samovar.cli.flags import Flag, Line
 from samovar.cli.settings import Start, parse_settings
 from samovar.config import Config
+from samovar.models import trust
 from samovar.runs import progress
 from samovar.runtime.lock import is_locked
 
@@ -47,3 +48,15 @@ def of_run(resumed: Path, line: Line, flag: str = "--resume") -> Start:
             f"{flag} {resumed} is not a run: it has no config.json; give the folder of a run"
         )
     return Start(configs.load(saved), ("--resume", str(resumed)))
+
+
+def refuse_code(config: Config, run: Path | None) -> None:
+    """Refuse code that only a file names.
+
+    Args:
+        config: the settings, changed by the flags.
+        run: the folder that they come from; None for a file behind `--config`.
+
+    Raises:
+        ValueError: as `trust.refuse`."""
+    trust.refuse(config.model.name, run / "config.json" if run else "--config")

@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from samovar import config as configs
 from samovar import recipes
-from samovar.cli.flags import ALIASES, Flag, Line, is_flag, path, spelling, unknown_flag
+from samovar.cli.flags import ALIASES, Flag, Kind, Line, is_flag, spelling, unknown_flag
+from samovar.cli.named_run import Settings, config_path, named_runs
 from samovar.config import Config, CorruptConfig, DataConfig, MeasureConfig
 from samovar.data.catalog import can_count, count_images
-
-Settings = TypeVar("Settings", bound="Config | MeasureConfig | CorruptConfig")
+from samovar.recipes.replay import BY_NUMBER
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,10 @@ def parse_settings(
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(complaint):
-            return tyro.cli(type(base), default=base, args=list(args), prog=title)
+            found = tyro.cli(type(base), default=base, args=list(args), prog=title)
     except SystemExit:
         raise ValueError(f"{_first_sentence(complaint.getvalue())}; see `{title} --help`") from None
+    return named_runs(found, base)
 
 
 def _refuse(
@@ -148,8 +149,8 @@ def _first_sentence(box: str) -> str:
 
 CONFIG = Flag(
     "--config",
-    path("FILE"),
-    "settings to use in place of a recipe: config.json of a run, or JSON, YAML or TOML by hand",
+    Kind("RUN|FILE", "a path", lambda flag, text: Path(config_path(text))),
+    "settings to use in place of a recipe: those of a run, or JSON, YAML or TOML by hand",
 )
 
 
@@ -231,11 +232,3 @@ def _for_images(name: str, base: Config, data: DataConfig, batch: int) -> Config
         return base
     number = count_images(data.source, data.val_share, data.fraction)
     return replace(BY_NUMBER[name](number, batch), recipe=name)
-
-
-BY_NUMBER: dict[str, Callable[[int, int], Config]] = {
-    "photos": recipes.photos,
-    "transfer": recipes.transfer,
-}
-"""Recipes whose settings follow from the number of training images; called with it and with the
-batch, if it is given."""

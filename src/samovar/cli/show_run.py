@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -13,6 +14,7 @@ from samovar import config as configs
 from samovar import recipes
 from samovar.cli.list_runs import size_text, state
 from samovar.config import Config
+from samovar.recipes import replay
 from samovar.runs.records import RunDir
 from samovar.runs.summary import Summary, summarize
 
@@ -32,12 +34,10 @@ def lines(folder: Path, *, whole: bool = False) -> Iterator[str]:
     config = configs.load(folder / "config.json")
     yield str(folder)
     yield from _story(summarize(RunDir(folder)))
-    # a run of Python code, or of a recipe that is gone, replays from the defaults
     known = config.recipe in recipes.RECIPES
     base = recipes.get(config.recipe).config() if known else Config(recipe=config.recipe)
-    flags = " ".join(configs.to_flags(config, base))
     yield ""
-    yield f"replay: samovar train {config.recipe} {flags}".rstrip()
+    yield f"replay: {shlex.join(replay.command(config))}"
     yield ""
     if whole:
         yield from setting_lines(configs.flatten(config))

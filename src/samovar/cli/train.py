@@ -10,13 +10,25 @@ from typing import NamedTuple
 from samovar import config as configs
 from samovar import recipes
 from samovar.cli import early
-from samovar.cli.flags import ALIASES, COUNT, SWITCH, Flag, Kind, Line, flag_lines, lines, read
+from samovar.cli.flags import (
+    ALIASES,
+    COUNT,
+    SWITCH,
+    TRUST,
+    Flag,
+    Kind,
+    Line,
+    flag_lines,
+    lines,
+    read,
+)  # fmt: skip
 from samovar.cli.folder import Choice, choose, is_folder, why_lines
 from samovar.cli.named_run import run_path
-from samovar.cli.saved_run import last_unfinished, of_run
-from samovar.cli.settings import BY_NUMBER, CONFIG, Start, given_settings, parse_settings, start
+from samovar.cli.saved_run import last_unfinished, of_run, refuse_code
+from samovar.cli.settings import CONFIG, Start, given_settings, parse_settings, start
 from samovar.config import Config, GridConfig
 from samovar.config.derived import Shorten
+from samovar.recipes.replay import BY_NUMBER
 from samovar.runs.records import RunDir
 
 FLAGS = (
@@ -36,7 +48,7 @@ FLAGS = (
     ),
     Flag("--wait", SWITCH, "wait while another command trains the same run"),
     Flag("--scratch", SWITCH, "train from scratch, however few images FOLDER holds"),
-    Flag("--ranks", COUNT, "ranks that --dry-run plans for", shown="1"),
+    Flag("--ranks", COUNT, "ranks that --dry-run plans for", shown="1"), TRUST,
 )  # fmt: skip
 
 HELP = f"""\
@@ -160,7 +172,7 @@ def _at(text: str) -> tuple[Path, str]:
         raise ValueError(
             f"--branch {text} names no step; give RUN@STEP, such as {text.strip('@')}@last"
         )
-    return Path(run), step
+    return Path(run_path(run)), step
 
 
 def _branch(line: Line) -> TrainCommand:
@@ -242,6 +254,7 @@ def _begun(run: RunDir, line: Line, recipe: str) -> Config:
     # the grid has chosen the rate since
     if saved.grid.lr:
         config = replace(config, optim=replace(config.optim, lr=saved.optim.lr))
+    refuse_code(config, run.path)
     configs.validate(config)
     return config
 
@@ -264,6 +277,7 @@ def explained(args: Sequence[str]) -> Config:
 def run(args: Sequence[str]) -> None:
     """Train, or print a dry run."""
     command = parse(args)
+    refuse_code(command.config, command.resumed or (command.origin and command.origin[0]))
     if command.resumed is None and not command.again:
         early.check(command.config, download=not command.ranks, data=not command.ranks)
     # torch takes seconds to import, so work is imported once the command line is known to be right

@@ -10,9 +10,22 @@ from pathlib import Path
 from samovar import config as configs
 from samovar import recipes
 from samovar.cli import early
-from samovar.cli.flags import ALIASES, COUNT, SWITCH, Flag, Kind, Line, flag_lines, read, without
+from samovar.cli.flags import (
+    ALIASES,
+    COUNT,
+    SWITCH,
+    TRUST,
+    Flag,
+    Kind,
+    Line,
+    flag_lines,
+    read,
+    without,
+)
+from samovar.cli.named_run import run_path
 from samovar.cli.settings import CONFIG, given_settings, parse_settings, start
 from samovar.config import Config
+from samovar.models import trust
 from samovar.studies.tune.search import AXES, Search, make, parse_values
 
 
@@ -49,6 +62,7 @@ FLAGS = (
     Flag("--verdict", SWITCH, "say why SAM does not help, from finished runs, and train nothing"),
     Flag("--jobs", COUNT, "runs at a time; they share the cores and take the GPUs in turn", 1),
     CONFIG,
+    TRUST,
 )  # fmt: skip
 
 HELP = f"""\
@@ -133,10 +147,11 @@ def _verdict_folders(line: Line) -> tuple[Path, ...]:
         raise ValueError(f"--verdict trains nothing, so {name} has no use; leave it out")
     if not line.words:
         raise ValueError("--verdict needs folders of searches or runs, such as runs/search")
-    for word in line.words:
-        if not Path(word).is_dir():
-            raise ValueError(f"{word} is no folder; give folders of searches or runs")
-    return tuple(map(Path, line.words))
+    folders = tuple(Path(run_path(word)) for word in line.words)
+    for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is no folder; give folders of searches or runs")
+    return folders
 
 
 def _refuse_fixed(line: Line, base: Config, values: dict[str, tuple[float, ...]]) -> None:
@@ -167,6 +182,7 @@ def run(args: Sequence[str]) -> None:
 
         print("\n\n".join(verdict(command.folders)))
         return
+    trust.refuse(command.config.model.name, "--config")
     early.check(command.config, download=True)
     from samovar.studies.tune.command import tune
     from samovar.studies.tune.view import TuneRequest

@@ -30,6 +30,8 @@ class Verb(NamedTuple):
     """Arguments in short, for the overall help."""
     help: str
     """One line for the overall help."""
+    only_prints: bool = False
+    """Whether what it prints is all it makes, so that it ends when its reader leaves."""
 
 
 VERBS: dict[str, Verb] = {
@@ -54,13 +56,26 @@ VERBS: dict[str, Verb] = {
     "export": Verb(
         "export", "RUN --format F", "write a checked copy for timm, ONNX or plain torch"
     ),
-    "predict": Verb("predict", "RUN IMAGE...", "predict the classes of image files"),
-    "list": Verb(
-        "listing", "WHAT...", "list recipes, models, sources of images, loggers, or your runs"
+    "predict": Verb(
+        "predict", "RUN IMAGE...", "predict the classes of image files", only_prints=True
     ),
-    "show": Verb("show", "RECIPE|RUN|MODEL", "show settings of a recipe or run, facts of a model"),
+    "list": Verb(
+        "listing",
+        "WHAT...",
+        "list recipes, models, sources of images, loggers, or your runs",
+        only_prints=True,
+    ),
+    "show": Verb(
+        "show",
+        "RECIPE|RUN|MODEL",
+        "show settings of a recipe or run, facts of a model",
+        only_prints=True,
+    ),
     "completion": Verb(
-        "completion", "bash|zsh|fish", "print a script that completes commands in a shell"
+        "completion",
+        "bash|zsh|fish",
+        "print a script that completes commands in a shell",
+        only_prints=True,
     ),
 }
 """The verbs in the order in which the overall help lists them."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import reprlib
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -17,6 +18,9 @@ from samovar.config.settings import Config
 Section = TypeVar("Section")
 
 
+_SHORT = reprlib.Repr()
+"""Shows a wrong value, however large it is."""
+_SHORT.maxstring = _SHORT.maxother = 200
 _UNIONS = (types.UnionType, typing.Union)
 
 
@@ -77,7 +81,7 @@ def _typed(value: Any, hint: Any, name: str) -> Any:
         for each in typing.get_args(hint):
             if _fits(value, each):
                 return _typed(value, each, name)
-    raise WrongSetting(f"setting {name!r} is {value!r}; allowed: {_allowed(hint)}", name)
+    raise WrongSetting(f"setting {name!r} is {_SHORT.repr(value)}; allowed: {_allowed(hint)}", name)
 
 
 def _item_hints(hint: Any, count: int) -> list[Any]:
@@ -164,16 +168,27 @@ def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
     return {name: (flat_a[name], flat_b[name]) for name in flat_a if flat_a[name] != flat_b[name]}
 
 
-def to_flags(config: Config, base: Config) -> list[str]:
-    """Return the command-line flags that turn `base` into `config`."""
+def to_flags(config: Config, base: Config, always: Collection[str] = ()) -> list[str]:
+    """Return the command-line flags that turn `base` into `config`.
+
+    Args:
+        always: dotted names of settings that are given even where both have the same value."""
     flags: list[str] = []
-    values = {name: value for name, (value, _) in differences(config, base).items()}
-    # a shorter run has a shorter warm-up unless it is given
+    whole, differ = flatten(config), differences(config, base)
+    named = {name for name in whole if name in differ or name in always}
     for prefix in ("", "head."):
-        if {f"{prefix}epochs", f"{prefix}steps"} & set(values):
-            kept = [f"{prefix}optim.{name}" for name in SCHEDULE_STEPS]
-            values |= {name: value for name in kept if (value := flatten(config)[name])}
-    for name, value in values.items():
+        length = {f"{prefix}epochs", f"{prefix}steps"}
+        if length & named:
+            # epochs alone would replace the steps of the recipe, and a shorter run has a shorter
+            # warm-up unless it is given
+            kept = [f"{prefix}steps", *(f"{prefix}optim.{name}" for name in SCHEDULE_STEPS)]
+            named |= {name for name in kept if whole[name]}
+    # a rate alone would replace the grid of the recipe
+    if "optim.lr" in named and config.grid.lr:
+        named.add("grid.lr")
+    for name, value in whole.items():
+        if name not in named:
+            continue
         # follows from the command and has no flag
         if name == "recipe":
             continue

@@ -9,6 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from samovar.words import read_regular
+
+MOST_BYTES = 2**24
+"""Largest file of settings."""
 _YAML = (".yaml", ".yml")
 _FLOAT = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?")
 """A number of YAML 1.2. YAML 1.1, which PyYAML reads, takes 1e-3 for text."""
@@ -25,7 +29,7 @@ def read_values(path: Path) -> Any:
     Raises:
         ValueError: not readable, or not of that format; names file and line."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path, MOST_BYTES).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read a config from {path}: {error}") from error
     if path.suffix.lower() in _YAML:
@@ -51,7 +55,7 @@ def line_of(path: Path, setting: Sequence[str]) -> int:
 
     try:  # JSON is YAML too, except that tabs may indent it
         node = yaml.compose(text.replace("\t", " "), Loader=yaml.SafeLoader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         return 0
     line = 0
     for name in setting:
@@ -84,6 +88,8 @@ def _read_yaml(path: Path, text: str) -> Any:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1}" if mark else ""
         raise ValueError(f"cannot read a config from {path}{where}: {error.problem}") from error
+    except RecursionError:
+        raise ValueError(f"cannot read a config from {path}: it is nested too deeply") from None
     except yaml.YAMLError as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"cannot read a config from {path}: {reason}") from error

@@ -159,6 +159,9 @@ class RunConfig:
     """Channels-last memory format; about 10 % faster for convolutions."""
     compile: bool = False
     """Compile the model with torch.compile."""
+    deterministic: bool = False
+    """Only algorithms that give the same bits each time, which costs speed on a GPU; on a CPU they
+    do so anyway. Operations without such an algorithm are refused."""
     threads: Threads = 0
     """CPU threads of each process; 0 leaves torch's choice."""
     eval_every: Annotated[int, Range("a number of steps, 0 for once an epoch", ge=0)] = 0

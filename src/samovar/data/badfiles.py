@@ -19,6 +19,13 @@ class BadImages(ValueError):
     """More images are unreadable than `--data.max-bad-share` allows."""
 
 
+def allowed(images: int, max_share: float) -> float:
+    """Return how many of the images of a split may be unreadable."""
+    # a share of 0 asks for a run over whole data, so nothing is allowed then
+    floor = min(FLOOR, images // 2) if max_share else 0
+    return max(max_share * images, floor)
+
+
 def summary(path: Path) -> tuple[str, ...]:
     """Return a line on the images that a file of unreadable ones lists, none if it lists none."""
     counts = Counter(role for role, _, _ in _rows(path))
@@ -61,12 +68,10 @@ class BadFiles:
                 with self.path.open("a", encoding="utf-8", errors="surrogateescape") as file:
                     # in one write, so that the lines of several ranks stay whole
                     file.write(f"{self.role}\t{name}\t{self.met[name]}\n")
-        count, allowed = len(self.met), self.max_share * len(self.split)
-        # a share of 0 asks for a run over whole data, so nothing is allowed then
-        floor = min(FLOOR, len(self.split) // 2) if self.max_share else 0
-        if count > max(allowed, floor):
+        count = len(self.met)
+        if count > allowed(len(self.split), self.max_share):
             raise self.error(f"more than --data.max-bad-share {self.max_share:g}")
-        if count > allowed and self._lost_class():
+        if count > self.max_share * len(self.split) and self._lost_class():
             raise self.error("and a class has no other image")
 
     def _lost_class(self) -> bool:

@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from rich.console import Console
 from rich.progress import Progress
 
 from samovar.config import CorruptConfig, DataConfig
@@ -28,7 +27,8 @@ from samovar.data.pipeline import frame
 from samovar.data.streaming import num_workers, worker_context
 from samovar.runs.records import replace_text
 from samovar.runtime.heartbeat import counted
-from samovar.words import suggest
+from samovar.runtime.terminal import console
+from samovar.words import read_regular, suggest, visible
 
 SHOWN = 5
 """Most unreadable files that are named."""
@@ -44,6 +44,8 @@ class _Copies:
     severities: tuple[int, ...]
     size: int
     seed: int
+    owner: int
+    """Process id of the command, part of the names of unfinished files."""
 
     def __call__(self, path: str) -> str:
         """Write the missing copies of an image; return the reason if it cannot be read, else ""."""
@@ -62,14 +64,30 @@ class _Copies:
             return f"{path}: {error}"
         for name, severity in missing:
             made = corrupt(image, name, severity=severity, seed=self._seed(path))
-            _write(Image.fromarray(made), self._target(name, severity, path))
+            self._write(Image.fromarray(made), self._target(name, severity, path))
         return ""
+
+    def _write(self, image: Image.Image, target: Path) -> None:
+        # aside first, so that an interrupted run leaves no half file that counts as done
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = target.with_name(f".{target.name}.{self.owner}.partial")
+        try:
+            image.save(aside, "PNG", compress_level=1)
+            aside.replace(target)
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def remove_unfinished(self) -> None:
+        """Remove what workers that were killed had not finished; none may run any more."""
+        for name in self.names:
+            for aside in (self.output / name).rglob(f".*.{self.owner}.partial"):
+                aside.unlink(missing_ok=True)
 
     def _target(self, name: str, severity: int, path: str) -> Path:
         return (self.output / name / str(severity) / path).with_suffix(".png")
 
     def _read(self, path: str) -> np.ndarray:
-        pixels = decode((self.data / path).read_bytes())
+        pixels = decode(read_regular(self.data / path))
         if self.size:
             pixels = frame(pixels[None], self.size, fixed=False)[0]
         return pixels.permute(1, 2, 0).contiguous().numpy()
@@ -97,10 +115,10 @@ def corrupt_folder(data: Path, output: Path, config: CorruptConfig) -> int:
             "give another folder"
         )
     _claim(output, config)
-    copies = _Copies(data, output, names, config.severities, config.size, config.seed)
+    copies = _Copies(data, output, names, config.severities, config.size, config.seed, os.getpid())
     workers = num_workers(DataConfig(workers=config.workers))
     unread = []
-    bar = Progress(console=Console(stderr=True), disable=not sys.stderr.isatty())
+    bar = Progress(console=console(stderr=True), disable=not sys.stderr.isatty())
     # closed at once after control-C, so that the workers have ended when the command has
     with contextlib.closing(_write_all(copies, paths, workers)) as reasons, bar as progress:
         told = counted(reasons, "corrupting", len(paths), "images")
@@ -111,7 +129,7 @@ def corrupt_folder(data: Path, output: Path, config: CorruptConfig) -> int:
             f"none of the {len(paths)} images in {data} can be read, among them {unread[0]}"
         )
     for reason in unread[:SHOWN]:
-        print(f"samovar: left out {reason.encode('utf-8', 'replace').decode()}", file=sys.stderr)
+        print(f"samovar: left out {visible(reason)}", file=sys.stderr)
     if len(unread) > SHOWN:
         print(f"samovar: left out {len(unread) - SHOWN} more", file=sys.stderr)
     return len(paths) - len(unread)
@@ -169,6 +187,8 @@ def _write_all(copies: _Copies, paths: list[str], workers: int) -> Generator[str
         try:
             yield from pool.map(copies, paths, chunksize=4)
         except BrokenProcessPool as error:
+            pool.shutdown()
+            copies.remove_unfinished()
             raise ValueError(
                 "a process ended by itself, perhaps for lack of memory; lower --workers"
             ) from error
@@ -180,14 +200,3 @@ def _write_all(copies: _Copies, paths: list[str], workers: int) -> Generator[str
 def _ignore_sigint() -> None:
     # Control-C reaches the whole group; workers finish their image, and the parent ends them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _write(image: Image.Image, target: Path) -> None:
-    # aside first, so that an interrupted run leaves no half file that counts as done
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        image.save(aside, "PNG", compress_level=1)
-        aside.replace(target)
-    finally:
-        aside.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
@@ -43,9 +44,11 @@ class LeftOut:
     """Links to a folder that was read already."""
     loose: int = 0
     """Images beside class folders, which have no class."""
+    special: int = 0
+    """Pipes, sockets and devices, which block whoever opens them."""
 
     def __bool__(self) -> bool:
-        return bool(self.endings or self.folders or self.loops or self.loose)
+        return bool(self.endings or self.folders or self.loops or self.loose or self.special)
 
     def __str__(self) -> str:
         parts = []
@@ -55,6 +58,8 @@ class LeftOut:
         if self.loose:
             images = "image" if self.loose == 1 else "images"
             parts.append(f"{self.loose:,} {images} outside of the class folders")
+        if self.special:
+            parts.append(f"{self.special:,} pipes, sockets or devices named as images")
         if self.folders:
             parts.append(f"folders {_some(sorted(self.folders))}")
         if self.loops:
@@ -153,7 +158,7 @@ def images_beside(path: Path) -> Iterator[str]:
     unlisted = []
     with os.scandir(path) as entries:
         for entry in entries:
-            if _is_junk(entry.name) or _is_dir(entry):
+            if _is_junk(entry.name) or _is_dir(entry) or _is_special(entry):
                 continue
             if entry.name.lower().endswith(EXTENSIONS):
                 yield entry.name
@@ -192,7 +197,9 @@ def _images_below(
                 inner.append((entry.is_symlink(), entry.name))
             # also skips the `._name.jpg` that macOS leaves beside an image
             elif not _is_junk(entry.name):
-                if _is_image(entry):
+                if _is_special(entry):
+                    left.special += 1
+                elif _is_image(entry):
                     yield f"{below}/{entry.name}"
                 else:
                     left.endings[_ending(entry.name)] += 1
@@ -232,9 +239,21 @@ def _is_junk(name: str) -> bool:
 def _is_image(entry: os.DirEntry[str]) -> bool:
     if entry.name.lower().endswith(EXTENSIONS):
         return True
-    # a pipe would block whoever opens it
     with contextlib.suppress(OSError):
         return entry.is_file() and is_readable_format(entry.path)
+    return False
+
+
+def _is_special(entry: os.DirEntry[str]) -> bool:
+    """Return whether what has the name of an image is a pipe, a socket or a device.
+
+    Those are never opened."""
+    if not entry.name.lower().endswith(EXTENSIONS):
+        return False
+    with contextlib.suppress(OSError):
+        # the kind of most entries comes with the list; only others are looked up
+        if not entry.is_file():
+            return not (stat.S_ISREG(mode := entry.stat().st_mode) or stat.S_ISDIR(mode))
     return False
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from samovar.data.splitnames import best_for_validation
 from samovar.data.splits import Encoded, encoded
+from samovar.words import read_regular
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Rows:
         cell = self.table[row][self.column]
         if cell["bytes"] is not None:
             return bytes(cell["bytes"])
-        return Path(cell["path"]).read_bytes()
+        return read_regular(cell["path"])
 
     def name(self, row: int) -> str:
         """Return `SOURCE/SPLIT[row]`."""

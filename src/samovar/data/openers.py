@@ -19,6 +19,7 @@ from samovar.config import DataConfig
 from samovar.data.folders import LeftOut, list_classes
 from samovar.data.layout import find_layout
 from samovar.data.splits import Arrays, Encoded, Source, Split, encoded
+from samovar.words import read_regular
 
 # --- embedded and downloaded ---
 
@@ -145,10 +146,13 @@ def open_shards(config: DataConfig, argument: str) -> Source:
 
     train_pattern, colons, val_pattern = argument.partition("::")
     # shards name no classes, so a label is its own name
-    train = index_shards(config.source, train_pattern)
-    val = index_shards(config.source, val_pattern) if colons else _none_of(train)
+    train, damage = index_shards(config.source, train_pattern, config.max_bad_share)
+    val: Split = _none_of(train)
+    if colons:
+        val, more = index_shards(config.source, val_pattern, config.max_bad_share)
+        damage += more
     classes = tuple(map(str, range(int(train.labels.max()) + 1)))
-    return Source(config.source, classes, train, val, channels=3, image_size=None)
+    return Source(config.source, classes, train, val, channels=3, image_size=None, notes=damage)
 
 
 def open_hub(config: DataConfig, argument: str) -> Source:
@@ -175,8 +179,7 @@ class Files:
 
     def read(self, row: int) -> bytes:
         """Return the bytes of one file."""
-        with open(self.name(row), "rb") as file:  # noqa: PTH123 (a Path costs as much as the open itself)
-            return file.read()
+        return read_regular(self.name(row))
 
     def name(self, row: int) -> str:
         """Return the path of one file."""

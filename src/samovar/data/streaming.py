@@ -6,12 +6,14 @@ nothing."""
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
+from threading import current_thread, main_thread
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +26,7 @@ from samovar.data.decode import UnreadableImage, decode
 from samovar.data.draws import Ints, Purpose, hashes
 from samovar.data.pipeline import augment, crop_each, frame
 from samovar.data.splits import Arrays, Split
+from samovar.runtime.signals import ignored_sigint
 
 IMAGES_PER_TASK = 32  # returning a task costs about 2 ms whatever its size
 DECODED_AT_ONCE = 8  # shares the cost of the draws; more would hold too many 40 MB photos at once
@@ -173,8 +176,14 @@ def worker_context() -> BaseContext:
     # state they are.
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
+    from multiprocessing import forkserver  # not on every system
+
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])  # torch is imported once, not by each worker
+    # Workers have the server's handlers until they set their own: a control-C in between must not
+    # end them. Other threads cannot set handlers.
+    with ignored_sigint() if current_thread() is main_thread() else contextlib.nullcontext():
+        forkserver.ensure_running()
     return context
 
 

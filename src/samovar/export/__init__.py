@@ -9,6 +9,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from samovar.words import visible
+
 __all__ = ["FORMATS", "UNKNOWN", "export"]
 
 UNKNOWN = "unknown"
@@ -53,5 +55,5 @@ def export(
         raise ValueError(f"--format {kind} is unknown; give one of {', '.join(FORMATS)}")
     original = open_original(what, checkpoint=checkpoint, name=name, title=title)
     if original.note:
-        print(f"samovar: {original.note}", file=sys.stderr)
+        print(f"samovar: {visible(original.note)}", file=sys.stderr)
     return write(original, kind, output or original.home / f"export-{kind}", license)

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
 from samovar import config as configs
-from samovar import recipes
 from samovar.config import Config
 from samovar.export import UNKNOWN
 from samovar.export.original import Original
 from samovar.measure.accuracy import wilson
+from samovar.recipes import replay
+from samovar.runs.json_files import read_object
 from samovar.runs.records import Record, RunDir
 from samovar.runs.saddle import saddle
+from samovar.words import visible
 
 
 def card(original: Original, kind: str, difference: float, license: str = UNKNOWN) -> str:
@@ -28,12 +31,13 @@ def card(original: Original, kind: str, difference: float, license: str = UNKNOW
         difference: largest difference of a logit from the original's.
         license: identifier of the licence."""
     interface = original.interface
-    head = ["---", f"license: {license}", "tags:", "- image-classification", "- samovar"]
+    named = license if re.fullmatch(r"[\w.+-]+", license) else json.dumps(license)
+    head = ["---", f"license: {named}", "tags:", "- image-classification", "- samovar"]
     head += [*_HEADS.get(kind, ()), "---", ""]
     num_params = sum(p.numel() for p in original.opened.model.parameters())
     facts = [
-        f"- network: {original.opened.config.name}, {num_params:,} parameters",
-        f"- weights: {original.weights}",
+        f"- network: {inert(original.opened.config.name)}, {num_params:,} parameters",
+        f"- weights: {inert(original.weights)}",
         f"- input: {_pixels(original, kind)}; {_prepared(original)}",
         f"- output: logits of {len(interface.classes)} classes, "
         f"trained by {interface.loss} cross-entropy",
@@ -43,7 +47,7 @@ def card(original: Original, kind: str, difference: float, license: str = UNKNOW
     checked = f"Its logits agree with the original's to {difference:.1e} on random images."
     loading = ["## Loading", "", *_LOADING[kind], "", checked]
     made = f"Written by samovar {version('samovar')} in the format `{kind}`."
-    return "\n".join([*head, f"# {original.title}", "", *facts, "", *loading, "", made, ""])
+    return "\n".join([*head, f"# {inert(original.title)}", "", *facts, "", *loading, "", made, ""])
 
 
 _HEADS = {"timm": ("- timm", "library_name: timm"), "onnx": ("- onnx", "library_name: onnx")}
@@ -128,7 +132,7 @@ def _accuracy(records: Sequence[Record]) -> str:
         return "accuracy: not measured"
     last, n = found[0], found[0].n
     low, high = last.interval or wilson(round(last.value * n), n)
-    of = f"{n:,} {last.where.get('split', 'val')} images"
+    of = inert(f"{n:,} {last.where.get('split', 'val')} images")
     return f"accuracy: {last.value:.2%} (95 % interval {low:.2%} to {high:.2%}) on {of}"
 
 
@@ -144,7 +148,7 @@ def _lambda_max(records: Sequence[Record]) -> str:
     error = f" (residual {last.residual:.2g})" if last.residual is not None else ""
     state = "" if last.converged else ", not converged"
     loss, images = last.settings.get("loss", ""), last.settings.get("images", "?")
-    on = f"{loss} loss on {images} {last.where.get('split', '')} images"
+    on = inert(f"{loss} loss on {images} {last.where.get('split', '')} images")
     below = saddle(last, records)
     return f"{last.value:.4g}{error}{state}; {on}" + (below and f"; {below}")
 
@@ -152,34 +156,47 @@ def _lambda_max(records: Sequence[Record]) -> str:
 def _trained(run: RunDir) -> list[str]:
     config = configs.load(run.config_path)
     found = read_provenance(run)
-    versions = ", ".join(f"{name} {value}" for name, value in found.get("versions", {}).items())
+    versions = found.get("versions")
+    known = versions.items() if isinstance(versions, dict) else ()
+    used = inert(", ".join(f"{name} {value}" for name, value in known))
     words = configs.sam_words(config.sam)
     sam = f"SAM with rho {config.sam.rho:g}, m {config.sam.m or 'all'}{words and f', {words}'}"
     lines = [
-        f"- data: {_last_part(config.data.source)}",
-        f"- training: {config.optim.name}, {sam if config.sam.rho else 'without SAM'}; "
-        f"`{replay(config)}`",
+        f"- data: {inert(_last_part(config.data.source))}",
+        f"- training: {inert(config.optim.name)}, {sam if config.sam.rho else 'without SAM'}; "
+        f"{_code(command_of(config))}",
     ]
-    return [*lines, f"- versions: {versions}"] if versions else lines
+    return [*lines, f"- versions: {used}"] if used else lines
+
+
+def inert(text: str) -> str:
+    """Return text that Markdown shows as it is: one line, without links, pictures and tags."""
+    signs = re.sub(r"([\\`*\[\]<>|#]|(?<!\w)_|_(?!\w))", r"\\\1", visible(text))
+    return signs.replace("&", "&amp;")
+
+
+def _code(text: str) -> str:
+    """Return text as code of Markdown, whose fence is longer than any row of backticks in it."""
+    line = visible(text)
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    edge = " " if "`" in line else ""
+    return f"{fence}{edge}{line}{edge}{fence}"
 
 
 def read_provenance(run: RunDir) -> dict[str, Any]:
     """Return the provenance of the run; empty where the run has none."""
     path = run.path / "provenance.json"
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return found if isinstance(found, dict) else {}
+    return read_object(path) if path.is_file() else {}
 
 
-def replay(config: Config) -> str:
+def command_of(config: Config) -> str:
     """Return the command that trains this again, without paths of one machine."""
     free = Config()
     data = replace(config.data, root=free.data.root, source=_last_part(config.data.source))
     public = replace(
         config, output=free.output, name=free.name, data=data, init=_last_part(config.init)
     )
-    known = config.recipe in recipes.RECIPES
-    base = recipes.get(config.recipe).config() if known else Config(recipe=config.recipe)
-    return " ".join(["samovar train", config.recipe, *configs.to_flags(public, base)])
+    return shlex.join(replay.command(public))
 
 
 def _last_part(source: str) -> str:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from samovar.anymodel.devices import to_device
@@ -35,6 +34,8 @@ from samovar.export.prediction_output import (
 from samovar.export.preprocessing import Interface, probabilities, read_image
 from samovar.export.program import PROGRAM
 from samovar.runtime import resolve_device
+from samovar.runtime.terminal import console
+from samovar.words import visible
 
 
 @dataclass(frozen=True)
@@ -219,12 +220,15 @@ def show(
     copies = Copies(copy_to) if copy_to else None
     predictor = open_predictor(what, checkpoint=checkpoint, name=name, device=device)
     if predictor.note:
-        print(f"samovar: {predictor.note}", file=sys.stderr)
+        print(f"samovar: {visible(predictor.note)}", file=sys.stderr)
     bad: list[Path] = []
 
     def on_bad(path: Path, reason: str) -> None:
         bad.append(path)
-        print(f"samovar: {path_text(path)} cannot be read: {reason}", file=sys.stderr)
+        print(
+            f"samovar: {visible(path_text(path))} cannot be read: {visible(reason)}",
+            file=sys.stderr,
+        )
 
     found = predict(predictor, images, top_k=top_k, batch_size=batch_size, on_bad=on_bad)
     tally = Tally(words, predictor.interface.classes)
@@ -238,7 +242,7 @@ def show(
             save_csv(found, Path(csv_file))
         else:
             # a pipe has no width of its own; 120 columns keep most rows on one line
-            Console(width=None if sys.stdout.isatty() else 120).print(
+            console(columns=120).print(
                 table_of(found, predictor.name, predictor.interface, common_folder(images))
             )
     except KeyboardInterrupt:
@@ -246,6 +250,6 @@ def show(
         raise SystemExit(130) from None
     for line in (tally.line(), copies.line() if copies else ""):
         if line:
-            print(line, file=sys.stderr if as_json or csv_file == "-" else sys.stdout)
+            print(visible(line), file=sys.stderr if as_json or csv_file == "-" else sys.stdout)
     if bad:
         raise SystemExit(2)

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from samovar.export.preprocessing import Interface
+from samovar.words import csv_cell, visible
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,10 @@ def write_csv(found: Iterator[Prediction], file: IO[str]) -> None:
             header = (f"{column}{rank}" for rank in ranks for column in ("class", "probability"))
             rows.writerow(["image", *header])
         pairs = zip(each.classes, each.probabilities, strict=True)
-        cells = (cell for name, value in pairs for cell in (name, f"{value:.6g}"))
-        rows.writerow([path_text(each.image), *cells])
+        cells = (cell for name, value in pairs for cell in (csv_cell(name), f"{value:.6g}"))
+        # a path with ./ before it is the same path, and no formula
+        path = visible(path_text(each.image))
+        rows.writerow([path if csv_cell(path) == path else f"./{path}", *cells])
         file.flush()  # an interruption leaves whole rows
 
 
@@ -85,7 +88,7 @@ def table_of(
         below: a folder of all images, which the title names in place of every row."""
     kind = "softmax" if interface.loss == "softmax" else "sigmoid, each class on its own"
     images = f"images in {path_text(below)}, " if below else ""
-    title = Text(f"{name}: {images}probabilities by {kind}")
+    title = Text(visible(f"{name}: {images}probabilities by {kind}"))
     table = Table("image", "class", "probability", "then", title=title)
     for each in found:
         rest = zip(each.classes[1:], each.probabilities[1:], strict=True)
@@ -93,7 +96,7 @@ def table_of(
         path = each.image.relative_to(below) if below else each.image
         row = (path_text(path), each.classes[0], f"{each.probabilities[0]:.3f}", then)
         # Text, not str: rich would take a class name in brackets for markup
-        table.add_row(*(Text(cell, overflow="fold") for cell in row))
+        table.add_row(*(Text(visible(cell), overflow="fold") for cell in row))
     return table
 
 

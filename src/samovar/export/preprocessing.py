@@ -5,7 +5,6 @@ evaluation, so the same file gives the same logits in both."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ from samovar.data.pipeline import frame
 from samovar.data.sources import has_one_size
 from samovar.models import timm_folder
 from samovar.models.open import Opened
+from samovar.runs.json_files import read_object
+from samovar.words import read_regular
 
 KEY = "samovar"
 """Key of the interface in an export's files."""
@@ -47,9 +48,9 @@ def interface_of(opened: Opened) -> Interface:
         ValueError: an export that says too little."""
     folder = Path(opened.name)
     if timm_folder.is_one(folder):
-        found = json.loads((folder / timm_folder.CONFIG).read_text(encoding="utf-8")).get(KEY)
+        found = read_object(folder / timm_folder.CONFIG).get(KEY)
         if found is not None:
-            return replace(from_dict(found), image_size=opened.image_size)
+            return _agreed(replace(from_dict(found), image_size=opened.image_size), opened)
     loss = configs.load(folder / "config.json").loss if opened.data else "softmax"
     return Interface(
         opened.classes or tuple(map(str, range(opened.num_classes))),
@@ -59,6 +60,20 @@ def interface_of(opened: Opened) -> Interface:
         # contrastive runs end with a softmax classifier
         loss="sigmoid" if loss == "sigmoid" else "softmax",
     )
+
+
+def _agreed(interface: Interface, opened: Opened) -> Interface:
+    """Return an interface that a file states, if it is that of the file's network.
+
+    Raises:
+        ValueError: another number of classes or channels."""
+    stated = len(interface.classes), interface.channels
+    if stated != (opened.num_classes, opened.channels):
+        raise ValueError(
+            f"{opened.name} states {stated[0]} classes and {stated[1]} channels, its network has "
+            f"{opened.num_classes} and {opened.channels}; export the model again"
+        )
+    return interface
 
 
 def to_dict(interface: Interface) -> dict[str, Any]:
@@ -101,7 +116,7 @@ def read_image(path: Path, interface: Interface) -> Tensor:
     Raises:
         UnreadableImage: the file is empty, truncated, damaged or no image.
         OSError: the file cannot be read."""
-    pixels = decode(path.read_bytes(), interface.channels)
+    pixels = decode(read_regular(path), interface.channels)
     return frame(pixels[None], interface.image_size, fixed=interface.whole)[0]
 
 

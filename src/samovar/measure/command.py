@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch.distributed as dist
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
@@ -19,13 +18,16 @@ from samovar import config as configs
 from samovar.config import MeasureConfig, RunConfig
 from samovar.measure import catalog
 from samovar.measure.subject import Subject, open_subject
-from samovar.models import timm_folder
+from samovar.models import timm_folder, trust
 from samovar.runs.records import Record, RunDir, timestamp
+from samovar.runs.refused import holds_records, removed_if_refused
 from samovar.runs.saddle import saddles
 from samovar.runtime import Runtime, started
 from samovar.runtime.heartbeat import doing
 from samovar.runtime.lock import locked
 from samovar.runtime.precision import check_precision, computing
+from samovar.runtime.terminal import console
+from samovar.words import visible
 
 ROWS = 20
 """Most records of one name that a table shows one by one; more become one row."""
@@ -62,17 +64,21 @@ def run(
         subject = next(iter(subjects.values()))
         if runtime.is_main:
             for note in subject.notes:
-                print(f"samovar: {note}", file=sys.stderr)
+                print(f"samovar: {visible(note)}", file=sys.stderr)
+        # a folder that --name continues is left as it is
+        goes_on = bool(config.name) and (config.output / config.name).is_dir()
+        is_new = runtime.is_main and not (subject.run or goes_on)
         folder = subject.run or _folder_for(subject, config)
         lock = locked(folder.path, "measure", wait=wait) if runtime.is_main else nullcontext()
+        refusable = removed_if_refused(folder, keep=holds_records) if is_new else nullcontext()
         try:
-            with lock:
+            with refusable, lock:
                 found = _measure_all(subjects, config, folder)
         except KeyboardInterrupt:
             print("samovar: interrupted; the same command goes on from here", file=sys.stderr)
             raise SystemExit(130) from None
     if runtime.is_main:
-        Console(width=None if sys.stdout.isatty() else 120).print(table_of(found, subject))
+        console(columns=120).print(table_of(found, subject))
         for text in saddles(found):
             print(f"{text}.")
         print(f"records: {folder.records_path}")
@@ -88,7 +94,10 @@ def _import_from_working_folder(name: str, network: str) -> None:
     # not always: a file timm.py in the working folder would hide the package
     path = Path(name) / "config.json"
     of_run = path.is_file() and not timm_folder.is_one(path.parent)
-    if ":" in network or ":" in (configs.load(path).model.name if of_run else name):
+    if of_run:
+        name = configs.load(path).model.name
+        trust.refuse(name, path)
+    if ":" in network or ":" in name:
         sys.path.insert(0, str(Path.cwd()))
 
 
@@ -117,7 +126,7 @@ def _measure_all(
     quiet = not sys.stderr.isatty() or any(
         not subject.runtime.is_main for subject in subjects.values()
     )
-    with Progress(console=Console(stderr=True), disable=quiet) as progress:
+    with Progress(console=console(stderr=True), disable=quiet) as progress:
         task = progress.add_task("measuring", total=len(subjects))
         for name, subject in subjects.items():
             progress.update(task, description=name)

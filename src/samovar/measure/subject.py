@@ -19,7 +19,7 @@ from samovar.data.sources import open_source
 from samovar.data.splits import Split, evenly, in_proportion
 from samovar.measure import catalog
 from samovar.measure.subject_model import check_fits, created, normalized
-from samovar.models import table, timm_folder
+from samovar.models import table, timm_folder, trust
 from samovar.models.factory import describe
 from samovar.models.open import Opened, open_model
 from samovar.models.table import has_constructor
@@ -139,7 +139,9 @@ def open_subject(name: str, config: MeasureConfig, runtime: Runtime) -> Subject:
             raise ValueError(
                 f"--mean, --std: {name} is a run, which knows its normalization; leave them out"
             )
-        return _subject(name, configs.load(run.config_path), config, runtime, run)
+        saved = configs.load(run.config_path)
+        trust.refuse(saved.model.name, run.config_path)
+        return _subject(name, saved, config, runtime, run)
     if folder.exists() or folder.suffix.lower() in SUFFIXES or config.checkpoint == "pretrained":
         return _opened_subject(name, config, runtime)
     if config.model:

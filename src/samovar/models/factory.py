@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from samovar import plugins
 from samovar.anymodel.outputs import logits_of
 from samovar.config import ModelConfig
+from samovar.models import trust
 from samovar.models.import_function import import_function
 from samovar.models.networks import Sizes, build, heads, zero_head
 from samovar.models.table import (
@@ -245,6 +246,7 @@ def _accepted(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 def _constructed(config: ModelConfig, sizes: Sizes) -> nn.Module:
     """Call the function of another package with those settings that its signature takes."""
     added = config.name in plugins.names("models")
+    trust.remember(config.name)
     function = plugins.load("models", config.name) if added else import_function(config.name)
     if not callable(function):
         raise ValueError(

@@ -7,6 +7,7 @@ are [in, out], convolutions [H, W, in, out], and attention has an axis of heads.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -31,10 +32,10 @@ def read_npz(path: Path) -> dict[str, Tensor]:
         ValueError: no such file, or none of the known layouts; says what was found."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+            arrays = {name: _array(file, name) for name in file.files}
     except FileNotFoundError as error:
         raise ValueError(f"{path}: no such file") from error
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
+    except (OSError, ValueError, EOFError, BadZipFile, MemoryError, OverflowError) as error:
         raise ValueError(
             f"{path} cannot be read as .npz: it is damaged, or holds more than arrays of numbers"
         ) from error
@@ -42,6 +43,27 @@ def read_npz(path: Path) -> dict[str, Tensor]:
         return from_flax(arrays)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _array(file: Any, name: str) -> Array:
+    """Return an array of an open `.npz`.
+
+    Raises:
+        ValueError: its header states more numbers than the file holds, which would be allocated."""
+    info = file.zip.getinfo(f"{name}.npy" if f"{name}.npy" in file.zip.NameToInfo else name)
+    with file.zip.open(info) as stored:
+        version = np.lib.format.read_magic(stored)
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }.get(version)
+        if read is None:
+            raise ValueError(f"{name} has version {version} of the format")
+        shape, _, kind = read(stored)
+    if math.prod(shape) * kind.itemsize > info.file_size:
+        raise ValueError(f"{name} states more numbers than it holds")
+    found: Array = file[name]
+    return found
 
 
 def num_heads(path: Path) -> int:
@@ -57,7 +79,7 @@ def num_heads(path: Path) -> int:
             ),
             "",
         )
-        return int(file[name].shape[-2]) if name else 0  # [..., H, D / H]
+        return int(_array(file, name).shape[-2]) if name else 0  # [..., H, D / H]
 
 
 def from_flax(arrays: Mapping[str, Array]) -> dict[str, Tensor]:

@@ -125,14 +125,15 @@ def timm_models() -> tuple[str, ...]:
 
 
 def _in_timm(name: str) -> bool:
-    """Return whether the part of a name before its tag is a word in timm's models."""
+    """Return whether the part of a name before its tag may be a model of timm."""
     text = _source("models", "*.py")
     return not text or name.partition(".")[0] in _words()
 
 
 @cache
 def _words() -> frozenset[str]:
-    return frozenset(re.findall(r"\w+", _source("models", "*.py")))
+    # functions, and words in quotes: earlier names are keys of dictionaries
+    return frozenset(re.findall(r"(?:\bdef |['\"])(\w+)", _source("models", "*.py")))
 
 
 @cache

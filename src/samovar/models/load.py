@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from samovar.config import Config, ModelConfig
+from samovar.models import trust
 from samovar.models.known import refuse_silent, silent
 from samovar.models.read import Weights, facts, for_network, read_init
 
@@ -34,10 +36,13 @@ def resolve(config: Config) -> Config:
     torch for a run or a file.
 
     Raises:
-        ValueError: no weights are given, or they do not say."""
+        ValueError: no weights are given, or they do not say; a run that names code nobody else
+            has named."""
     model, image_size = facts(config.init) if config.init else (None, 0)
     refuse_silent(config.init, model, config.model)
     if model is not None:
+        if not config.model.name:
+            trust.refuse(model.name, Path(config.init) / "config.json")
         config = replace(config, model=_taken(config.model, model))
     if not config.data.image_size:
         if not image_size:

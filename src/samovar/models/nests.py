@@ -30,6 +30,9 @@ _WRAPPERS = re.compile(
 _COUNTER = "num_batches_tracked"
 """A buffer of BatchNorm that older programs do not save, and that counts for nothing."""
 _SHOWN = 3
+_DEEPEST = 100
+_MOST_VALUES = 5_000_000
+"""Limits of nested values, far above those of any training program."""
 Flat = Mapping[tuple[str, str], "Tensor"]
 """Tensors by the path of their dict and their key in it."""
 
@@ -64,27 +67,39 @@ class _Start:
 
 
 def flatten(content: Any) -> dict[tuple[str, str], Tensor]:
-    """Return all tensors of nested dicts and lists by (path of their dict, key)."""
-    return {(path, key): tensor for path, key, tensor in _walk(content, "")}
+    """Return all tensors of nested dicts and lists by (path of their dict, key).
+
+    Raises:
+        ValueError: nested too deeply, or in itself."""
+    return {(path, key): tensor for path, key, tensor in _walk(content)}
 
 
-def _walk(content: Any, path: str) -> Iterator[tuple[str, str, Tensor]]:
+def _walk(content: Any) -> Iterator[tuple[str, str, Tensor]]:
     from torch import Tensor
 
-    parts = (
-        content.items()
-        if isinstance(content, Mapping)
-        else enumerate(content)
-        if isinstance(content, (list, tuple))
-        else ()
-    )
-    for key, value in parts:
-        if isinstance(value, Tensor):
-            # tensors of a list have no names
-            if isinstance(content, Mapping) and str(key) != "n_averaged":
-                yield path, str(key), value
-        else:
-            yield from _walk(value, f"{path}{key}.")
+    # by hand and not by recursion: a file may nest deeply, hold itself, or one part many times
+    nested = [(content, "", _parts(content))]
+    seen = 0
+    while nested:
+        inside, path, parts = nested[-1]
+        key, value = next(parts, (None, nested))
+        if value is nested:
+            nested.pop()
+            continue
+        seen += 1
+        if seen > _MOST_VALUES or len(nested) > _DEEPEST:
+            raise ValueError("it nests its values too deeply, in itself, or far too many times")
+        if not isinstance(value, Tensor):
+            nested.append((value, f"{path}{key}.", _parts(value)))
+        # tensors of a list have no names
+        elif isinstance(inside, Mapping) and str(key) != "n_averaged":
+            yield path, str(key), value
+
+
+def _parts(content: Any) -> Iterator[tuple[Any, Any]]:
+    if isinstance(content, Mapping):
+        return iter(content.items())
+    return iter(enumerate(content if isinstance(content, (list, tuple)) else ()))
 
 
 def usual(flat: Flat) -> dict[str, Tensor]:

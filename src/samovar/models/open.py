@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from samovar import config as configs
 from samovar.anymodel import restore
 from samovar.config import DataConfig, ModelConfig
 from samovar.data.sources import open_source
-from samovar.models import timm_folder
+from samovar.models import timm_folder, trust
+from samovar.models.built_size import at_most
 from samovar.models.factory import Classifier, create, describe, network
 from samovar.models.load import load_whole
 from samovar.models.normalization import settle
@@ -138,6 +140,7 @@ def _network(weights: Weights, what: str, name: str) -> tuple[ModelConfig, tuple
     if name:
         return replace(weights.model or _pixels(name), name=name, init="library"), ()
     if weights.model:
+        trust.refuse(weights.model.name, Path(what) / "config.json")
         return replace(weights.model, init="library"), ()
     if Path(what).suffix.lower() == ".npz":
         found = recognize(weights.tensors, weights.heads)
@@ -244,19 +247,23 @@ def _open_folder(folder: Path, image_size: int) -> Opened:
     if "img_size" in options or (known and known.fixed_input_size):
         options["img_size"] = side
     config = ModelConfig(spec.architecture, init="library", mean=spec.mean, std=spec.std)
+    with _naming(str(folder)):
+        tensors = read(str(folder)).tensors
+    build = partial(timm.create_model, spec.architecture, num_classes=spec.num_classes, **options)
     try:
+        # a description may ask for far more than the weights beside it fill
+        with torch.device("meta"), at_most(tensors):
+            build()
         with restore.rng():
-            body: nn.Module = timm.create_model(
-                spec.architecture, num_classes=spec.num_classes, **options
-            )
-    except (RuntimeError, TypeError) as error:
+            body: nn.Module = build()
+    except Exception as error:  # timm raises whatever wrong arguments lead to
         reason = str(error).partition("\n")[0]
         raise ValueError(
             f"{folder}: timm cannot build the {spec.architecture} of its config.json ({reason})"
         ) from error
     model = Classifier(body, spec.mean, spec.std).eval()
     with _naming(str(folder)):
-        notes = load_whole(model, read(str(folder)).tensors, spec.architecture)
+        notes = load_whole(model, tensors, spec.architecture)
     return Opened(
         str(folder),
         model,

@@ -196,7 +196,11 @@ def _heads(path: Path) -> int:
 
 
 def _read_file(path: Path) -> nests.Flat:
-    flat = nests.flatten(read_tensors(path))
+    try:
+        flat = nests.flatten(read_tensors(path))
+    except ValueError as error:
+        line = str(error)
+        raise ValueError(line if line.startswith(str(path)) else f"{path}: {line}") from error
     if not flat:
         raise ValueError(f"{path} holds no tensors by name; give a saved state_dict()")
     return flat

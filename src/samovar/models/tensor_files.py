@@ -12,14 +12,21 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import SimpleNamespace
 from typing import Any
-from zipfile import BadZipFile, ZipFile
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
+from samovar.models import nests
 from samovar.models.known import SUFFIXES as SUFFIXES
 
 _SURE = (".safetensors", ".pth", ".pt", ".npz")
 """Suffixes that nothing but weights has: a damaged file of these is called so."""
-_DAMAGED = (EOFError, LookupError, TypeError, AttributeError, UnicodeDecodeError, struct.error)
+_DAMAGED = (
+    *(EOFError, LookupError, TypeError, AttributeError, UnicodeDecodeError, struct.error),
+    *(MemoryError, RecursionError, OverflowError, BadZipFile),
+)
 """Errors that torch's reader of pickles raises for bytes that are no pickle, besides its own."""
+_FREE, _DENSEST = 2**26, 64
+"""Bytes that any archive may unpack to, and how many times its size larger ones may."""
+_LONGEST_RANGE = 1_000_000
 _SAFE_PROTOCOL = 2
 """The protocol of pickles that torch writes, and the highest that it reads without running code."""
 _SAVE_AGAIN = {
@@ -36,6 +43,10 @@ _LIGHTNING = (
 """Modules in which Lightning keeps its dict of settings."""
 
 
+class _Wrong(RuntimeError):
+    """A file asks for what no file of weights needs."""
+
+
 def read_tensors(path: Path) -> Any:
     """Return the content of a file: nested dicts of tensors and other values, on the CPU.
 
@@ -47,15 +58,22 @@ def read_tensors(path: Path) -> Any:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no regular file; give a file of weights")
     with _refusals(path, (OSError, RuntimeError, SafetensorError, *_DAMAGED)):
         kind = _kind(path)
+        if kind != "safetensors":
+            _refuse_bomb(path)
         if kind == "safetensors":
             return load_file(path)
         if kind == "torch":
             with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
                 # a warning about the pickle's version would precede the error that matters
                 warnings.simplefilter("ignore", UserWarning)
-                return torch.load(path, map_location="cpu", weights_only=True)
+                try:
+                    return _whole(torch.load(path, map_location="cpu", weights_only=True))
+                except ValueError as error:  # of values in the file
+                    raise _Wrong(str(error)) from error
     from samovar.models.flax import read_npz
 
     return read_npz(path)
@@ -79,6 +97,34 @@ def _kind(path: Path) -> str:
     if path.is_file() and start and suffix not in _SURE:
         raise ValueError(f"{path} is a file of another kind; give one of {', '.join(SUFFIXES)}")
     return {".safetensors": "safetensors", ".npz": "npz"}.get(suffix, "torch")
+
+
+def _refuse_bomb(path: Path) -> None:
+    """Refuse an archive that unpacks to far more than it is.
+
+    Raises:
+        _Wrong: gives both sizes."""
+    if not is_zipfile(path):
+        return
+    with ZipFile(path) as archive:
+        unpacked = sum(info.file_size for info in archive.infolist())
+    packed = path.stat().st_size
+    if unpacked > _FREE and unpacked > _DENSEST * packed:
+        raise _Wrong(f"its {packed:,} bytes unpack to {unpacked:,}")
+
+
+def _whole(content: Any) -> Any:
+    """Return the content of a file whose tensors hold all the numbers that they claim.
+
+    Raises:
+        ValueError: a tensor of a few numbers claims to be a large one."""
+    for (_, name), tensor in nests.flatten(content).items():
+        if tensor.is_meta:
+            raise ValueError(f"{name} is no plain tensor")
+        claimed = tensor.numel() * tensor.element_size()
+        if claimed > _FREE and claimed > tensor.untyped_storage().nbytes():
+            raise ValueError(f"{name} claims {tensor.numel():,} numbers that it does not hold")
+    return content
 
 
 def _holds_arrays(path: Path) -> bool:
@@ -133,6 +179,14 @@ def _is_torchs(path: Path) -> bool:
     return start[:2] == b"PK" or magic in start
 
 
+def _short_range(*args: Any) -> range:
+    """Return a range; one of great length would fill the memory as a list."""
+    made = range(*args)
+    if len(made) > _LONGEST_RANGE:
+        raise ValueError(f"it holds a range of {len(made):,} numbers")
+    return made
+
+
 def _harmless() -> list[Any]:
     """Return what a file of weights may hold beside tensors: values whose making does nothing.
 
@@ -152,6 +206,7 @@ def _harmless() -> list[Any]:
         # torch fills plain containers only
         "collections.defaultdict": lambda *_: {},
         "collections.deque": lambda *_: [],
+        "builtins.range": _short_range,
         **{f"{home}.AttributeDict": dict for home in _LIGHTNING},
         # NumPy 2 has moved its package, and Python 3.13 for one version its own
         **{f"numpy.{core}.multiarray.scalar": rebuild[0] for core in ("core", "_core")},
@@ -159,7 +214,7 @@ def _harmless() -> list[Any]:
         **{f"pathlib.{name}": pure for name, pure in paths.items()},
         **{f"pathlib._local.{name}": pure for name, pure in paths.items()},
     }
-    plain = [int, float, bool, str, dict, list, tuple, frozenset, range, slice]
+    plain = [int, float, bool, str, dict, list, tuple, frozenset, slice]
     times = [datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone]
     known = [*plain, *times, Namespace, SimpleNamespace, TorchVersion, np.dtype, np.ndarray, *kinds]
     return known + [(made, name) for name, made in renamed.items()]

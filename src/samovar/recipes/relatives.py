@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 from samovar.config import Config, SamConfig, from_dict, validate
+from samovar.config.sections import Schedule
 from samovar.recipes.paper import imagenet, with_cost
 from samovar.recipes.recipe import Recipe
 from samovar.recipes.small import cifar
@@ -115,7 +116,8 @@ RELATIVES: dict[str, Relative] = {
 }  # fmt: skip
 """Relatives by the name that `samovar compare --sam` takes.
 
-Names can be joined: `quarter+late` is both, `msam+rho=1` sets a radius."""
+Names can be joined: `quarter+late` is both, `msam+rho=1` sets a radius, `decay@wsd` trains under
+another schedule of the learning rate."""
 
 
 def relative(name: str) -> list[Relative]:
@@ -124,6 +126,7 @@ def relative(name: str) -> list[Relative]:
     Raises:
         ValueError: an unknown relative or setting; the message lists all."""
     found = []
+    name, _ = with_schedule(name)
     # Settings such as `rho=1` come last, so that they override the relatives.
     for part in sorted(name.split("+"), key=lambda part: "=" in part):
         if "=" in part:
@@ -136,6 +139,22 @@ def relative(name: str) -> list[Relative]:
             raise ValueError(f"unknown relative of SAM {part!r}; {hint}")
         found.append(RELATIVES[part])
     return found
+
+
+def with_schedule(name: str) -> tuple[str, Schedule | None]:
+    """Split `decay@wsd` into `decay` and its schedule of the learning rate; None is the recipe's.
+
+    Raises:
+        ValueError: an unknown schedule; the message lists all."""
+    name, at, schedule = name.partition("@")
+    for known in get_args(Schedule):
+        if at and schedule == known:
+            return name, known
+    if at:
+        raise ValueError(
+            f"unknown schedule {schedule!r}; there are: {', '.join(get_args(Schedule))}"
+        )
+    return name, None
 
 
 def _setting(text: str) -> Relative:
@@ -161,13 +180,17 @@ def related(config: Config, name: str) -> Config:
     if not config.sam.rho:
         raise ValueError(f"recipe {config.recipe} has no --sam.rho to go by; give one")
     sam = config.sam
+    _, schedule = with_schedule(name)
+    optim = replace(config.optim, schedule=schedule) if schedule else config.optim
     for each in relative(name):
         low = (
             sam.rho * each.rho_min_factor if each.rho_min_factor else sam.rho_min * each.rho_factor
         )
         radii = {"rho": _rounded(sam.rho * each.rho_factor), "rho_min": _rounded(low)}
         sam = replace(sam, **radii | each.settings)
-    changed = replace(config, sam=sam if sam.rho or sam.teacher != "none" else SamConfig())
+    changed = replace(
+        config, optim=optim, sam=sam if sam.rho or sam.teacher != "none" else SamConfig()
+    )
     validate(changed)
     return changed
 

@@ -91,16 +91,16 @@ def cifar(model: str, classes: int, *, rho: float = 0.0) -> Config:
 
 # --- a fifth of CIFAR-10, which two cores train in minutes
 
-# The shortest of 10, 20, 30, ... epochs after which the plain network has memorised its images, by
-# the rule in docs/reproduce.md, which looks at plain training alone.
-_CIFAR10K_EPOCHS = {"vit": 30.0, "mixer": 30.0, "resnet": 20.0}
+# Of 10, 20, 30, 40 and 60 epochs those that leave the plain network's training loss nearest to the
+# paper's, by the rule in docs/reproduce.md, which looks at plain training alone.
+_CIFAR10K_EPOCHS = {"vit": 30.0, "mixer": 20.0, "resnet": 20.0}
 
 
 def cifar10k(family: str, *, rho: float = 0.0) -> Config:
     """Return training of a network of half a million parameters on 10,000 images, mirrored only.
 
     The batch of 32 is the paper's share of the images, and one group of SAM. Each family trains
-    until its plain network has memorised its images."""
+    until its plain network has memorised its images as far as the paper's."""
     config = cifar(f"{family}-cifar-t{'' if family == 'resnet' else '8'}", 10, rho=rho)
     epochs, batch = _CIFAR10K_EPOCHS[family], 32
     steps = epochs * 10_000 / batch
@@ -137,7 +137,7 @@ def contrastive(config: Config) -> Config:
 _FAMILIES = {"vit": "ViT", "mixer": "MLP-Mixer", "resnet": "ResNet"}
 _CIFAR_RHO = {"vit": 0.1, "mixer": 0.2, "resnet": 0.05}
 # By the search in docs/reproduce.md for ViT and Mixer; the ResNet's has not been searched yet.
-_CIFAR10K_RHO = {"vit": 0.2, "mixer": 0.2, "resnet": 0.05}
+_CIFAR10K_RHO = {"vit": 0.2, "mixer": 0.2, "resnet": 0.1}
 _AUG_RHO = {"vit": 0.03, "mixer": 0.07, "resnet": 0.05}
 _ADVERSARIAL_RHO = {"vit": 0.05, "mixer": 0.1, "resnet": 0.05}
 _CONTRASTIVE_EXPECT = (
@@ -172,7 +172,7 @@ _MUON_EXPECT = (
     "97.0 % held-out (seed 0 only, one core)",
 )
 # Minutes of one core, derived from the speed of a step.
-_CIFAR10K_MINUTES = {"vit": (5, 10), "mixer": (6, 11), "resnet": (6, 12)}
+_CIFAR10K_MINUTES = {"vit": (5, 10), "mixer": (4, 8), "resnet": (6, 12)}
 
 
 def small() -> list[Recipe]:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from samovar.report.read import RunData
 from samovar.report.run_names import command
+from samovar.words import csv_cell
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,12 @@ class Data:
 
     @property
     def csv(self) -> str:
-        """Return the table as CSV with a header: numbers in full, missing ones empty."""
+        """Return the table as CSV with a header: numbers in full, no formulas."""
         # The same bytes on every system: line feeds alone, and no rounding.
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(self.columns)
-        writer.writerows([["" if value is None else value for value in row] for row in self.rows])
+        writer.writerow(map(csv_cell, self.columns))
+        writer.writerows([["" if v is None else csv_cell(v) for v in row] for row in self.rows])
         return text.getvalue()
 
 

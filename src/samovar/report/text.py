@@ -6,11 +6,7 @@ import math
 import re
 from typing import Any
 
-# Control characters, zero-width characters, marks of writing direction, unpaired surrogates:
-# a name of somebody else's data must not reorder or break the text around it.
-_UNSEEN = re.compile(
-    r"[\x00-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]+"
-)
+from samovar.words import UNSEEN
 
 # With an exponent: values of at least 10**6, and below 10**-4.
 _LARGE, _SMALL = 6, -4
@@ -76,7 +72,7 @@ def left_out(n: int, one: str, whose: str = "") -> str:
 
 def clean(text: Any, length: int = 200) -> str:
     """Return one line without control characters, its middle cut if longer than `length`."""
-    line = " ".join(_UNSEEN.sub(" ", str(text)).split())
+    line = " ".join(UNSEEN.sub(" ", str(text)).split())
     half = (length - 1) // 2
     return line if len(line) <= length else f"{line[:half]}…{line[-half:]}"
 

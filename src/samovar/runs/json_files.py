@@ -6,6 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from samovar.words import read_regular
+
+MOST_BYTES = 2**28
+"""Largest file that is read whole."""
+
 
 class Damaged(ValueError):
     """A file cannot be read as what it should be."""
@@ -18,7 +23,7 @@ def read_json(path: Path) -> Any:
         Damaged: the file cannot be read, or is no JSON; one line with its path, and the line in it
             where JSON ends."""
     try:
-        return parsed(path.read_bytes().decode())
+        return parsed(read_regular(path, MOST_BYTES).decode())
     except OSError as error:
         raise Damaged(f"{path} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:

@@ -243,7 +243,11 @@ def _say_once(note: str) -> None:
 def replace_text(path: Path, text: str) -> None:
     """Replace a file's text, whole or not at all.
 
-    It is written to a second file, flushed to disk, and renamed into place."""
+    It is written to a second file, flushed to disk, and renamed into place. A pipe or a device,
+    such as /dev/stdout, is written to and stays what it is."""
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+        return
     aside = path.with_name(path.name + ".partial")
     try:
         with aside.open("w", encoding="utf-8") as file:

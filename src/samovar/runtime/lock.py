@@ -1,4 +1,4 @@
-"""Locks of a run folder: one process at a time trains a run, one at a time measures it.
+"""Locks of folders: one process at a time trains a run, measures it, or tunes in a folder.
 
 A lock is a file that the system unlocks when its process ends, however it ends. The file also names
 its owner: host, process and time. On file systems without locks, and on Windows, this name alone
@@ -26,13 +26,15 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-Work = Literal["train", "measure"]
+Work = Literal["train", "measure", "study"]
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """Errors of file systems that have no locks."""
 _POLL = 0.5
 """Seconds between two tries of a process that waits."""
-_DOES = {"train": "trained", "measure": "measured"}
+_last: list[Path] = []
+"""The folder that this process locked last."""
+_DOES = {"train": "trained", "measure": "measured", "study": "worked on"}
 
 
 class Locked(ValueError):
@@ -72,6 +74,7 @@ def locked(folder: Path, work: Work = "train", *, wait: bool = False) -> Iterato
         with file_of(folder, work).open("a+", encoding="utf-8") as file:
             if _take(file):
                 _name_owner(file)
+                _last[:] = [folder]
                 try:
                     yield
                 finally:
@@ -81,13 +84,24 @@ def locked(folder: Path, work: Work = "train", *, wait: bool = False) -> Iterato
         by = str(owner) if owner else "another process"
         if not wait:
             raise Locked(
-                f"{folder} is being {_DOES[work]} by {by}; wait for its end (--wait) or stop it"
+                f"{folder} is being {_DOES[work]} by {by}; "
+                f"wait for its end{'' if work == 'study' else ' (--wait)'} or stop it"
             )
         if not told:
             print(f"samovar: waiting for {by}, which has {folder}", file=sys.stderr, flush=True)
             told = True
         with heartbeat.doing(f"waiting for {by}"):
             time.sleep(_POLL)
+
+
+def last_folder() -> Path | None:
+    """Return the folder that this process has locked last; None before the first."""
+    return _last[0] if _last else None
+
+
+def forget_last() -> None:
+    """Forget the folder that was locked last, as a new command begins."""
+    _last.clear()
 
 
 def is_locked(folder: Path, work: Work = "train") -> bool:

@@ -62,18 +62,46 @@ def started(config: RunConfig, flag: str = "--run.device") -> Iterator[Runtime]:
         torch.set_num_threads(config.threads)
     if device.type == "cpu":
         keep_freed_memory()
-    # torchrun with one process needs no group, and skips its set-up
-    if world_size == 1:
-        yield Runtime(device, dtype)
-        return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(minutes=30))
+    with deterministic_algorithms() if config.deterministic else contextlib.nullcontext():
+        # torchrun with one process needs no group, and skips its set-up
+        if world_size == 1:
+            yield Runtime(device, dtype)
+            return
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(minutes=30))
+        try:
+            yield Runtime(device, dtype, dist.get_rank(), dist.get_world_size())
+        finally:
+            dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def deterministic_algorithms() -> Iterator[None]:
+    """Compute inside by algorithms that give the same bits each time; restore the choice after it.
+
+    Raises:
+        ValueError: torch has none for an operation that was called."""
+    before = torch.are_deterministic_algorithms_enabled()
+    searches = torch.backends.cudnn.benchmark
+    # read when the first product on a GPU begins; without it cuBLAS may split sums differently
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True)
     try:
-        yield Runtime(device, dtype, dist.get_rank(), dist.get_world_size())
+        yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        operation = str(error).split(" does not", 1)[0]
+        raise ValueError(
+            f"{operation} has no deterministic algorithm on this device; train without "
+            "--run.deterministic"
+        ) from error
     finally:
-        dist.destroy_process_group()
+        torch.use_deterministic_algorithms(before)
+        torch.backends.cudnn.benchmark = searches
 
 
 def keep_freed_memory() -> None:

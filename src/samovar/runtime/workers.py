@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from samovar.runtime.signals import STOPPING, handled_by
+from samovar.runtime.signals import STOPPING, handled_by, ignored_sigint
 
 Task = TypeVar("Task")
 Answer = TypeVar("Answer")
@@ -93,12 +93,9 @@ class _Team:
             for number, (_, theirs) in enumerate(pipes)
         ]
         # Children inherit this: ctrl-C must not hit a process that has no handler of its own yet.
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
+        with ignored_sigint():
             for process in self.processes:
                 process.start()
-        finally:
-            signal.signal(signal.SIGINT, handler)
         for _, theirs in pipes:
             theirs.close()
 

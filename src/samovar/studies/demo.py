@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from samovar import recipes
@@ -18,6 +17,7 @@ from samovar.runs.records import Record, RunDir
 from samovar.runs.saddle import saddles
 from samovar.runtime import Runtime
 from samovar.runtime.heartbeat import doing
+from samovar.runtime.terminal import console
 from samovar.train.command import train
 
 TWINS = ("vit-digits", "vit-digits-sam")
@@ -38,7 +38,7 @@ def demo(output: Path, seed: int) -> list[RunDir]:
     table = Table("", "AdamW", "AdamW + SAM", title=f"digits, seed {seed}")
     for title, name, show in _ROWS:
         table.add_row(title, *(show(records[name]) for records in found))
-    Console().print(table)
+    console().print(table)
     for run, records in zip(runs, found, strict=True):
         for text in saddles(list(records.values())):
             print(f"{run.path.name}: {text}.")

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from samovar import config as configs
-from samovar import recipes
 from samovar.config import Config, MeasureConfig
+from samovar.recipes import replay
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,7 @@ class Job:
 
 def command_of(job: Job) -> Sequence[str]:
     """Return the command that trains the job's run by itself, in the folder a study looks in."""
-    # flags beside the recipe, which keep the command short
-    base = recipes.get(job.config.recipe).config()
-    return ["samovar", "train", job.config.recipe, *configs.to_flags(job.config, base)]
+    return replay.command(job.config)
 
 
 # --- settings

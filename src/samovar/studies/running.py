@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,13 @@ from samovar.measure.catalog import default_split
 from samovar.measure.command import measure_once
 from samovar.measure.subject import open_subject
 from samovar.runs.json_files import read_object
-from samovar.runs.records import Record, RunDir, replace_text, to_json
-from samovar.runtime import Runtime, provenance, started
+from samovar.runs.records import Record, RunDir
+from samovar.runs.refused import removed_if_refused
+from samovar.runtime import Runtime, started
+from samovar.runtime.lock import Locked, locked
 from samovar.runtime.workers import Stopped, share, signals_raise
 from samovar.studies.jobs import Job, Measured
+from samovar.studies.own_folder import make_folder
 from samovar.train import branch
 from samovar.train.fit import Diverged, Interrupted, fit, prepare
 from samovar.train.resume import HARMLESS
@@ -39,6 +43,8 @@ class Done:
     """Why training stopped early; empty where it did not."""
     fresh: bool = True
     """False where all of the job was done before."""
+    busy: bool = False
+    """Whether another process was at the run, so that nothing was done here."""
 
 
 # --- what is done
@@ -123,8 +129,11 @@ def records_of(job: Job) -> list[Record]:
 # --- one job
 
 
-def run_job(job: Job) -> Done:
+def run_job(job: Job, *, wait: bool = True) -> Done:
     """Train the job's run from where it stands, then take the measurements that are missing.
+
+    Args:
+        wait: for another process that trains or measures the run; else the job comes back busy.
 
     Raises:
         ValueError: as `fit.prepare`; the folder holds a run of other settings.
@@ -133,29 +142,51 @@ def run_job(job: Job) -> Done:
     since = time.process_time()
     if is_done(job):
         return Done(job, 0.0, _read(RunDir(job.folder)).get("diverged", ""), fresh=False)
+    is_new = not job.folder.exists()
     run = _open(job)
+    try:
+        with locked(run.path, "train", wait=wait):
+            diverged = _train_once(job, run, is_new=is_new)
+        with locked(run.path, "measure", wait=wait):
+            for measured in () if diverged else job.measurements:
+                _measure_once(measured, run)
+    except Locked:
+        return Done(job, 0.0, busy=True)
+    return Done(job, time.process_time() - since, diverged)
+
+
+def _train_once(job: Job, run: RunDir, *, is_new: bool) -> str:
+    """Train to the end, unless that is done; return why the run diverged, empty if it did not.
+
+    Args:
+        is_new: the folder was made for this, and goes where the run is refused."""
     done = _read(run)
-    if "steps" not in done:
-        with started(job.config.run) as runtime:
+    if not {"steps", "diverged"} & set(done):
+        refusable = removed_if_refused(run) if is_new else nullcontext()
+        with refusable, started(job.config.run) as runtime:
             try:
                 done["steps"] = _train(job, run, runtime)
             except (Diverged, NoFiniteRate) as error:
                 done["diverged"] = str(error)
         run.write_json(DONE_FILE, done)
-    for measured in () if "diverged" in done else job.measurements:
-        if _key(measured) not in done.get("measured", {}):
-            found = _measure(measured, run)
-            taken = {_key(measured): identity(found[0]) if found else {}}
-            # written after each, so that an interruption loses one measurement at most
-            done["measured"] = done.get("measured", {}) | taken
-            run.write_json(DONE_FILE, done)
-    return Done(job, time.process_time() - since, done.get("diverged", ""))
+    return str(done.get("diverged", ""))
+
+
+def _measure_once(measured: Measured, run: RunDir) -> None:
+    """Take a measurement, unless that is done."""
+    done = _read(run)
+    if _key(measured) not in done.get("measured", {}):
+        found = _measure(measured, run)
+        taken = {_key(measured): identity(found[0]) if found else {}}
+        # written after each, so that an interruption loses one measurement at most
+        done["measured"] = done.get("measured", {}) | taken
+        run.write_json(DONE_FILE, done)
 
 
 def _open(job: Job) -> RunDir:
     run = RunDir(job.folder)
     for folder in (run.checkpoints, run.arrays):
-        _make_folder(folder, job.config.output)
+        make_folder(folder, job.config.output)
     if not run.config_path.is_file():
         run.write_json(run.config_path.name, configs.to_dict(job.config))
     return run
@@ -202,6 +233,8 @@ def _measure(measured: Measured, run: RunDir) -> list[Record]:
 def run_all(jobs: Sequence[Job], *, at_a_time: int, on_done: Callable[[Done], None]) -> None:
     """Do the jobs in order, several at a time; each waits for the run it starts from.
 
+    Jobs that another command is at, here or on a machine that shares the folder, come last.
+
     Raises:
         Stopped: SIGINT or SIGTERM came; the running jobs are saved.
         ChildProcessError: a process ended by itself.
@@ -216,13 +249,26 @@ def run_all(jobs: Sequence[Job], *, at_a_time: int, on_done: Callable[[Done], No
                     on_done(run_job(job))
                 else:
                     left.append(job)
-            # a single job needs no process of its own, and has all cores here
-            count = min(at_a_time, len(left))
-            if count > 1:
-                shared = [_with_threads(job, cores() // count) for job in left]
-                share(shared, _work, count, lambda job, done: on_done(done))
-            for job in left if count == 1 else ():
-                on_done(_work(job))
+            for work in (_work, _work_in_turn):
+                busy: list[Job] = []
+
+                def ended(done: Done, busy: list[Job] = busy) -> None:
+                    busy.append(done.job) if done.busy else on_done(done)
+
+                _do(left, work, at_a_time, ended)
+                left = busy
+
+
+def _do(
+    jobs: Sequence[Job], work: Callable[[Job], Done], at_a_time: int, ended: Callable[[Done], None]
+) -> None:
+    # a single job needs no process of its own, and has all cores here
+    count = min(at_a_time, len(jobs))
+    if count > 1:
+        shared = [_with_threads(job, cores() // count) for job in jobs]
+        share(shared, work, count, lambda job, done: ended(done))
+    for job in jobs if count == 1 else ():
+        ended(work(job))
 
 
 def _with_threads(job: Job, threads: int) -> Job:
@@ -233,44 +279,16 @@ def _with_threads(job: Job, threads: int) -> Job:
 
 
 def _work(job: Job) -> Done:
+    return _run(job, wait=False)
+
+
+def _work_in_turn(job: Job) -> Done:
+    return _run(job, wait=True)
+
+
+def _run(job: Job, *, wait: bool) -> Done:
     with signals_raise():
         try:
-            return run_job(job)
+            return run_job(job, wait=wait)
         except Interrupted as error:  # training handles signals itself; the pool expects `Stopped`
             raise Stopped(error.signum) from None
-
-
-# --- the study's own folder
-
-
-def write_study(
-    folder: RunDir, mark: str, facts: dict[str, Any], config: Config, recipe: str
-) -> None:
-    """Write a study's own folder: what it is about, and the config that its report shows.
-
-    Args:
-        mark: name of the file that distinguishes the folder from a run's."""
-    _make_folder(folder.path, folder.path)
-    folder.write_json(mark, facts)
-    named = replace(config, name=folder.path.name, output=folder.path.parent, recipe=recipe)
-    folder.write_json(folder.config_path.name, configs.to_dict(named))
-
-
-def write_records(folder: RunDir, records: Sequence[Record], run: RunConfig) -> None:
-    """Write a study's records anew, since they follow from its runs, and the machine's provenance.
-
-    Equal records keep their file and its time, so that the same runs make the same page."""
-    with started(run) as runtime:
-        folder.write_json("provenance.json", provenance(runtime))
-    path, text = folder.records_path, "".join(to_json(record) + "\n" for record in records)
-    if not (path.is_file() and path.read_text(encoding="utf-8") == text):
-        replace_text(path, text)
-
-
-def _make_folder(folder: Path, output: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"cannot write to --output {output}: {error.strerror}; give another"
-        ) from error

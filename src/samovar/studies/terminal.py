@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from samovar.runtime.terminal import console
 from samovar.runtime.workers import Stopped
 from samovar.studies.columns import COLUMNS
 from samovar.studies.estimate import seconds_left
@@ -56,16 +56,16 @@ def progress(total: int, line: Callable[[Ended], str | None]) -> Iterator[Callab
     Args:
         total: runs in all.
         line: text for a run that ended; None prints nothing."""
-    console = Console()
+    shown = console()
     columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn())
     # in a file or a pipe every refresh of the bar would be a line
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=shown, disable=not shown.is_terminal) as bar:
         task = bar.add_task("runs", total=total)
 
         def show(ended: Ended) -> None:
             text = line(ended)
             if text is not None:
-                console.print(text, highlight=False, soft_wrap=True)
+                shown.print(text, highlight=False, soft_wrap=True)
             bar.advance(task)
 
         yield show
@@ -103,11 +103,6 @@ def resumable(words: Sequence[str]) -> Iterator[None]:
         again = shlex.join(words)
         print(f"samovar: {error}; the same command goes on from here: {again}", file=sys.stderr)
         raise SystemExit(128 + error.signum if isinstance(error, Stopped) else 1) from None
-
-
-def wide_console(columns: int) -> Console:
-    """Return a console as wide as the terminal, or `columns` wide where output is piped."""
-    return Console(width=None if sys.stdout.isatty() else columns)
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

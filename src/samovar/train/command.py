@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,9 +16,11 @@ from samovar import config as configs
 from samovar.config import Config
 from samovar.config.derived import Shorten
 from samovar.data.sources import open_source
+from samovar.models import trust
 from samovar.models.load import resolve
 from samovar.runs.loggers import check_loggers
 from samovar.runs.records import RunDir
+from samovar.runs.refused import removed_if_refused
 from samovar.runtime import Runtime, heartbeat, started
 from samovar.runtime.lock import locked
 from samovar.train import branch
@@ -116,36 +118,34 @@ def _train(
         config = branch.settings(origin, config, len(source.train))
         start = branch.load(origin)
     source, state = prepare(replace(config, init="") if saved else config, runtime, source)
+    others: tuple[str, ...] = ()
     if resumed:
         run = RunDir.open(resumed)
         check_resume(configs.load(run.config_path), config)
     else:
-        run, note = new_run(config, runtime, take_over=take_over)
-        for line in filter(None, (note, *notes)):
+        for line in notes:
             _print(runtime, line)
+        # the folder is made last, so that what is refused or interrupted until here leaves none
         if plan and runtime.is_main:
             _print(runtime, "\n".join(plan_lines(config, source, runtime)))
-    if origin:
-        branch.place(origin, start, run, config, runtime)
-    try:
-        with locked(run.path, wait=wait) if runtime.is_main else nullcontext():
-            if config.init and config.grid.lr and not saved:
-                _print(runtime, frozen_line(frozen_scores(config, run, runtime)))
-            chosen = choose_lr(config, run, runtime, partial(_print, runtime))
-            # the trials' rate is part of the optimizer, which is built anew
-            if chosen != config:
-                source, state = prepare(chosen, runtime, source)
-            with view(chosen, runtime) as show:
-                for event in fit(chosen, run, runtime, source, state):
-                    show(event)
-    except _STOPS as error:
-        signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
-        code = 128 + signum if isinstance(error, (Interrupted, KeyboardInterrupt)) else 1
-        if runtime.is_main:
-            reason = next(iter(str(error).splitlines()), "interrupted")
-            print(f"samovar: {reason}", file=sys.stderr)
-            print(f"continue with: samovar train --resume {run.path}", file=sys.stderr)
-        raise SystemExit(code) from None
+        others = tuple(path.name for path in (config.output / config.name).glob("*") if take_over)
+        run, note = new_run(config, runtime, take_over=take_over)
+        if note:
+            _print(runtime, note)
+    is_new = runtime.is_main and not resumed
+    refusable = removed_if_refused(run, others=others) if is_new else nullcontext()
+    with refusable, _continuable(run, runtime), _lock(run, runtime, wait=wait):
+        if origin:
+            branch.place(origin, start, run, config, runtime)
+        if config.init and config.grid.lr and not saved:
+            _print(runtime, frozen_line(frozen_scores(config, run, runtime)))
+        chosen = choose_lr(config, run, runtime, partial(_print, runtime))
+        # the trials' rate is part of the optimizer, which is built anew
+        if chosen != config:
+            source, state = prepare(chosen, runtime, source)
+        with view(chosen, runtime) as show:
+            for event in fit(chosen, run, runtime, source, state):
+                show(event)
     _print(runtime, f"run: {run.path}")
     return run
 
@@ -154,6 +154,28 @@ _STOPS = (
     Interrupted, Diverged, OSError, KeyboardInterrupt, OutOfMemory, torch.OutOfMemoryError,
 )  # fmt: skip
 """What ends a run that can be continued."""
+
+
+@contextmanager
+def _continuable(run: RunDir, runtime: Runtime) -> Iterator[None]:
+    """Say how a run that stops can be continued, and end the process."""
+    try:
+        yield
+    except _STOPS as error:
+        signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
+        code = 128 + signum if isinstance(error, (Interrupted, KeyboardInterrupt)) else 1
+        if runtime.is_main:
+            reason = next(iter(str(error).splitlines()), "interrupted")
+            print(f"samovar: {reason}", file=sys.stderr)
+            # the run's own code is in its config by now, where a name alone is not imported
+            own_code = ":" in configs.load(run.config_path).model.name
+            trusted = f" {trust.FLAG}" if own_code else ""
+            print(f"continue with: samovar train --resume {run.path}{trusted}", file=sys.stderr)
+        raise SystemExit(code) from None
+
+
+def _lock(run: RunDir, runtime: Runtime, *, wait: bool) -> AbstractContextManager[None]:
+    return locked(run.path, wait=wait) if runtime.is_main else nullcontext()
 
 
 def _print(runtime: Runtime, message: str) -> None:

@@ -11,11 +11,10 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from samovar import config as configs
 from samovar.anymodel.devices import to_device
-from samovar.anymodel.restore import bare, modes
+from samovar.anymodel.restore import bare
 from samovar.config import Config
 from samovar.config.derived import Shorten
 from samovar.data.loader import Batch
@@ -26,6 +25,7 @@ from samovar.runtime import Runtime, seed_everything, started
 from samovar.train import optim
 from samovar.train.loop import TrainState, backward, build, steps
 from samovar.train.schedules import lr_at
+from samovar.train.utilization import forward_flops
 
 SIZES = {"digits": (269, 10, 1), "cifar10": (50_000, 10, 3), "cifar100": (50_000, 100, 3)}
 """Training images, classes and channels of data sets, known without opening them."""
@@ -104,7 +104,7 @@ def rehearse(
     return Rehearsal(
         params=sum(p.numel() for p in params),
         decayed=sum(p.numel() for p in decayed),
-        flops=_flops(state.model, batch.images[:1]),
+        flops=forward_flops(state.model, batch.images[:1]),
         weight_bytes=_bytes(params),
         state_bytes=_state_bytes(config, state, params),
         kept_bytes=_kept_bytes(small, state, batch, data, runtime),
@@ -143,13 +143,6 @@ def _now(runtime: Runtime) -> float:
         return time.perf_counter()
     # processor time, because the clock also runs while other programs do
     return time.process_time() / max(1, torch.get_num_threads())
-
-
-def _flops(model: nn.Module, image: Tensor) -> int:
-    counter = FlopCounterMode(display=False)
-    with modes(model, training=False), torch.no_grad(), counter:
-        model(image)
-    return int(counter.get_total_flops())
 
 
 def _bytes(tensors: list[Tensor] | list[nn.Parameter]) -> int:

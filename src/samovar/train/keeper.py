@@ -18,6 +18,7 @@ from samovar.runs.records import Record, RunDir, Sink, replace_text
 from samovar.runtime import Runtime, provenance
 from samovar.train import resume
 from samovar.train.loop import Step, TrainState
+from samovar.train.utilization import utilization_per_image
 
 CLASS_COUNTS = "class_counts.json"
 """File of the run folder with the images of each class: classes, train, val."""
@@ -40,6 +41,9 @@ class Keeper:
         self.sinks: list[Sink] = []
         self.total = 0
         """Steps of the whole run; known from `begin` on."""
+        self.channels = 0
+        """Channels of the images; known from `begin` on."""
+        self._utilization: dict[str, float | None] = {}
 
     def begin(
         self, step: int, total: int, source: Source, notes: Sequence[str], *, resumed: bool
@@ -61,7 +65,7 @@ class Keeper:
         name = f"provenance-resumed-{step}.json" if again else "provenance.json"
         self.run.write_json(name, provenance(self.runtime) | {"data": list(notes)})
         self.run.keep_classes(source.classes)
-        self.total = total
+        self.total, self.channels = total, source.channels
         if self.is_read:
             self.run.write_json(CLASS_COUNTS, _class_counts(source))
             progress.write(self.run, RunProgress("training", step, total))
@@ -98,6 +102,8 @@ class Keeper:
         }
         if "climbs" in tally:  # what AE-SAM's second passes have cost so far
             values["train/climbs"] = tally["climbs"]
+        if self.runtime.is_main and (per_image := self._per_image(state, config)):
+            values["train/mfu"] = values["train/images_per_second"] * per_image
         units = {loss: "nats", "train/images_per_second": "images/s"}
         for name, value in values.items():
             self.record(Record(name, value, units.get(name, ""), where={"step": step.step}))
@@ -110,6 +116,14 @@ class Keeper:
                 "lower --optim.lr, raise --optim.warmup-steps or set --optim.clip-norm"
             )
         return values
+
+    def _per_image(self, state: TrainState, config: Config) -> float | None:
+        """Return the utilization of one image a second; counted once for each stage."""
+        key = config.loss
+        if key not in self._utilization:
+            here = (state.model, config, self.runtime, self.channels)
+            self._utilization[key] = utilization_per_image(*here)
+        return self._utilization[key]
 
     def divided(self, state: TrainState, config: Config) -> None:
         """Record that memory ran out: the images per pass from this step on."""

@@ -20,8 +20,10 @@ from rich.table import Table
 from samovar import config as configs
 from samovar.config import Config
 from samovar.runtime import Runtime, heartbeat
+from samovar.runtime.terminal import console
 from samovar.train.fit import Progress as Event
 from samovar.train.pace import Pace
+from samovar.words import visible
 
 
 class View(Protocol):
@@ -34,10 +36,10 @@ class View(Protocol):
 @contextmanager
 def view(config: Config, runtime: Runtime) -> Iterator[View]:
     """Yield a progress bar on a terminal, plain lines elsewhere; only the main rank shows any."""
-    console = Console()
+    shown = console()
     if not runtime.is_main:
         yield lambda event: None
-    elif not console.is_terminal:
+    elif not shown.is_terminal:
         yield PlainView(config)
     else:
         columns = (
@@ -47,8 +49,8 @@ def view(config: Config, runtime: Runtime) -> Iterator[View]:
             TextColumn("{task.fields[facts]}"),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=console) as progress:
-            yield RichView(config, progress, console)
+        with Progress(*columns, console=shown) as progress:
+            yield RichView(config, progress, shown)
 
 
 class RichView:
@@ -76,12 +78,12 @@ class RichView:
             text = f"{self.pace(event)}  {val_facts(event)}  {self.pace.eta(event)}"
             self.console.print(text, highlight=False)
         elif event.kind == "note":
-            self.console.print(*event.notes, sep="\n", highlight=False)
+            self.console.print(*map(visible, event.notes), sep="\n", highlight=False)
         elif event.kind == "done":
             self.progress.stop()
             self.console.print(final_table(event))
             for line in event.notes:
-                self.console.print(line, highlight=False)
+                self.console.print(visible(line), highlight=False)
 
 
 class PlainView:
@@ -108,9 +110,9 @@ class PlainView:
             facts = f"{self.facts}  {val_facts(event)}"
             lines = [f"{self.pace(event)}  {facts}  {self.pace.eta(event)}"]
         elif event.kind == "note":
-            lines = list(event.notes)
+            lines = [visible(note) for note in event.notes]
         elif event.kind == "done":
-            lines = [*event.notes, final_line(event)]
+            lines = [*map(visible, event.notes), final_line(event)]
         if lines:
             print("\n".join(lines), flush=True)
             heartbeat.said()
@@ -130,7 +132,7 @@ def start_lines(config: Config, event: Event) -> list[str]:
         f"{train} + {val} images of {config.data.source}, "
         f"{epochs} epochs, {counts} steps"
     )
-    return [title, *event.notes]
+    return [visible(line) for line in (title, *event.notes)]
 
 
 def train_facts(event: Event) -> str:
@@ -139,6 +141,7 @@ def train_facts(event: Event) -> str:
     skipped = f"  skipped {v['train/skipped']:.0f}" if v["train/skipped"] else ""
     loss = v["train/loss"] if "train/loss" in v else v["train/contrastive_loss"]
     speed = f"{v['train/images_per_second']:.0f} images/s"
+    speed += f"  MFU {100 * v['train/mfu']:.0f} %" if "train/mfu" in v else ""
     return f"loss {loss:.4f}  lr {v['train/lr']:.2e}  {speed}{skipped}"
 
 

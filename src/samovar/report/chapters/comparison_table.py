@@ -12,8 +12,8 @@ from samovar.report.text import clean, count, with_error
 from samovar.report.text import number as shown
 from samovar.runs.records import Record
 
-NUMBER, COST, SHARE, CLAIM, ANSWER = (
-    f"compare/{name}" for name in ("number", "cost", "share", "claim", "answer")
+NUMBER, COST, SHARE, CLAIM, ANSWER, OWN_SHARE = (
+    f"compare/{name}" for name in ("number", "cost", "share", "claim", "answer", "own_share")
 )
 
 
@@ -40,6 +40,11 @@ _SHARE = (
     "with Fieller’s 90 % interval; empty if SAM itself may gain nothing"
 )
 
+_OWN_SHARE = (
+    "the same with plain training and SAM under the schedule of the relative; empty where that is "
+    "the recipe’s"
+)
+
 Found = Mapping[tuple[str, str], Record]
 """Records by relative and key of the column."""
 
@@ -49,10 +54,10 @@ def table(run: RunData, budget: str) -> Table:
     # Of several records of one place the newest counts.
     records = {
         name: [r for r in run.records.get(name, []) if r.where.get("budget") == budget]
-        for name in (NUMBER, COST, SHARE, CLAIM, ANSWER)
+        for name in (NUMBER, COST, SHARE, CLAIM, ANSWER, OWN_SHARE)
     }
-    numbers, costs, shares, claims = (
-        _by_place(records[name]) for name in (NUMBER, COST, SHARE, CLAIM)
+    numbers, costs, shares, claims, own = (
+        _by_place(records[name]) for name in (NUMBER, COST, SHARE, CLAIM, OWN_SHARE)
     )
     titles = {str(r.where.get("key")): clean(r.where.get("column", "")) for r in numbers.values()}
     rows = [
@@ -62,6 +67,7 @@ def table(run: RunData, budget: str) -> Table:
                 _cost(record),
                 *(_number(numbers.get((name, key))) for key in titles),
                 *_kept(shares.get((name, "")), claims.get((name, ""))),
+                *([_share(own.get((name, "")))] if own else []),
             ],
             detail=clean(record.settings.get("summary", "")),
         )
@@ -72,6 +78,7 @@ def table(run: RunData, budget: str) -> Table:
         *(Column(title, _note(key)) for key, title in titles.items()),
         Column("Share of SAM’s gain", _SHARE),
         Column("Keeps 90 %", _test(list(claims.values()))),
+        *([Column("Share under its own schedule", _OWN_SHARE)] if own else []),
     ]
     return Table(
         f"compare-{run.index}-{budget}",
@@ -134,11 +141,17 @@ def _kept(share: Record | None, claim: Record | None) -> list[Cell]:
     """Return the cells of the share of SAM's gain, and of the test whether 90 % are kept."""
     if share is None or claim is None:
         return [Cell("–"), Cell("–")]
-    ends = [" to ".join(shown(100 * end, 2) for end in share.interval)] if share.interval else []
-    kept = f"{shown(100 * share.value, 2)} %" if math.isfinite(share.value) else "–"
     margin = f"{'+' if claim.value > 0 else ''}{shown(claim.value, 2)} points" if claim.n else ""
     verdict = Cell(clean(claim.settings.get("verdict", "")), details=[margin])
-    return [Cell(kept, details=ends), verdict]
+    return [_share(share), verdict]
+
+
+def _share(share: Record | None) -> Cell:
+    if share is None:
+        return Cell("–")
+    ends = [" to ".join(shown(100 * end, 2) for end in share.interval)] if share.interval else []
+    kept = f"{shown(100 * share.value, 2)} %" if math.isfinite(share.value) else "–"
+    return Cell(kept, details=ends)
 
 
 def _note(key: str) -> str:

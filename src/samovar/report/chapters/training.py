@@ -19,7 +19,11 @@ _MAIN = {
     "val/knn_accuracy": "k-NN accuracy of the features",
     "train/grad_norm": "Gradient norm",
 }
-_FOLDED = {"train/lr": "Learning rate", "train/images_per_second": "Images per second"}
+_FOLDED = {
+    "train/lr": "Learning rate",
+    "train/images_per_second": "Images per second",
+    "train/mfu": "Share of the GPU’s peak (MFU)",
+}
 _UNDRAWN = ("train/skipped",)
 
 _OBJECTIVE = ("loss", "label_smoothing", "data.mixup", "data.cutmix")

@@ -17,6 +17,7 @@ from samovar.report.chapters.spectrum import densities, density_range
 from samovar.report.drawing import pictures
 from samovar.report.drawing.landscape_grid import LandscapeGrid, grids, scale
 from samovar.report.drawing.relief import HEIGHTS, draw
+from samovar.report.paper.claims import claims
 from samovar.report.paper.comparison import pareto
 from samovar.report.paper.panels import (
     ONE,
@@ -238,5 +239,6 @@ FIGURES: dict[str, Callable[[Sequence[RunData]], Figure | None]] = {
     "attention-distance": _distance,
     "attention": _attention,
     "pareto": pareto,
+    "claims": claims,
 }
 """All figures by the name of their file."""

@@ -12,29 +12,29 @@ from samovar import config as configs
 from samovar import report
 from samovar.data.sources import open_source
 from samovar.runs.records import RunDir, replace_text
+from samovar.runtime.lock import locked
+from samovar.runtime.terminal import console
 from samovar.studies.columns import COLUMNS
 from samovar.studies.compare import timing
 from samovar.studies.compare.cost import Cost, counted
-from samovar.studies.compare.plan import (
+from samovar.studies.compare.plan import CompareJob, job_of, jobs_of, trunks_of
+from samovar.studies.compare.recorded import records_of
+from samovar.studies.compare.request import (
     COMPARED,
     COMPARISON_FILE,
     YARDSTICKS,
     Budget,
-    CompareJob,
     CompareRequest,
     config_of,
-    job_of,
-    jobs_of,
     passes_of,
-    trunks_of,
 )
-from samovar.studies.compare.recorded import records_of
 from samovar.studies.compare.results import CompareResults, results
 from samovar.studies.compare.view import cost_line, markdown, plan_head, table
 from samovar.studies.jobs import refuse_torchrun
-from samovar.studies.running import is_done, run_all, write_records, write_study
+from samovar.studies.own_folder import make_folder, write_records, write_study
+from samovar.studies.running import is_done, run_all
 from samovar.studies.running import records_of as own_records
-from samovar.studies.terminal import job_line, print_plan, progress, resumable, wide_console
+from samovar.studies.terminal import job_line, print_plan, progress, resumable
 from samovar.train.dry_run import Data, data_of
 
 
@@ -52,7 +52,7 @@ def compare(
         SystemExit: 128 + signal after an interruption, 1 after a full disk or a lost process; a
             line says how to go on."""
     refuse_torchrun("compare")
-    known = _read(request)
+    known = _read(request)  # also to refuse a damaged file before any work
     if only_plan:
         # costs that are not measured yet are counted, so a plan takes no time
         costs = counted(passes_of(request)) | known
@@ -61,7 +61,10 @@ def compare(
         return None
     source = open_source(request.base.data)
     data = Data(len(source.train), len(source.classes), source.channels)
-    costs = _costs(request, known, data)
+    make_folder(request.output, request.output)
+    # of two commands one measures the costs, and the other reads them
+    with locked(request.output, "study", wait=True):
+        costs = _costs(request, _read(request), data)
     total = configs.num_steps(request.base, data.num_train)
     jobs = jobs_of(request, costs, total)
     trunks = _print(request, jobs, total, only_plan)
@@ -165,10 +168,10 @@ def _finish(
         records = own_records(job)
         numbers[job.folder] = {column: COLUMNS[column].value(records) for column in COMPARED}
     found = [_results(request, budget, costs, numbers, data) for budget in request.budgets]
-    console = wide_console(160)
+    shown = console(columns=160)
     for each in found:
-        console.print(table(each, request))
-        console.print(each.answer, highlight=False, soft_wrap=True)
+        shown.print(table(each, request))
+        shown.print(each.answer, highlight=False, soft_wrap=True)
     folder = RunDir(request.output)
     records = [record for each in found for record in records_of(each, request)]
     write_records(folder, records, request.base.run)

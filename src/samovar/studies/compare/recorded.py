@@ -9,7 +9,7 @@ from samovar.recipes.relatives import relative
 from samovar.runs.records import Record
 from samovar.studies.claims import TEST, Outcome
 from samovar.studies.columns import COLUMNS
-from samovar.studies.compare.plan import CompareRequest
+from samovar.studies.compare.request import CompareRequest
 from samovar.studies.compare.results import (
     CHEAP,
     KEPT,
@@ -62,6 +62,7 @@ def _standing(
             for column, number in standing.numbers.items()
         ),
         *(_share(standing.share, where) if standing.share else []),
+        *(_share(standing.own_share, where, "own_") if standing.own_share else []),
     ]
 
 
@@ -84,17 +85,17 @@ def _number(
     )
 
 
-def _share(share: GainShare, where: dict[str, Any]) -> list[Record]:
+def _share(share: GainShare, where: dict[str, Any], of: str = "") -> list[Record]:
     ends = (share.low, share.high)
     record = Record(
-        "compare/share",
+        f"compare/{of}share",
         share.value,
         n=share.outcome.seeds,
         where=where,
         settings={"interval": "90 %"},
         interval=ends if all(map(math.isfinite, ends)) else None,
     )
-    return [record, _claim("compare/claim", share.outcome, where)]
+    return [record, _claim(f"compare/{of}claim", share.outcome, where)]
 
 
 def _claim(name: str, outcome: Outcome, where: dict[str, Any]) -> Record:

@@ -11,13 +11,13 @@ from statistics import fmean
 
 from samovar.studies.claims import Claim, Outcome, decide, difference
 from samovar.studies.compare.cost import Cost
-from samovar.studies.compare.plan import COMPARED, YARDSTICKS, Budget
+from samovar.studies.compare.request import COMPARED, YARDSTICKS, Budget
 from samovar.studies.intervals import ratio_interval, stderr
 
 KEPT = 0.9
 """Share of SAM's gain that a relative has to keep."""
 
-CHEAP = 1.3
+CHEAP = 1.25
 """Cost in plain steps that such a relative may have."""
 
 Values = Mapping[str, Mapping[str, Sequence[float]]]
@@ -64,7 +64,9 @@ class Standing:
     numbers: Mapping[str, CompareNumber]
     """Numbers by column."""
     share: GainShare | None
-    """None for plain and for SAM."""
+    """Share of SAM's gain under the recipe's schedule; None for plain and for SAM there."""
+    own_share: GainShare | None = None
+    """Share of SAM's gain under this relative's own schedule, where that is another one."""
 
     def worth(self, steps: int) -> float:
         """Return the processor time of a run in that of a plain run of `steps` steps."""
@@ -105,6 +107,7 @@ def results(
             steps[name],
             {column: number(column, found[column]) for column in COMPARED},
             None if name in YARDSTICKS else share_of_gain(name, paired),
+            own_share(name, paired),
         )
         for name, found in values.items()
     )
@@ -130,24 +133,40 @@ def number(column: str, values: Sequence[float]) -> CompareNumber:
     return CompareNumber(middle, low, high, error, kept)
 
 
-def keeps(name: str) -> Claim:
+def own_share(name: str, seeds: Sequence[Mapping[tuple[str, str], float]]) -> GainShare | None:
+    """Return the share of the gain that SAM has under a relative's own schedule.
+
+    None under the recipe's schedule, for the yardsticks, and where they were not compared."""
+    _, at, schedule = name.partition("@")
+    plain, sam = (f"{each}@{schedule}" for each in YARDSTICKS)
+    if not at or name in (plain, sam) or not seeds or (sam, "top1") not in seeds[0]:
+        return None
+    return share_of_gain(name, seeds, plain, sam)
+
+
+def keeps(name: str, plain: str = "plain", sam: str = "sam") -> Claim:
     """Claim that a relative keeps at least `KEPT` of SAM's gain."""
-    terms = ((1.0, (name, "top1")), (KEPT - 1, ("plain", "top1")), (-KEPT, ("sam", "top1")))
+    terms = ((1.0, (name, "top1")), (KEPT - 1, (plain, "top1")), (-KEPT, (sam, "top1")))
     text = f"{name} keeps at least {100 * KEPT:.0f} % of SAM's gain"
     return Claim(text, terms, unit="points", ours=True)
 
 
-def share_of_gain(name: str, seeds: Sequence[Mapping[tuple[str, str], float]]) -> GainShare:
+def share_of_gain(
+    name: str,
+    seeds: Sequence[Mapping[tuple[str, str], float]],
+    plain: str = "plain",
+    sam: str = "sam",
+) -> GainShare:
     """Return a relative's share of SAM's gain, over the seeds that have all three accuracies."""
     pairs = [
-        tuple(values[each, "top1"] - values["plain", "top1"] for each in (name, "sam"))
+        tuple(values[each, "top1"] - values[plain, "top1"] for each in (name, sam))
         for values in seeds
     ]
     # a seed without one of the three accuracies has no share
     gains = [(ours, sams) for ours, sams in pairs if math.isfinite(ours) and math.isfinite(sams)]
     ours, sams = (math.fsum(column) for column in zip(*gains, strict=True)) if gains else (0.0, 0.0)
     value = ours / sams if sams > 0 else math.nan
-    return GainShare(value, *ratio_interval(gains), decide(keeps(name), seeds, {}))
+    return GainShare(value, *ratio_interval(gains), decide(keeps(name, plain, sam), seeds, {}))
 
 
 # --- the answer

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from samovar.studies.columns import COLUMNS
 from samovar.studies.compare.cost import Cost
-from samovar.studies.compare.plan import COMPARED, CompareRequest, passes_of
+from samovar.studies.compare.request import COMPARED, CompareRequest, passes_of
 from samovar.studies.compare.results import (
     KEPT,
     CompareNumber,
@@ -26,7 +26,7 @@ TITLES = {
 }
 """Titles of the tables by budget."""
 
-HEAD = [
+_HEAD = [
     "",
     "cost × plain",
     "steps",
@@ -34,6 +34,16 @@ HEAD = [
     "share of SAM's gain, %",
     f"keeps {100 * KEPT:.0f} %",
 ]
+
+
+def head(found: CompareResults) -> list[str]:
+    """Return the titles of the columns."""
+    return [*_HEAD, "of SAM's under its own schedule, %"] if _several(found) else _HEAD
+
+
+def _several(found: CompareResults) -> bool:
+    """Return whether a relative has a share of SAM's gain under a schedule of its own."""
+    return any(standing.own_share for standing in found.standings)
 
 
 def plan_head(request: CompareRequest) -> str:
@@ -51,7 +61,7 @@ def cost_line(costs: Mapping[str, Cost]) -> str:
 
 def table(found: CompareResults, request: CompareRequest) -> Table:
     """Return the standings under one budget as a table for the terminal."""
-    drawn = Table(*HEAD, title=_title(found, request))
+    drawn = Table(*head(found), title=_title(found, request))
     for standing in found.standings:
         drawn.add_row(*row(standing, found))
     return drawn
@@ -63,7 +73,7 @@ def markdown(found: Sequence[CompareResults], request: CompareRequest) -> str:
     for each in found:
         rows = [row(standing, each) for standing in each.standings]
         lines += [f"{_title(each, request)}:", ""]
-        lines += [*markdown_table(HEAD, rows), "", each.answer, ""]
+        lines += [*markdown_table(head(each), rows), "", each.answer, ""]
     return "\n".join(lines)
 
 
@@ -76,7 +86,10 @@ def row(standing: Standing, found: CompareResults) -> list[str]:
     """Return the cells of a relative."""
     cost = f"{standing.cost.ratio:.2f} ({standing.cost.passes:.3g} counted)"
     numbers = [_number(standing.numbers[column], column, found.gain.asked) for column in COMPARED]
-    return [standing.relative, cost, str(standing.steps), *numbers, *_kept(standing, found)]
+    cells = [standing.relative, cost, str(standing.steps), *numbers, *_kept(standing, found)]
+    if _several(found):
+        cells.append(share_text(standing.own_share) if standing.own_share else "")
+    return cells
 
 
 def _number(number: CompareNumber, column: str, asked: int) -> str:

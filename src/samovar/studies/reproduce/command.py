@@ -9,15 +9,17 @@ from samovar import report
 from samovar.config import DataConfig
 from samovar.data.sources import open_source
 from samovar.runs.records import RunDir, replace_text
+from samovar.runtime.terminal import console
 from samovar.studies.jobs import Job, refuse_torchrun
+from samovar.studies.own_folder import write_records, write_study
 from samovar.studies.reproduce import plan
 from samovar.studies.reproduce.plan import STUDY_FILE, ReproduceJob, ReproduceRequest
 from samovar.studies.reproduce.results import ReproduceResults, records_of, results
 from samovar.studies.reproduce.scales import SCALES
 from samovar.studies.reproduce.studies import STUDIES
 from samovar.studies.reproduce.view import claims_table, markdown, numbers_table, plan_head
-from samovar.studies.running import is_done, run_all, write_records, write_study
-from samovar.studies.terminal import job_line, print_plan, progress, resumable, wide_console
+from samovar.studies.running import is_done, run_all
+from samovar.studies.terminal import job_line, print_plan, progress, resumable
 
 
 def reproduce(
@@ -84,10 +86,10 @@ def _finish(name: str, request: ReproduceRequest, jobs: Sequence[ReproduceJob]) 
     own = [job for job in jobs if job.row in plan.rows_of(name, request)]
     found = results(name, request, jobs)
     folder = _write(found, request, own)
-    console = wide_console(140)
-    console.print(numbers_table(found, request.seeds))
+    shown = console(columns=140)
+    shown.print(numbers_table(found, request.seeds))
     if found.outcomes:
-        console.print(claims_table(found.outcomes))
+        shown.print(claims_table(found.outcomes))
     replace_text(request.output / f"{name}.md", markdown(found))
     # the report draws curves and landscapes of one seed; the means are in the study's records
     first = [job.folder for job in own if job.seed == 0]

@@ -39,8 +39,7 @@ def numbers_table(found: ReproduceResults, seeds: int) -> Table:
     title = f"{study.where}: {study.title}; mean of {seeds} seeds ± standard error [paper]"
     table = Table("", *_titles(found), title=title)
     for head, numbers in _rows(found).items():
-        # the backslash keeps rich from reading [...] as markup
-        cells = [_mean(n) + _few(n) + _paper(n, before="\n\\") for n in numbers]
+        cells = [_mean(n) + _few(n) + _paper(n, before="\n") for n in numbers]
         table.add_row(head, *cells)
     return table
 
@@ -57,16 +56,31 @@ def claims_table(outcomes: Sequence[Outcome]) -> Table:
 
 
 def markdown(found: ReproduceResults) -> str:
-    """Return the numbers, with the paper's in brackets, and the claims as Markdown tables."""
+    """Return the verdicts in short, then numbers and claims in full, as Markdown.
+
+    Numbers of the paper stand in brackets."""
+    verdicts = [*_in_short(found.outcomes), ""] if found.outcomes else []
     rows = [
         [head, *(_mean(number) + _paper(number, before=" ") for number in numbers)]
         for head, numbers in _rows(found).items()
     ]
-    lines = markdown_table(["", *_titles(found)], rows)
+    lines = [*verdicts, *markdown_table(["", *_titles(found)], rows)]
     if found.outcomes:
         claims = [_claim(o, apart(o.low, o.high) if o.seeds > 1 else 3, 3) for o in found.outcomes]
         lines += ["", *markdown_table(_CLAIM_HEAD, claims)]
     return "\n".join(lines) + "\n"
+
+
+def _in_short(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return a sentence that counts the verdicts, and a table of claim, verdict and seeds."""
+    verdicts = [outcome.verdict for outcome in outcomes]
+    counts = [f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts)]
+    rows = [[o.claim.text, f"**{o.verdict}**", str(o.seeds)] for o in outcomes]
+    return [
+        f"{len(outcomes)} claims: {', '.join(counts)}.",
+        "",
+        *markdown_table(("claim", "verdict", "seeds"), rows),
+    ]
 
 
 # --- cells

@@ -18,9 +18,11 @@ from samovar.data.sources import open_source
 from samovar.models.load import resolve
 from samovar.runs.records import Record, RunDir, replace_text, timestamp
 from samovar.runtime import provenance, started
+from samovar.runtime.lock import locked
+from samovar.runtime.terminal import console
 from samovar.studies.intervals import stderr
 from samovar.studies.jobs import refuse_torchrun
-from samovar.studies.terminal import progress, resumable, wide_console
+from samovar.studies.terminal import progress, resumable
 from samovar.studies.tune import search
 from samovar.studies.tune.search import Search, Setting, TuneOutcome
 from samovar.studies.tune.view import (
@@ -75,12 +77,14 @@ def tune(
         facts = provenance(runtime)
     plan = _plan(config, wanted, len(source.train), len(source.val))
     run = _open(plan)
-    run.write_json("provenance.json", facts)
-    print("\n".join(plan_lines(plan)), flush=True)
-    with resumable([*request.words, "--name", run.path.name]):
-        outcomes = _climb(plan, run, jobs)
-    _print_result(plan, outcomes, partial(best_command, given, request))
-    print(f"report: {report.write([run.path], run.path / 'report.html')}\nsearch: {run.path}")
+    with locked(run.path, "study"):
+        _begin(plan, run)
+        run.write_json("provenance.json", facts)
+        print("\n".join(plan_lines(plan)), flush=True)
+        with resumable([*request.words, "--name", run.path.name]):
+            outcomes = _climb(plan, run, jobs)
+        _print_result(plan, outcomes, partial(best_command, given, request))
+        print(f"report: {report.write([run.path], run.path / 'report.html')}\nsearch: {run.path}")
     return run
 
 
@@ -145,15 +149,19 @@ def _open(plan: TunePlan) -> RunDir:
         # a search has no weights of its own; its trials do
         run.checkpoints.rmdir()
         run.arrays.rmdir()
+    return run
+
+
+def _begin(plan: TunePlan, run: RunDir) -> None:
+    """Write what is searched, and begin the records anew: they follow from the trials."""
     values = {
         "values": dict(plan.search.values),
         "seeds": plan.search.seeds,
         "full": plan.search.full,
     }
     run.write_json(SEARCH_FILE, values)
-    run.write_json(run.config_path.name, configs.to_dict(replace(config, name=run.path.name)))
-    replace_text(run.records_path, "")  # records follow from the trials, which are kept
-    return run
+    run.write_json(run.config_path.name, configs.to_dict(replace(plan.config, name=run.path.name)))
+    replace_text(run.records_path, "")
 
 
 def _check_same(run: RunDir, config: Config) -> None:
@@ -276,7 +284,7 @@ def _print_result(
 ) -> None:
     last = search.ranked([outcome for outcome in outcomes if outcome.rung == len(plan.rungs)])
     best = last[0].setting
-    wide_console(120).print(table_of(outcomes, plan))
+    console(columns=120).print(table_of(outcomes, plan))
     print(f"best: {search.label(best)}")
     for line in [*search.edges(best, plan.search), *doubts(last, plan)]:
         print(f"note: {line}")

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from samovar import config as configs
 from samovar.config import Config
+from samovar.recipes import replay
 from samovar.studies.intervals import stderr
 from samovar.studies.tune import search
 from samovar.studies.tune.search import Rung, Search, Setting, TuneOutcome
@@ -154,4 +155,4 @@ def best_command(config: Config, request: TuneRequest, setting: Setting) -> str:
     best = replace(best, name=base.name, data=data)
     # NaN differs from every value, so that flags name the searched settings even at their defaults
     unlike = search.apply(base, dict.fromkeys(setting, math.nan))
-    return shlex.join([*request.train, *configs.to_flags(best, unlike)])
+    return shlex.join([*request.train, *replay.flags(best, unlike)])
