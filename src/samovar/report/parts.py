@@ -57,6 +57,8 @@ class Figure:
     """The run, if the figure shows only one."""
     poster: str = ""
     """Image in place of a 3-D plot: for print, and without JavaScript or WebGL."""
+    poster_labels: str = ""
+    """Image of its labels as a mask, which the page fills with its ink."""
     height: int = 320
     wide: bool = False
     notes: tuple[str, ...] = ()

@@ -132,6 +132,7 @@ def _math(text: str) -> Markup:
 
 
 def _code(text: str) -> Markup:
-    """Escape text, and set what stands between backquotes as code."""
-    parts = str(escape(text)).split("`")
-    return Markup("".join(f"<code>{p}</code>" if k % 2 else p for k, p in enumerate(parts)))
+    """Escape text, set what stands between backquotes as code, and the index of λ_max."""
+    parts = text.split("`")
+    each = (f"<code>{escape(p)}</code>" if k % 2 else _math(p) for k, p in enumerate(parts))
+    return Markup("".join(each))
