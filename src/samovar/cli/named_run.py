@@ -37,7 +37,7 @@ def named_runs(settings: Settings, base: Settings) -> Settings:
 
     Args:
         base: the settings before flags."""
-    if isinstance(settings, Config) and settings.init != base.init:
+    if isinstance(settings, Config) and isinstance(base, Config) and settings.init != base.init:
         # weights of timm keep their name; samovar's own networks have none to start from
         init = settings.init
         return replace(settings, init=init if defined_by_timm(init) else run_path(init))

@@ -35,7 +35,7 @@ from samovar.studies.jobs import refuse_torchrun
 from samovar.studies.running import is_done, run_all, write_records, write_study
 from samovar.studies.running import records_of as own_records
 from samovar.studies.terminal import job_line, print_plan, progress, resumable, wide_console
-from samovar.train.dry_run import Data, data_of
+from samovar.train.rehearse import Data, data_of
 
 
 def compare(
