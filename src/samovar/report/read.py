@@ -20,7 +20,6 @@ from samovar.runs.records import Record, RunDir, from_json
 from samovar.words import read_regular
 
 MAX_ARRAY_BYTES = 256 * 2**20
-_MOST_RECORDS = 2**32
 
 Array = NDArray[Any]
 
@@ -262,8 +261,7 @@ def _read_records(run: RunDir) -> tuple[dict[str, list[Record]], int]:
     records: dict[str, list[Record]] = {}
     bad = 0
     try:
-        read = read_regular(run.records_path, _MOST_RECORDS)
-        lines = read.decode("utf-8", errors="replace").split("\n")
+        lines = read_regular(run.records_path, 2**32).decode("utf-8", "replace").split("\n")
     except FileNotFoundError:
         return {}, 0
     except OSError as error:
