@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samovar.runs.records import Record, RunDir, from_json
+from samovar.words import read_regular
 
 MAX_ARRAY_BYTES = 256 * 2**20
 
@@ -218,7 +219,7 @@ def _read(path: Path) -> RunData:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(read_regular(path, MAX_ARRAY_BYTES).decode())
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"cannot read {path}: {error}") from None
     if not isinstance(config, dict):
@@ -231,7 +232,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _read_object(path: Path) -> dict[str, Any]:
     """Read a JSON object; return {} if it is missing or damaged, which the report then states."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_regular(path, MAX_ARRAY_BYTES).decode())
     except (OSError, ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}
@@ -260,11 +261,11 @@ def _read_records(run: RunDir) -> tuple[dict[str, list[Record]], int]:
     records: dict[str, list[Record]] = {}
     bad = 0
     try:
-        lines = run.records_path.read_text(encoding="utf-8", errors="replace").split("\n")
+        lines = read_regular(run.records_path, 2**32).decode("utf-8", "replace").split("\n")
     except FileNotFoundError:
         return {}, 0
     except OSError as error:
-        raise ValueError(f"cannot read {run.records_path}: {error.strerror}") from None
+        raise ValueError(f"cannot read {run.records_path}: {error.strerror or error}") from None
     # Text after the last newline was cut short by a crash.
     for line in filter(str.strip, lines[:-1]):
         try:
