@@ -11,7 +11,7 @@ from samovar import config as configs
 from samovar import recipes
 from samovar.cli import early
 from samovar.cli.flags import ALIASES, COUNT, SWITCH, Flag, Kind, Line, flag_lines, lines, read
-from samovar.cli.folder import Choice, choose, is_folder, why_lines
+from samovar.cli.folder import Choice, choose, is_folder, no_recipe, why_lines
 from samovar.cli.named_run import run_path
 from samovar.cli.saved_run import last_unfinished, of_run
 from samovar.cli.settings import CONFIG, Start, given_settings, parse_settings, start
@@ -197,8 +197,17 @@ def _folder(line: Line) -> Choice | None:
     Raises:
         ValueError: as `choose`; `--scratch` without a folder."""
     scratch = line["--scratch"]
-    if len(line.words) == 1 and not line["--config"] and is_folder(line.words[0]):
-        return choose(line.words[0], line, FLAGS, scratch=scratch)
+    if len(line.words) > 1:
+        raise ValueError(
+            f"train takes one recipe, not {' and '.join(line.words)}, or one folder of images; "
+            "quote a path with spaces"
+        )
+    if len(line.words) == 1 and not line["--config"]:
+        word = line.words[0]
+        if is_folder(word):
+            return choose(word, line, FLAGS, scratch=scratch)
+        if word not in recipes.RECIPES:
+            raise no_recipe(word)
     if scratch:
         raise ValueError("--scratch goes with a folder of images; a recipe without --init does it")
     return None
