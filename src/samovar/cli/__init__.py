@@ -25,6 +25,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         speaker = "samovar" if rank == "0" else f"samovar [rank {rank}]"
         print(f"{speaker}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        # work that can be continued says so itself and ends by SystemExit
+        if os.environ.get("SAMOVAR_TRACEBACK"):
+            raise
+        print("samovar: interrupted before anything was begun", file=sys.stderr)
+        raise SystemExit(130) from None
     except BrokenPipeError:
         # The reader of `samovar list | head` left. Python flushes stdout once more on exit, which
         # would fail again.
