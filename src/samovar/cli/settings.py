@@ -139,7 +139,8 @@ def _with_range(said: str, base: Settings) -> str:
     section: Any = base
     for part in path:
         section = getattr(section, part)
-    limit = ranges_of(type(section)).get(last)
+    kind: type = type(section)
+    limit = ranges_of(kind).get(last)
     return f"{said}; give {limit.give}" if limit else said
 
 

@@ -135,7 +135,7 @@ def run_job(job: Job) -> Done:
     since = time.process_time()
     if is_done(job):
         return Done(job, 0.0, _read(RunDir(job.folder)).get("diverged", ""), fresh=False)
-    is_new = not job.folder.exists()
+    is_new = not RunDir(job.folder).config_path.is_file()
     run = _open(job)
     done = _read(run)
     if "steps" not in done:
