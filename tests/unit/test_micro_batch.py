@@ -79,6 +79,8 @@ def test_room_is_what_the_process_has_not_taken(monkeypatch) -> None:
     less, more = (room_for(memory, CPU) for memory in (4.0, 5.0))
     assert more - less == pytest.approx(2**30, rel=0.02)
     assert less < 4 * 2**30
+    with pytest.raises(ValueError, match=r"--run.memory 0.01 is too little: the process takes .* MiB before its first"):
+        room_for(0.01, CPU)
     monkeypatch.setattr(micro_batch, "free_bytes", lambda device: 1000)
     assert room_for("auto", CPU) == 900
 

@@ -97,7 +97,13 @@ def room_for(memory: float | str, runtime: Runtime) -> float:
         ValueError: a number, where what a process takes cannot be read."""
     if isinstance(memory, str):
         return SHARE * free_bytes(runtime.device)
-    return memory * 2**30 - _used(runtime.device)
+    used = _used(runtime.device)
+    if memory * 2**30 <= used:
+        raise ValueError(
+            f"--run.memory {memory:g} is too little: the process takes {_mega(used)} before its "
+            "first step; give more, in GiB"
+        )
+    return memory * 2**30 - used
 
 
 def divide(
