@@ -59,7 +59,8 @@ def _between(stops: Array, share: Array) -> Array:
     """Return the colours [..., 3] at shares [...] of the way through colours [n, 3]."""
     position = share * (len(stops) - 1)
     below = np.minimum(position.astype(int), len(stops) - 2)
-    return stops[below] + (position - below)[..., None] * (stops[below + 1] - stops[below])
+    between = (position - below)[..., None] * (stops[below + 1] - stops[below])
+    return np.asarray(stops[below] + between)
 
 
 def heat_share(values: Array) -> Array:
