@@ -160,6 +160,8 @@ class Gallery:
     """Low end, high end and title of the colour scale of its maps."""
     opens: bool = False
     """True if its images open large."""
+    columns: bool = False
+    """True if its strips have few pictures, so that several strips stand side by side."""
 
     @property
     def sets(self) -> list[tuple[Picture, ...]]:

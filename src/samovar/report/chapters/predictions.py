@@ -168,6 +168,7 @@ def confused(
             Data(("class", "predicted_class", "images", "picture"), rows),
             coarse=max(arrays["images"].shape[1:3]) <= COARSE,
             opens=True,
+            columns=True,
         )
     ]
 
