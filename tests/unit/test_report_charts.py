@@ -3,16 +3,21 @@
 import base64
 import io
 import json
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 from scipy import stats
 
+from samovar.report.chapters.attention import attention
 from samovar.report.chapters.landscape import landscape
+from samovar.report.chapters.predictions import predictions
 from samovar.report.chapters.robustness import robustness
 from samovar.report.chapters.training import training
+from samovar.report.drawing.pictures import heat_uri
 from samovar.report.drawing.plots import layout
+from samovar.report.page import render
 from samovar.report.parts import Figure, Group
 from samovar.runs.records import Record, RunDir
 from tests.unit.report_runs import BEST, MAKERS, load, make_run
@@ -210,3 +215,62 @@ def test_the_toolbar_has_a_margin_of_its_own() -> None:
     made = layout("x")
     assert made["modebar"]["orientation"] == "v"
     assert made["margin"]["r"] >= 28
+
+
+# --- pictures
+
+
+def _only(folder, *names: str, **options):
+    return make_run(folder, without=tuple(n for n in ("training", *MAKERS) if n not in names), **options)
+
+
+@pytest.mark.parametrize(("family", "beside"), [("vit", 3), ("resnet", 5), ("mixer", 0)])
+def test_an_image_stands_beside_its_heat_maps(tmp_path, family: str, beside: int) -> None:
+    folder = _only(tmp_path / "a", "attention", family=family)
+    gallery = _parts(attention(load(folder)))["attention-0"]
+    assert gallery.beside == beside
+    if beside:
+        assert gallery.scale == ("0", "maximum", "of each map")
+        assert [picture.map for picture in gallery.sets[0]] == [False] + [True] * (beside - 1)
+        assert len(gallery.sets) == 6
+        maps = np.load(folder / "arrays" / "attention.npz")
+        first = maps["maps"][0, -1] if family == "vit" else maps["maps0"][0]
+        assert gallery.sets[0][1].detail == f"0 to {first.max():.2g}"
+    data = base64.b64decode(heat_uri(np.array([[0.0, 2.0], [np.nan, 1.0]])).partition(",")[2])
+    pixels = np.asarray(Image.open(io.BytesIO(data)))
+    assert pixels[..., 3].tolist() == [[255, 255], [0, 255]], "nothing shines through but gaps"
+    assert pixels[0, 0, :3].tolist() == [0x48, 0x53, 0xB8]
+    assert pixels[0, 1, :3].tolist() == [0xF7, 0xE3, 0x4A]
+
+
+def test_the_classes_confused_most_are_shown_with_their_pictures(tmp_path) -> None:
+    folder = _only(tmp_path / "a", "predictions", "accuracy", classes=("cat", "dog", "fox"))
+    # Of all 500 images, dogs are taken for foxes most; of the recorded ones, each pair is there once.
+    labels = np.repeat([1, 0, 2], [300, 100, 100])
+    predicted = np.concatenate([np.where(np.arange(300) < 7, 2, 1), np.where(np.arange(100) < 2, 1, 0), [2] * 100])
+    np.savez(folder / "arrays" / "outcomes.npz", labels=labels, predicted=predicted, probability=np.full(500, 0.5),
+             probability_true=np.full(500, 0.5), classes=np.array(["cat", "dog", "fox"]))  # fmt: skip
+    text = (folder / "records.jsonl").read_text()
+    (folder / "records.jsonl").write_text(text.replace('"split": "val"', '"split": "train"'))
+    gallery = _parts(predictions(load(folder)))["confused-0"]
+    assert [strip.title for strip in gallery.strips] == [
+        "dog taken for fox: 7 images of 500", "cat taken for dog: 2 images of 500",
+    ]  # fmt: skip
+    assert gallery.opens
+    assert [picture.caption for picture in gallery.strips[0].pictures] == ["fox, not dog"]
+    (folder / "arrays" / "outcomes.npz").unlink()
+    gallery = _parts(predictions(load(folder)))["confused-0"]
+    assert [strip.title for strip in gallery.strips] == [
+        f"{a} taken for {b}: 1 image of those recorded" for a, b in (("cat", "dog"), ("dog", "fox"), ("fox", "cat"))
+    ]
+
+
+def test_a_picture_that_opens_is_a_button_and_its_image_is_in_the_page_once(tmp_path) -> None:
+    folder = _only(tmp_path / "a", "predictions")
+    page = render(load(folder))
+    shown = re.findall(r"background-image:url\((data:[^)]+)\)", page)
+    assert len(shown) == len(set(shown)) == 8
+    buttons = re.findall(r'<button type="button" class="tile opens" aria-label="([^"]+)"', page)
+    assert len(buttons) == 3 + 8, "three mistakes by their classes, and all eight"
+    assert all(text.endswith("; open it large") for text in buttons)
+    assert page.count('<dialog id="large"') == 1

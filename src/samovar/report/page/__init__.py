@@ -107,14 +107,13 @@ def _walk(parts: Sequence[Part]) -> Iterator[Part]:
 
 def _images(parts: Sequence[Part]) -> dict[str, str]:
     """Return a CSS class for each image, so that the page holds each only once."""
-    # As backgrounds of CSS classes they can be shown many times: a map lies over the same image.
+    # As backgrounds of CSS classes they can be shown many times: the worst mistakes are also shown
+    # among the classes that are confused, and open large.
     galleries = [part for part in parts if isinstance(part, Gallery)]
     pictures = [
         picture for gallery in galleries for strip in gallery.strips for picture in strip.pictures
     ]
-    uris = dict.fromkeys(
-        uri for picture in pictures for uri in (picture.image, picture.overlay) if uri
-    )
+    uris = dict.fromkeys(picture.image for picture in pictures if picture.image)
     return {uri: f"i{index}" for index, uri in enumerate(uris)}
 
 
