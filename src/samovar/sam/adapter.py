@@ -16,6 +16,7 @@ from samovar.sam.closure_passes import Closure, ClosurePasses, FreshGradients, S
 from samovar.sam.directions import Climber, asam_offset, norm_parameters
 from samovar.sam.engine import sam_gradient
 from samovar.sam.memory import SamMemory
+from samovar.sam.shards import clip_, shards_of
 from samovar.sam.variant import SamVariant
 
 _OWN = ("rho", "adaptive", "eta")
@@ -46,7 +47,7 @@ class SAM(torch.optim.Optimizer):
 
     DDP wrappers and buffers are found while the closure runs, so each rank makes its own ascent and
     buffers are updated once. Compiled code hides both: pass `model` then, and wrap DDP around the
-    compiled module.
+    compiled module. `fully_shard` needs `model` too: ranks that share weights share the ascent.
 
     What a `variant` remembers is saved with the state. The base optimizer can load that state too;
     it ignores the part of the variant.
@@ -241,9 +242,9 @@ class SAM(torch.optim.Optimizer):
             ascent_closure=ascent,
             scaler=scaler,
             model=self.model,
+            shards=shards_of(params.values(), () if self.model is None else self.model.modules()),
             mute=not self.shared_ascent,
-            # With a shared ascent DDP may lend views of its buckets, which the descent writes to,
-            # so what is remembered must be a copy.
+            # A shared ascent may lie in DDP's buckets, which the descent writes to.
             copied=self.shared_ascent
             and bool(self.variant.sigma or self.variant.reuse or self.variant.sharp_only),
         )
@@ -252,9 +253,8 @@ class SAM(torch.optim.Optimizer):
 
     def _climbers(self) -> dict[str, Climber]:
         """Return the parameters that are perturbed, by their place in the groups."""
-        norms = None
-        if self.variant.norms_only and self.model is not None:
-            norms = norm_parameters(self.model.modules())
+        model = self.model if self.variant.norms_only else None
+        norms = None if model is None else norm_parameters(model.modules())
         climbers, places = {}, iter(self._params())
         for group in self.param_groups:
             eta = group["eta"] if group["adaptive"] else None
@@ -269,7 +269,7 @@ class SAM(torch.optim.Optimizer):
         if self.clip_norm is not None:
             if scaler is not None:
                 scaler.unscale_(self.base_optimizer)
-            nn.utils.clip_grad_norm_(self._params().values(), self.clip_norm)
+            clip_(self._params().values(), self.clip_norm, self.memory.shards)
         if scaler is None:
             self.base_optimizer.step()
         else:
