@@ -246,8 +246,8 @@ def refuse_unfit(module: nn.Module, *, named: bool) -> None:
         RuntimeError: a compiled module that was not named has buffers."""
     if type(module).__name__ == "FullyShardedDataParallel":
         raise ValueError(
-            "FullyShardedDataParallel hides the parameters that it flattens from SAM; shard by "
-            "torch.distributed.fsdp.fully_shard, or use DDP"
+            "FullyShardedDataParallel flattens parameters and hides them from SAM; use DDP instead "
+            "of FSDP 1, or torch.distributed.fsdp.fully_shard"
         )
     if not _is_compiled(module):
         return
