@@ -26,6 +26,7 @@ from samovar.runtime import Runtime, seed_everything, started
 from samovar.train import optim
 from samovar.train.loop import TrainState, backward, build, steps
 from samovar.train.schedules import lr_at
+from samovar.train.sharding import largest_gathered, shard_words
 
 SIZES = {"digits": (269, 10, 1), "cifar10": (50_000, 10, 3), "cifar100": (50_000, 100, 3)}
 """Training images, classes and channels of data sets, known without opening them."""
@@ -54,6 +55,10 @@ class Rehearsal:
     """Bytes of gradients, optimizer state, SAM's copy of the weights and their average."""
     kept_bytes: int
     """Bytes that autograd keeps for the backward pass of `images` images, without weights."""
+    shapes: tuple[torch.Size, ...]
+    """Shapes of the parameters that train."""
+    block_bytes: int
+    """Bytes of the weights that are gathered at once if they are sharded: block or rest."""
     images: int
     """Images of a rehearsed step."""
     losses: tuple[float, ...]
@@ -92,9 +97,8 @@ def rehearse(
     images = images or min(config.data.batch_size, config.sam.m or 32)
     # one ascent group is enough to measure by; there is no warm-up, whose first step moves nothing
     small = replace(config, data=replace(config.data, batch_size=images), init="")
-    small = replace(
-        small, optim=replace(small.optim, warmup_steps=0), run=replace(small.run, compile=False)
-    )
+    run = replace(small.run, compile=False, shard="none")
+    small = replace(small, optim=replace(small.optim, warmup_steps=0), run=run)
     state = build(small, runtime, num_classes=data.num_classes, channels=data.channels)
     batch = _made(small, data, images, runtime)
     params = [p for p in state.model.parameters() if p.requires_grad]
@@ -108,6 +112,8 @@ def rehearse(
         weight_bytes=_bytes(params),
         state_bytes=_state_bytes(config, state, params),
         kept_bytes=_kept_bytes(small, state, batch, data, runtime),
+        shapes=tuple(p.shape for p in params),
+        block_bytes=largest_gathered(state.model),
         images=len(batch),
         losses=losses,
         seconds=seconds,
@@ -242,6 +248,7 @@ def lines(config: Config, data: Data, found: Rehearsal, ranks: int) -> list[str]
         f"memory     weights {_mega(found.weight_bytes)}, gradients, optimizer and copies "
         f"{_mega(found.state_bytes)}; a forward pass keeps "
         f"{_mega(found.kept_bytes / found.images)} an image",
+        *([f"shards     {shard_words(found, config.run.shard, ranks)}"] if ranks > 1 else []),
         f"cost       {flops:.2e} FLOPs in all, {flops / SUSTAINED / 3600:,.1f} hours of a GPU that "
         f"sustains {SUSTAINED / 1e12:.0f} TFLOP/s (derived)",
         f"rehearsed  {len(found.losses)} steps of {found.images} made images: loss {losses}; "
@@ -269,12 +276,15 @@ def _ascent(config: Config, ranks: int) -> list[str]:
         return ["gradient   plain"]
     batch = config.data.batch_size
     each = batch // ranks
+    together = configs.shard_ranks(config.run.shard, ranks)
+    unit = "a rank" if together == 1 else f"{together} ranks that share the weights"
+    each *= together
     groups = f"{each // sam.m} groups of {sam.m}" if sam.m else "one group"
     shared = "one ascent for all ranks" if sam.shared_ascent else "each from its own gradient"
     words = configs.sam_words(sam)
     return [
-        f"ascent     rho {sam.rho:g}; {batch} images on {ranks} ranks, {each} a rank: "
-        f"{groups} a rank, {shared}",
+        f"ascent     rho {sam.rho:g}; {batch} images on {ranks} ranks, {each} {unit}: "
+        f"{groups} {unit}, {shared}",
         *([f"variant    {words}"] if words else []),
     ]
 

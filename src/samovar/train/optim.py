@@ -19,7 +19,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from samovar.config import OptimConfig
 from samovar.sam.shards import clip_ as clip_
-from samovar.sam.shards import local, part_as
+from samovar.sam.shards import is_sharded, local, part_as
 from samovar.words import suggest
 
 _CONVOLUTIONS = (
@@ -121,6 +121,8 @@ def _fused(
     # checked here, because torch reports a missing fused kernel only at the first step
     parameters = [parameter for group in groups for _, parameter in group["params"]]
     fused = all(p.is_floating_point() and p.device.type in _FUSED_DEVICES for p in parameters)
+    # torch has no fused SGD for sharded parameters
+    fused = fused and not (cls is SGD and any(map(is_sharded, parameters)))
     return cls(groups, fused=fused or None, **options)
 
 
