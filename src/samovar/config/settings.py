@@ -147,7 +147,8 @@ class GridConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Execution of the run; none of it but patience changes the result beyond rounding."""
+    """Execution of the run; none of it but patience changes the result beyond rounding, and shards
+    that of SAM: they say which images share an ascent."""
 
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1` or `mps`."""
@@ -167,6 +168,12 @@ class RunConfig:
     deterministic: bool = False
     """Only algorithms that give the same bits each time, which costs speed on a GPU; on a CPU they
     do so anyway. Operations without such an algorithm are refused."""
+    shard: str = "none"
+    """Split weights, gradients and optimizer state over ranks (FSDP2): `none`, `full` over all of
+    them, or `hybrid:N` over N at a time. The ranks that share the weights share each ascent."""
+    checkpointing: bool = False
+    """Keep the inputs of the blocks alone and run each again in the backward pass: less memory for
+    one more forward pass, the same numbers."""
     threads: Threads = 0
     """CPU threads of each process; 0 leaves torch's choice."""
     eval_every: Annotated[int, Range("a number of steps, 0 for once an epoch", ge=0)] = 0

@@ -17,6 +17,7 @@ from samovar.sam.directions import Climber, asam_offset, norm_parameters
 from samovar.sam.engine import sam_gradient
 from samovar.sam.finite import take_step
 from samovar.sam.memory import SamMemory
+from samovar.sam.shards import shards_of
 from samovar.sam.variant import SamVariant
 
 _OWN = ("rho", "adaptive", "eta")
@@ -47,7 +48,7 @@ class SAM(torch.optim.Optimizer):
 
     DDP wrappers and buffers are found while the closure runs, so each rank makes its own ascent and
     buffers are updated once. Compiled code hides both: pass `model` then, and wrap DDP around the
-    compiled module.
+    compiled module. `fully_shard` needs `model` too: ranks that share weights share the ascent.
 
     What a `variant` remembers is saved with the state. The base optimizer can load that state too;
     it ignores the part of the variant.
@@ -245,9 +246,9 @@ class SAM(torch.optim.Optimizer):
             ascent_closure=ascent,
             scaler=scaler,
             model=self.model,
+            shards=shards_of(params.values(), () if self.model is None else self.model.modules()),
             mute=not self.shared_ascent,
-            # With a shared ascent DDP may lend views of its buckets, which the descent writes to,
-            # so what is remembered must be a copy.
+            # A shared ascent may lie in DDP's buckets, which the descent writes to.
             copied=self.shared_ascent
             and bool(self.variant.sigma or self.variant.reuse or self.variant.sharp_only),
         )
@@ -256,9 +257,8 @@ class SAM(torch.optim.Optimizer):
 
     def _climbers(self) -> dict[str, Climber]:
         """Return the parameters that are perturbed, by their place in the groups."""
-        norms = None
-        if self.variant.norms_only and self.model is not None:
-            norms = norm_parameters(self.model.modules())
+        model = self.model if self.variant.norms_only else None
+        norms = None if model is None else norm_parameters(model.modules())
         climbers, places = {}, iter(self._params())
         for group in self.param_groups:
             eta = group["eta"] if group["adaptive"] else None
@@ -270,8 +270,8 @@ class SAM(torch.optim.Optimizer):
 
     def _apply(self, scaler: GradScaler | None) -> None:
         """Clip, then step the base optimizer, through the scaler if there is one."""
-        skips, params = self.skip_nonfinite, self._params()
-        new = take_step(self.base_optimizer, params, self.clip_norm, scaler, skips)
+        skips, params, shards = self.skip_nonfinite, self._params(), self.memory.shards
+        new = take_step(self.base_optimizer, params, self.clip_norm, scaler, skips, shards)
         self._skipped = self._skipped.to(new.device) + new
 
     def _params(self) -> dict[str, Tensor]:

@@ -7,9 +7,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import SGD, Optimizer
+
+from samovar.sam.shards import WHOLE, Shards, clip_, local
 
 
 def honours_found_inf(optimizer: Optimizer) -> bool:
@@ -37,15 +39,22 @@ def step_if(optimizer: Optimizer, finite: Tensor) -> None:
 
 
 @torch.no_grad()
-def are_finite(params: Iterable[Tensor]) -> Tensor:
-    """Return whether every number of every `.grad` is finite, as a bool [] on its device."""
-    grads = [p.grad for p in params if p.grad is not None]
+def are_finite(params: Iterable[Tensor], shards: Shards = WHOLE) -> Tensor:
+    """Return whether every number of every `.grad` is finite, as a bool [] on its device.
+
+    The ranks that share the parameters all return the same."""
+    grads = [local(p.grad) for p in params if p.grad is not None]
     dense = [grad.coalesce().values() if grad.is_sparse else grad for grad in grads]
     largest = [torch.linalg.vector_norm(each, math.inf) for each in dense if each.numel()]
-    if not largest:
-        return torch.tensor(True)
     # the largest number of each, so that no sum of finite ones overflows
-    return torch.stack([each.to(largest[0]) for each in largest]).isfinite().all()
+    finite = (
+        torch.stack([each.to(largest[0]) for each in largest]).isfinite().all()
+        if largest
+        else torch.tensor(True)
+    )
+    if shards.group is None:
+        return finite
+    return shards.sums([(~finite).double()])[0] == 0
 
 
 def _begin(optimizer: Optimizer) -> None:
@@ -67,6 +76,7 @@ def take_step(
     clip_norm: float | None,
     scaler: GradScaler | None,
     skip_nonfinite: bool,
+    shards: Shards = WHOLE,
 ) -> Tensor:
     """Clip and step, through the scaler if there is one.
 
@@ -76,15 +86,16 @@ def take_step(
         clip_norm: largest global norm of the unscaled gradient; None does not clip.
         scaler: decides by itself whether to step.
         skip_nonfinite: without a scaler, take no step on a gradient that is not finite.
+        shards: how the parameters are split over ranks.
 
     Returns:
         1 if such a step was skipped, else 0, [] on the device; the host need not read it."""
     checked = scaler is None and skip_nonfinite
-    finite = are_finite(params.values()) if checked else torch.tensor(True)
+    finite = are_finite(params.values(), shards) if checked else torch.tensor(True)
     if clip_norm is not None:
         if scaler is not None:
             scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(params.values(), clip_norm)
+        clip_(params.values(), clip_norm, shards)
     if scaler is not None:
         scaler.step(optimizer)
     elif checked:

@@ -10,6 +10,7 @@ from samovar.runtime import Runtime, started
 from samovar.train.micro_batch import divide, need_of, room_for
 from samovar.train.rehearse import Data, Rehearsal, data_of, rehearse
 from samovar.train.schedules import lr_at
+from samovar.train.sharding import shard_words
 
 
 def dry_run(config: Config, ranks: int, shorten: Shorten | None = None) -> list[str]:
@@ -63,6 +64,7 @@ def lines(config: Config, data: Data, found: Rehearsal, ranks: int) -> list[str]
         f"memory     weights {_mega(found.weight_bytes)}, gradients, optimizer and copies "
         f"{_mega(found.state_bytes)}; a forward pass keeps "
         f"{_mega(found.kept_bytes / found.images)} an image",
+        *([f"shards     {shard_words(found, config.run.shard, ranks)}"] if ranks > 1 else []),
         f"cost       {flops:.2e} FLOPs in all, {flops / SUSTAINED / 3600:,.1f} hours of a GPU that "
         f"sustains {SUSTAINED / 1e12:.0f} TFLOP/s (derived)",
         f"rehearsed  {len(found.losses)} steps of {found.images} made images: loss {losses}; "
@@ -90,12 +92,15 @@ def _ascent(config: Config, ranks: int) -> list[str]:
         return ["gradient   plain"]
     batch = config.data.batch_size
     each = batch // ranks
+    together = configs.shard_ranks(config.run.shard, ranks)
+    unit = "a rank" if together == 1 else f"{together} ranks that share the weights"
+    each *= together
     groups = f"{each // sam.m} groups of {sam.m}" if sam.m else "one group"
     shared = "one ascent for all ranks" if sam.shared_ascent else "each from its own gradient"
     words = configs.sam_words(sam)
     return [
-        f"ascent     rho {sam.rho:g}; {batch} images on {ranks} ranks, {each} a rank: "
-        f"{groups} a rank, {shared}",
+        f"ascent     rho {sam.rho:g}; {batch} images on {ranks} ranks, {each} {unit}: "
+        f"{groups} {unit}, {shared}",
         *([f"variant    {words}"] if words else []),
     ]
 

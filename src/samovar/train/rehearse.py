@@ -22,6 +22,7 @@ from samovar.runtime import Runtime, seed_everything
 from samovar.train import optim
 from samovar.train.loop import TrainState, backward, build, steps
 from samovar.train.memory import has_batch_norm
+from samovar.train.sharding import largest_gathered
 from samovar.train.utilization import forward_flops
 
 SIZES = {"digits": (269, 10, 1), "cifar10": (50_000, 10, 3), "cifar100": (50_000, 100, 3)}
@@ -53,6 +54,10 @@ class Rehearsal:
     """Bytes that autograd keeps for the backward pass of `images` images, without weights."""
     peak_bytes: int
     """Most bytes that the steps took on a GPU, with weights; 0 elsewhere, where nobody counts."""
+    shapes: tuple[torch.Size, ...]
+    """Shapes of the parameters that train."""
+    block_bytes: int
+    """Bytes of the weights that are gathered at once if they are sharded: block or rest."""
     images: int
     """Images of a rehearsed step."""
     normalized: bool
@@ -93,9 +98,8 @@ def rehearse(
     images = images or min(config.data.batch_size, config.sam.m or 32)
     # one ascent group is enough to measure by; there is no warm-up, whose first step moves nothing
     small = replace(config, data=replace(config.data, batch_size=images), init="")
-    small = replace(
-        small, optim=replace(small.optim, warmup_steps=0), run=replace(small.run, compile=False)
-    )
+    run = replace(small.run, compile=False, shard="none")
+    small = replace(small, optim=replace(small.optim, warmup_steps=0), run=run)
     on_gpu = runtime.device.type == "cuda"
     before = torch.cuda.memory_allocated(runtime.device) if on_gpu else 0
     if on_gpu:
@@ -115,6 +119,8 @@ def rehearse(
         state_bytes=_state_bytes(config, state, params),
         kept_bytes=_kept_bytes(small, state, batch, data, runtime),
         peak_bytes=peak,
+        shapes=tuple(p.shape for p in params),
+        block_bytes=largest_gathered(state.model),
         images=len(batch),
         normalized=has_batch_norm(state.model),
         losses=losses,
