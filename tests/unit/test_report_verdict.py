@@ -119,7 +119,7 @@ def test_different_protocols_and_data_are_said_and_not_compared(tmp_path) -> Non
     b = make_run(tmp_path / "b", recipe="vit-digits-sam")
     _rewrite(b, "accuracy/top1", settings={"precision": "bf16"})
     _rewrite(b, "flatness/average_flatness", settings={"sigma": 0.1})
-    accuracy, _, flatness = _said(a, b)
+    accuracy, *_, flatness = _said(a, b)
     assert accuracy.tone == flatness.tone == "apart"
     assert "precision: not stated (vit-digits); bf16 (vit-digits-sam)" in accuracy.text
     assert "sigma: 0.05 (vit-digits); 0.1 (vit-digits-sam)" in flatness.text
@@ -162,3 +162,48 @@ def test_several_recipes_share_the_error(tmp_path) -> None:
 def test_one_run_says_its_accuracy_with_an_interval(tmp_path) -> None:
     (said,) = _said(make_run(tmp_path / "a"))
     assert "90.0 % of 500 held-out images are classified rightly (95 % interval 87.1 to 92.3 %)" in said.text
+
+
+# --- lambda_max
+
+
+def _curvature(*folders):
+    (said,) = [said for said in _said(*folders) if "λ_max" in said.text]
+    return said
+
+
+def test_one_run_of_each_decides_nothing_about_lambda_max(tmp_path) -> None:
+    said = _curvature(make_run(tmp_path / "a"), make_run(tmp_path / "b", recipe="vit-digits-sam", flat=8.0, seed=3))
+    assert said.tone == "open"
+    assert said.text == (
+        "λ_max, the largest eigenvalue of the Hessian, is 5.38 for vit-digits-sam (seed 3), 0.134 times that of "
+        "vit-digits (40.0, seed 0), on 269 training images. This decides nothing: λ_max differs from seed to seed."
+    )
+    assert "two more seeds" in said.more
+
+
+@pytest.mark.parametrize(("values", "tone"), [((5, 6, 4), "decided"), ((5, 300, 30), "open")])
+def test_lambda_max_over_seeds_is_a_ratio_with_its_interval(tmp_path, values, tone: str) -> None:
+    folders = [make_run(tmp_path / f"a{seed}", seed=seed) for seed in range(3)]
+    for seed, value in enumerate(values):
+        folders.append(make_run(tmp_path / f"b{seed}", seed=seed, recipe="vit-digits-sam"))
+        _rewrite(folders[-1], "hessian/lambda_max", value=float(value))
+    said = _curvature(*folders)
+    gains = np.log(values) - np.log([40, 41, 42])
+    known = stats.ttest_1samp(gains, 0).confidence_interval()
+    assert said.tone == tone
+    assert f"is {np.exp(gains.mean()):.3g} times that of vit-digits" in said.text
+    assert f"(95 % interval {np.exp(known.low):.3g} to {np.exp(known.high):.3g}, paired t-test over seeds" in said.text
+    assert "seeds 0, 1, 2 against seeds 0, 1, 2, on 269 training images" in said.text
+    assert ("decided for the recipes" in said.text) == (tone == "decided")
+
+
+def test_lambda_max_of_other_images_or_of_a_saddle_is_not_compared(tmp_path) -> None:
+    a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", recipe="vit-digits-sam")
+    _rewrite(b, "hessian/lambda_max", value=-3.0)
+    assert _curvature(a, b).tone == "apart"
+    assert "no minimum" in _curvature(a, b).text
+    _rewrite(b, "hessian/lambda_max", value=3.0, settings={"images": 12}, converged=False)
+    assert "images: 269 (vit-digits)" in _curvature(a, b).text
+    _rewrite(b, "hessian/lambda_max", settings={"images": 269})
+    assert "1 value did not converge" in _curvature(a, b).more

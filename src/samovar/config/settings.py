@@ -29,6 +29,7 @@ Eps = Annotated[
 ]
 
 
+Auto = Literal["auto"]
 Decay = Literal["decay"]
 """A word in place of a share of the run: where the learning rate of `wsd` begins to fall."""
 
@@ -155,6 +156,10 @@ class RunConfig:
     micro_batch: Annotated[int, Range("a number of images, 0 for no limit", ge=0)] = 0
     """Most images per forward pass and rank (gradient accumulation); 0 is no limit. Where
     memory runs out, the number is halved."""
+    memory: Annotated[float, Range("GiB above 0, 0 for no limit, or auto", ge=0)] | Auto = 0.0
+    """Memory in GiB that this process may take on its device, or `auto`: nine tenths of what is
+    free. If a step would take more, its images run in the fewest equal parts that fit, as
+    `--run.micro-batch` does; batch size and m stay what they are. 0 is no limit."""
     channels_last: bool = False
     """Channels-last memory format; about 10 % faster for convolutions."""
     compile: bool = False

@@ -57,6 +57,8 @@ class Figure:
     """The run, if the figure shows only one."""
     poster: str = ""
     """Image in place of a 3-D plot: for print, and without JavaScript or WebGL."""
+    poster_labels: str = ""
+    """Image of its labels as a mask, which the page fills with its ink."""
     height: int = 320
     wide: bool = False
     notes: tuple[str, ...] = ()
@@ -118,15 +120,16 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image, with an optional map over it."""
+    """An image, or a map of one."""
 
     alt: str
     image: str = ""
-    overlay: str = ""
     caption: str = ""
     detail: str = ""
     tone: str = ""
     """`right` or `wrong`: whether the prediction is correct."""
+    map: bool = False
+    """True if the image is a heat map, whose cells are shown as they are."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,19 @@ class Gallery:
     wide: bool = False
     coarse: bool = False
     """True if its images have so few pixels that they are shown as squares."""
+    beside: int = 0
+    """The first so many strips stand side by side: each image of the first with its maps."""
+    scale: tuple[str, str, str] | None = None
+    """Low end, high end and title of the colour scale of its maps."""
+    opens: bool = False
+    """True if its images open large."""
+    columns: bool = False
+    """True if its strips have few pictures, so that several strips stand side by side."""
+
+    @property
+    def sets(self) -> list[tuple[Picture, ...]]:
+        """Return the pictures that stand side by side."""
+        return list(zip(*(strip.pictures for strip in self.strips[: self.beside]), strict=False))
 
 
 @dataclass(frozen=True)

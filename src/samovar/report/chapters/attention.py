@@ -35,7 +35,8 @@ MOST_TILES = 24
 _LEAD = (
     "Transformers: attention of the class token to each patch, averaged over heads; rollout "
     "follows it through all blocks. Mixers: weights with which a unit mixes tokens. Residual "
-    "networks: mean over the channels of each stage. Every map is scaled to its own maximum."
+    "networks: mean over the channels of each stage. Every map is scaled to its own maximum, which "
+    "stands below it."
 )
 
 
@@ -46,7 +47,7 @@ def attention(runs: Sequence[RunData]) -> Chapter:
     galleries = [_GALLERIES[maps.kind](maps, most) for maps in found]
     by_run = {maps.run.label: maps for maps in found}
     # Distances are plain records: they are there even where the arrays with the maps are not.
-    parts: list[Part] = [*unfolded("maps", "Maps over images", galleries)]
+    parts: list[Part] = [*unfolded("maps", "Images and their maps", galleries)]
     distances = [(run, records) for run in runs if (records := run.batch("attention/distance"))]
     if distances:
         parts.append(_distance_figure(distances, by_run))
@@ -65,8 +66,8 @@ def _of_transformer(maps: AttentionMaps, most: int) -> Gallery:
     last = by_block.shape[1]
     strips = [
         _images(maps, shown),
-        _over(maps, f"Last block ({last} of {last})", [by_block[i, -1] for i in shown]),
-        _over(maps, "Rollout through all blocks", [rollout[i] for i in shown]),
+        _over(maps, f"Block {last} of {last}", [by_block[i, -1] for i in shown]),
+        _over(maps, "Rollout", [rollout[i] for i in shown]),
         _over_first(maps, "Each block, first image", blocks, "block"),
     ]
     heads = maps.arrays.get("heads")
@@ -78,7 +79,7 @@ def _of_transformer(maps: AttentionMaps, most: int) -> Gallery:
         *((i, "rollout", *_cells(rollout[i])) for i in shown),
         *((0, f"block {k}", *_cells(values)) for k, values in enumerate(blocks, 1)),
     ]
-    return _gallery(maps, strips, rows)
+    return _gallery(maps, strips, rows, beside=3)
 
 
 def _of_residual(maps: AttentionMaps, most: int) -> Gallery:
@@ -91,9 +92,9 @@ def _of_residual(maps: AttentionMaps, most: int) -> Gallery:
     for k, name in enumerate(stages, 1):
         if len(arrays[name]) >= len(shown):
             values = [arrays[name][i] for i in shown]
-            strips.append(_over(maps, f"Stage {k}, mean over channels", values))
+            strips.append(_over(maps, f"Stage {k}", values))
             rows += [(i, f"stage {k}", *_cells(values[i])) for i in shown]
-    return _gallery(maps, strips, rows)
+    return _gallery(maps, strips, rows, beside=len(strips))
 
 
 def _of_mixer(maps: AttentionMaps, most: int) -> Gallery:
@@ -103,7 +104,10 @@ def _of_mixer(maps: AttentionMaps, most: int) -> Gallery:
     label = maps.run.label
     pictures = [
         Picture(
-            f"{label}: mixing weights of unit {k + 1}", signed_uri(unit), caption=f"unit {k + 1}"
+            f"{label}: mixing weights of unit {k + 1}",
+            signed_uri(unit),
+            caption=f"unit {k + 1}",
+            map=True,
         )
         for k, unit in units
     ]
@@ -121,11 +125,17 @@ _GALLERIES = {
 
 
 def _gallery(
-    maps: AttentionMaps, strips: Sequence[Strip], rows: Sequence[Sequence[Any]]
+    maps: AttentionMaps, strips: Sequence[Strip], rows: Sequence[Sequence[Any]], *, beside: int
 ) -> Gallery:
-    coarse = max(maps.images.shape[1:3]) <= COARSE
-    id = f"attention-{maps.run.index}"
-    return Gallery(id, maps.run, strips, _map_data(rows), coarse=coarse)
+    return Gallery(
+        f"attention-{maps.run.index}",
+        maps.run,
+        strips,
+        _map_data(rows),
+        coarse=max(maps.images.shape[1:3]) <= COARSE,
+        beside=beside,
+        scale=("0", "maximum", "of each map"),
+    )
 
 
 def _images(maps: AttentionMaps, shown: range) -> Strip:
@@ -145,27 +155,25 @@ def _images(maps: AttentionMaps, shown: range) -> Strip:
 
 
 def _over(maps: AttentionMaps, title: str, values: Sequence[Array]) -> Strip:
-    """Return one map over each image."""
-    alt = f"{maps.run.label}, {title.lower()}: image"
-    return Strip(
-        title,
-        [
-            Picture(f"{alt} {i + 1}", image_uri(maps.images[i]), heat_uri(heat))
-            for i, heat in enumerate(values)
-        ],
-    )
+    """Return one map for each image."""
+    alt = f"{maps.run.label}, {title.lower()}: map of image"
+    return Strip(title, [_map(f"{alt} {i + 1}", title, heat) for i, heat in enumerate(values)])
 
 
 def _over_first(maps: AttentionMaps, title: str, values: Sequence[Array], what: str) -> Strip:
-    """Return several maps over the first image, numbered."""
-    alt, image = f"{maps.run.label}, {title.lower()}:", image_uri(maps.images[0])
+    """Return several maps of the first image, numbered."""
+    alt = f"{maps.run.label}, {title.lower()}:"
     return Strip(
         title,
-        [
-            Picture(f"{alt} {what} {k}", image, heat_uri(heat), f"{what} {k}")
-            for k, heat in enumerate(values, 1)
-        ],
+        [_map(f"{alt} {what} {k}", f"{what} {k}", heat) for k, heat in enumerate(values, 1)],
     )
+
+
+def _map(alt: str, caption: str, values: Array) -> Picture:
+    """Return a heat map with its maximum."""
+    known = values[np.isfinite(values)]
+    top = max(0.0, float(known.max())) if known.size else 0.0
+    return Picture(alt, heat_uri(values), caption=caption, detail=f"0 to {top:.2g}", map=True)
 
 
 def _cells(values: Array) -> list[Any]:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 from samovar.report.drawing.plots import finite, layout
 from samovar.report.parts import Data, Figure
 from samovar.report.read import number
-from samovar.report.text import clean
+from samovar.report.text import clean, plain
 from samovar.runs.records import Record
 
-_ROW = 34
-"""Pixels of a claim."""
+_ROW = 62
+"""Pixels of a claim: its interval, and two lines of text above it."""
+
+_LINE = 44
+"""Letters of a line of text; so many fit on a phone."""
 
 _CAPTION = (
     "Dots with their intervals are ours, diamonds the paper’s. The dotted line is the threshold of "
@@ -75,11 +79,18 @@ def _forest(records: Sequence[Record], id: str, title: str, unit: str) -> Figure
     # shapes stand at the value itself, on a logarithmic axis too
     threshold = 1.0 if ratio else 0.0
     line = {"type": "line", "x0": threshold, "x1": threshold, "yref": "paper", "y0": 0, "y1": 1}
-    axis: dict[str, Any] = {"type": "log"} if ratio else {}
+    axis: dict[str, Any] = {"type": "log", "dtick": "D2", "tickformat": "~g"} if ratio else {}
     axes = layout(
         "ratio" if ratio else unit,
         xaxis={"showgrid": True, **axis},
-        yaxis={"type": "category", "showgrid": False},
+        yaxis={
+            "type": "category",
+            "showgrid": False,
+            "showticklabels": False,
+            "range": [-0.4, len(rows) - 0.3],
+        },
+        # A claim beside its interval would leave a phone no room for the interval.
+        annotations=[_text(name) for name in names],
         shapes=[line | {"line": {"color": "var(--axis)", "dash": "dot", "width": 1}}],
     )
     values = [
@@ -94,7 +105,26 @@ def _forest(records: Sequence[Record], id: str, title: str, unit: str) -> Figure
         caption=_CAPTION,
         height=110 + _ROW * len(rows),
         wide=True,
+        sense="further right is more for the claim",
     )
+
+
+def _text(name: str) -> dict[str, Any]:
+    """Return the text of a claim above its interval, in lines that fit on a phone."""
+    lines = textwrap.wrap(name, _LINE, max_lines=2, placeholder=" …")
+    return {
+        "text": "<br>".join(map(plain, lines)),
+        "xref": "paper",
+        "x": 0,
+        "y": name,
+        "xanchor": "left",
+        "yanchor": "bottom",
+        "xshift": 4,
+        "yshift": 6,
+        "align": "left",
+        "showarrow": False,
+        "font": {"color": "var(--ink)", "size": 12},
+    }
 
 
 def _reach(more: float | None, less: float | None) -> float | None:

@@ -194,12 +194,13 @@ def _window(curve: Curve) -> int:
 def smoothed(values: Sequence[float | None], window: int) -> list[float | None]:
     """Return the mean of each value and its neighbours; gaps stay.
 
-    The window shrinks towards the ends, and stays centred, so that it shifts nothing.
+    Towards the start, where curves are steep, the window shrinks and stays centred. At the end,
+    where they are flat, it keeps its half before the value.
 
     Args:
         values: None where there is a gap.
         window: how many values are averaged, an odd number."""
-    reach = [min(window // 2, k, len(values) - 1 - k) for k in range(len(values))]
+    reach = [min(window // 2, k) for k in range(len(values))]
     return [
         None if value is None else _mean_of_known(values[k - r : k + r + 1])
         for k, (value, r) in enumerate(zip(values, reach, strict=True))
@@ -242,6 +243,7 @@ def line_trace(curve: Curve, markers: bool = False) -> dict[str, Any]:
         "marker": {
             "symbol": ["circle" if point.converged else "circle-open" for point in curve.points],
             "size": 7 if best is None else sizes,
+            "opacity": 1,
             "color": line["color"],
             "line": {"width": 1.5 if best is None else 0, "color": line["color"]},
         },

@@ -16,7 +16,7 @@ from samovar.report.drawing.landscape_grid import (
     remarks,
     scale,
 )
-from samovar.report.drawing.plots import MODEBAR, finite, layout, legend, style
+from samovar.report.drawing.plots import MODEBAR, TOOLBAR_WIDTH, finite, layout, legend, style
 from samovar.report.drawing.relief import poster
 from samovar.report.parts import Chapter, Data, Figure, Group, Part, columns_of, lacking
 from samovar.report.protocol import mismatch
@@ -160,6 +160,7 @@ def surface_figure(
         "hovertemplate": f"trained weights<br>loss {number(grid.center)}<extra></extra>",
     }
     # Between two networks, 0 is not the only trained point: there is no marker.
+    surface_image, labels = poster(grid, shared, dpi)
     plot = {"data": [surface, *([point] if kind != "between" else [])], "layout": _scene(shared)}
     return Figure(
         f"surface-{slug(kind)}-{grid.run.index}",
@@ -168,7 +169,8 @@ def surface_figure(
         _plane_data(grid),
         run=grid.run,
         keys=legend([grid.run]),
-        poster=poster(grid, shared, dpi),
+        poster=surface_image,
+        poster_labels=labels,
     )
 
 
@@ -178,10 +180,10 @@ def _scene(shared: LandscapeScale) -> dict[str, Any]:
         "linecolor": "var(--axis)",
         "zerolinecolor": "var(--grid)",
         "showbackground": False,
-        "color": "var(--muted)",
+        "color": "var(--ink)",
         "nticks": 5,
         "showspikes": False,
-        "tickfont": {"size": 10},
+        "tickfont": {"size": 12},
     }
     # A little room, so that the lowest and highest points are not on the walls.
     room = 0.02 * (shared.high - shared.low)
@@ -189,7 +191,7 @@ def _scene(shared: LandscapeScale) -> dict[str, Any]:
     return {
         "paper_bgcolor": "rgba(0,0,0,0)",
         "font": {"family": "system-ui, sans-serif", "size": 11, "color": "var(--muted)"},
-        "margin": {"l": 0, "r": 0, "t": 0, "b": 0},
+        "margin": {"l": 0, "r": TOOLBAR_WIDTH, "t": 0, "b": 0},
         "showlegend": False,
         "modebar": MODEBAR,
         "scene": {

@@ -169,8 +169,8 @@ def _share(record: Record) -> tuple[float, int]:
 
 def _noise_said(real: int, cells: int, how: str) -> str:
     return (
-        f"Pale cells are within noise: by chance alone, runs that are equally good would differ "
-        f"as much ({how}, all cells together at 95 %); {real} of {cells} are not."
+        f"Pale cells, {cells - real} of {cells}, are within noise: runs that are equally good "
+        f"could differ as much by chance ({how}, all cells together at 95 %)."
     )
 
 

@@ -51,7 +51,7 @@ def training(runs: Sequence[RunData]) -> Chapter:
 
 def _lead(runs: Sequence[RunData]) -> str:
     if len(runs) <= MANY:
-        return "Each figure shows the recorded values."
+        return "Each figure shows the recorded values; means are drawn over noisy ones."
     return (
         "Lines are means over the runs of a recipe; bands reach from the lowest to the highest run."
     )

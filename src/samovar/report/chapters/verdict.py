@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from samovar.report.chapters.verdict_words import (
     accuracy_sentence,
     alone,
     corruption_sentence,
     flatness_sentence,
+    lambda_max_sentence,
     not_compared,
     seeds_sentence,
 )
@@ -40,6 +42,7 @@ from samovar.runs.records import Record
 
 FLATNESS = "flatness/average_flatness"
 CLEAN_LOSS = "flatness/clean_loss"
+LAMBDA_MAX = "hessian/lambda_max"
 
 _LEAD = (
     "What these runs decide and what they leave open, by the tests named in each line. Held-out "
@@ -89,7 +92,7 @@ def verdict(runs: Sequence[RunData]) -> Chapter:
     statements = []
     for other in found[1:]:
         pair = Pair(found[0], other, level)
-        about = (_accuracy, _corruptions, _flatness)
+        about = (_accuracy, _corruptions, _curvature, _flatness)
         statements += [said for make in about if (said := make(pair))]
     return _chapter(statements)
 
@@ -108,6 +111,33 @@ def _recipes(runs: Sequence[RunData]) -> list[Recipe]:
 # --- what is compared
 
 
+def _share(
+    pair: Pair,
+    find: Callable[[Sequence[RunData]], list[Record]],
+    what: tuple[str, str],
+    one_each: Callable[[Pair], Statement | None],
+) -> Statement | None:
+    """Return what is decided on a share of images; nothing if a run lacks its record.
+
+    Args:
+        pair: the recipes.
+        find: return the record of each run; nothing if one has none.
+        what: the name of the share, and what follows it where it is named in full.
+        one_each: compare one run of each, where there are no seeds to test."""
+    a, b, paired = pair.matched
+    found = find([*a, *b])
+    if not found:
+        return None
+    different = _differs(pair, found, [*a, *b], "".join(what).capitalize())
+    if different:
+        return different
+    if not pair.seeded:
+        return one_each(pair)
+    values = [record.value for record in found]
+    gap = over_seeds(values[: len(a)], values[len(a) :], pair.level, paired=paired)
+    return seeds_sentence(pair, what[0], gap, found[0].n, points=True)
+
+
 def _accuracies(runs: Sequence[RunData]) -> list[Record]:
     """Return the measured accuracy of all runs, or else what training recorded as best."""
     measured = [record for run in runs if (record := run.latest(TOP1))]
@@ -121,16 +151,10 @@ def _accuracies(runs: Sequence[RunData]) -> list[Record]:
 
 
 def _accuracy(pair: Pair) -> Statement | None:
-    a, b, paired = pair.matched
-    found = _accuracies([*a, *b])
-    if not found:
-        return None
-    different = _differs(pair, found, [*a, *b], "accuracy on held-out images")
-    if different:
-        return different
-    if pair.seeded:
-        gap = _over_seeds(found, len(a), pair.level, paired)
-        return seeds_sentence(pair, "accuracy", gap, found[0].n, points=True)
+    return _share(pair, _accuracies, ("accuracy", " on held-out images"), _accuracy_of_one)
+
+
+def _accuracy_of_one(pair: Pair) -> Statement | None:
     one, two = pair.one_of_each
     tested = _tested(one, two, pair.level)
     if tested is None:
@@ -152,16 +176,11 @@ def _tested(one: RunData, two: RunData, level: float) -> Difference | None:
 
 
 def _corruptions(pair: Pair) -> Statement | None:
-    a, b, paired = pair.matched
-    found = _all(CORRUPTED, [*a, *b])
-    if not found:
-        return None
-    different = _differs(pair, found, [*a, *b], "accuracy under corruptions")
-    if different:
-        return different
-    if pair.seeded:
-        gap = _over_seeds(found, len(a), pair.level, paired)
-        return seeds_sentence(pair, "accuracy under corruptions", gap, found[0].n, points=True)
+    what = ("accuracy under corruptions", "")
+    return _share(pair, partial(_all, CORRUPTED), what, _corruptions_of_one)
+
+
+def _corruptions_of_one(pair: Pair) -> Statement | None:
     one, two = pair.one_of_each
     try:
         first, second = corrupted_outcomes(one), corrupted_outcomes(two)
@@ -184,12 +203,31 @@ def _corruptions(pair: Pair) -> Statement | None:
     return corruption_sentence(pair, level, fall, (better, worse, len(tests)))
 
 
+def _curvature(pair: Pair) -> Statement | None:
+    a, b, paired = pair.matched
+    found = _all(LAMBDA_MAX, [*a, *b])
+    if not found:
+        return None
+    different = _differs(pair, found, [*a, *b], "λ_max")
+    if different:
+        return different
+    if not all(math.isfinite(record.value) and record.value > 0 for record in found):
+        why = "it is not a positive number in each run; where it is negative, there is no minimum"
+        return not_compared(pair, "λ_max", why)
+    # Curvature differs by factors, so its logarithms are compared.
+    logs = [math.log(record.value) for record in found]
+    gap = None
+    if pair.seeded:
+        gap = over_seeds(logs[: len(a)], logs[len(a) :], pair.level, paired=paired)
+    return lambda_max_sentence(pair, found[: len(a)], found[len(a) :], gap)
+
+
 def _flatness(pair: Pair) -> Statement | None:
     a, b, paired = pair.matched
     noisy, clean = _all(FLATNESS, [*a, *b]), _all(CLEAN_LOSS, [*a, *b])
     if not noisy or not clean:
         return None
-    different = _differs(pair, noisy, [*a, *b], "loss under weight noise")
+    different = _differs(pair, noisy, [*a, *b], "Loss under weight noise")
     if different:
         return different
     # The rise and not the level: a run whose loss is lower everywhere is no flatter for that.
@@ -219,18 +257,12 @@ def _differs(
     """Return why the records must not be compared: other data, or another protocol."""
     tasks = dict.fromkeys(run.task for run in runs)
     if len(tasks) > 1:
-        return not_compared(
-            pair, what.capitalize(), f"the runs have different data: {', '.join(tasks)}"
-        )
+        return not_compared(pair, what, f"the runs have different data: {', '.join(tasks)}")
     # The step of a checkpoint is a result of training; which of them was measured is a choice.
     pairs = {run.label: (record, run) for run, record in zip(runs, records, strict=True)}
-    but = () if records[0].name in (TOP1, CORRUPTED, FLATNESS) else ("checkpoint",)
+    measured = (TOP1, CORRUPTED, FLATNESS, LAMBDA_MAX)
+    but = () if records[0].name in measured else ("checkpoint",)
     found = disagreements(pairs, but)
     if not found:
         return None
-    return not_compared(pair, what.capitalize(), f"measured differently: {'; '.join(found)}")
-
-
-def _over_seeds(records: Sequence[Record], k: int, level: float, paired: bool) -> Difference:
-    values = [record.value for record in records]
-    return over_seeds(values[:k], values[k:], level, paired=paired)
+    return not_compared(pair, what, f"measured differently: {'; '.join(found)}")

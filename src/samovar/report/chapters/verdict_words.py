@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from samovar.report.parts import Statement
 from samovar.report.read import RunData
 from samovar.report.run_names import Recipe
 from samovar.report.significance import LEVEL, Difference, wilson
-from samovar.report.text import count, number, short
+from samovar.report.text import count, number, setting, short
 from samovar.runs.records import Record
 
 if TYPE_CHECKING:
@@ -147,16 +148,77 @@ def flatness_sentence(
     return Statement("decided" if gap.decided else "open", _topic(pair), text, more)
 
 
+def lambda_max_sentence(
+    pair: Pair, first: Sequence[Record], second: Sequence[Record], gap: Difference | None
+) -> Statement:
+    """Return the sentence on the largest eigenvalue of the Hessian.
+
+    Args:
+        pair: the recipes.
+        first, second: a record of each run, in the order of the seeds that the test pairs.
+        gap: of the logarithms over seeds; None where one recipe has one run, which decides
+            nothing."""
+    ratio = math.exp(_mean_log(second) - _mean_log(first))
+    size = f"{short(ratio)} times that of {pair.first.label}"
+    images = _images_of(first[0])
+    loose = sum(not record.converged for record in (*first, *second))
+    more = f" {count(loose, 'value')} did not converge." if loose else ""
+    if gap is None:
+        text = (
+            f"λ_max, the largest eigenvalue of the Hessian, is {_values(second)} for "
+            f"{pair.second.label} ({_seeds(pair.second)}), {size} ({_values(first)}, "
+            f"{_seeds(pair.first)}){images}. This decides nothing: λ_max differs from seed to seed."
+        )
+        return Statement("open", _topic(pair), text, f"To decide it, {_SEEDS}.{more}")
+    ends = f"{short(math.exp(gap.low))} to {short(math.exp(gap.high))}"
+    text = (
+        f"λ_max, the largest eigenvalue of the Hessian, of {pair.second.label} is {size} "
+        f"({_kind(pair)} {ends}, {gap.test}, of logarithms; {_seeds(pair.first)} against "
+        f"{_seeds(pair.second)}{images}). "
+    )
+    if gap.decided:
+        flatter = pair.second if gap.value < 0 else pair.first
+        text += f"{flatter.label} is flatter; this is decided for the recipes."
+        return Statement("decided", _topic(pair), text, more.strip())
+    noise = f"With so few seeds a ratio below {short(math.exp(gap.least))} is noise.{more}"
+    return Statement("open", _topic(pair), f"{text}Which is flatter is not decided.", noise)
+
+
+def _mean_log(records: Sequence[Record]) -> float:
+    return math.fsum(math.log(record.value) for record in records) / len(records)
+
+
+def _values(records: Sequence[Record]) -> str:
+    return ", ".join(number(record.value, 3) for record in records[:4])
+
+
+def _images_of(record: Record) -> str:
+    """Return on which images a record was measured; empty where it does not say so."""
+    images, split = record.settings.get("images"), record.settings.get("split")
+    kind = {"train": "training image", "val": "held-out image"}.get(str(split), "image")
+    return f", on {count(images, kind)}" if type(images) is int else ""
+
+
+def _seeds(recipe: Recipe) -> str:
+    """Name the seeds of a recipe."""
+    seeds = [setting(run.config.get("seed", "?")) for run in recipe.runs]
+    some = f"{', '.join(seeds[:5])}{' and more' if len(seeds) > 5 else ''}"
+    return f"seed{'s' if len(seeds) > 1 else ''} {some}"
+
+
 def _topic(pair: Pair) -> str:
     return f"{pair.second.label} against {pair.first.label}"
 
 
 def _interval(pair: Pair, gap: Difference, scale: float) -> str:
     """Return the interval; several comparisons share the error, which is then said."""
-    several = pair.level > LEVEL
-    kind = f"{100 * pair.level:.3g} % interval, so that all comparisons hold at 95 %:"
-    start = kind if several else "95 % interval"
-    return f"{start} {_signed(scale * gap.low)} to {_signed(scale * gap.high)}"
+    return f"{_kind(pair)} {_signed(scale * gap.low)} to {_signed(scale * gap.high)}"
+
+
+def _kind(pair: Pair) -> str:
+    if pair.level > LEVEL:
+        return f"{100 * pair.level:.3g} % interval, so that all comparisons hold at 95 %:"
+    return "95 % interval"
 
 
 def _signed(value: float, digits: int | None = None) -> str:

@@ -1,4 +1,4 @@
-"""Encode images, and small maps to lay over them, as data URIs."""
+"""Encode images, and small maps of them, as data URIs."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ import io
 import numpy as np
 from PIL import Image
 
+from samovar.report.drawing import palette
 from samovar.report.read import Array
 
 TILE = 160
 """The longest side of an image in the page, in pixels."""
+
+LARGE = 320
+"""The longest side of an image that is worth a close look."""
 
 COARSE = 48
 """Images up to this side are shown pixel by pixel."""
@@ -23,28 +27,40 @@ _BELOW, _MIDDLE, _ABOVE = (
 )
 
 
-def image_uri(pixels: Array) -> str:
-    """Encode an image uint8 [H, W, 3] or [H, W]: small ones exactly, as PNG; others as JPEG."""
+def image_uri(pixels: Array, side: int = TILE) -> str:
+    """Encode an image: small ones exactly, as PNG; others as JPEG.
+
+    Args:
+        pixels: uint8 [H, W, 3] or [H, W].
+        side: the longest side of the result, in pixels."""
     image = Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
     # JPEG blurs small images, whose every pixel is shown; photographs are smaller in it.
-    if max(image.size) > TILE:
-        image.thumbnail((TILE, TILE))
+    if max(image.size) > side:
+        image.thumbnail((side, side))
     return _uri(image, "PNG" if max(image.size) <= 2 * COARSE else "JPEG")
 
 
 def heat_uri(values: Array) -> str:
-    """Encode a map [h, w] in the colours of `heat`."""
-    return _uri(Image.fromarray(heat(values), "RGBA"), "PNG")
+    """Encode a map [h, w] in the colours of heights, from 0 to its maximum; gaps are clear."""
+    stops = np.array([[int(c[k : k + 2], 16) for k in (1, 3, 5)] for c in palette.HEIGHT], float)
+    color = _between(stops, heat_share(values))
+    alpha = np.where(np.isfinite(values), 255.0, 0.0)
+    return _uri(Image.fromarray(np.dstack([color, alpha]).round().astype(np.uint8), "RGBA"), "PNG")
 
 
 def heat(values: Array) -> Array:
     """Colour a map [h, w] as a veil uint8 [h, w, 4]: clear at 0 and gaps, dense at its maximum."""
     share = heat_share(values)
-    position = share * (len(_HEAT) - 1)
-    below = np.minimum(position.astype(int), len(_HEAT) - 2)
-    color = _HEAT[below] + (position - below)[..., None] * (_HEAT[below + 1] - _HEAT[below])
     # Weak values stay clear, so that the image below them can be seen.
-    return np.dstack([color, 215 * share**1.5]).round().astype(np.uint8)
+    return np.dstack([_between(_HEAT, share), 215 * share**1.5]).round().astype(np.uint8)
+
+
+def _between(stops: Array, share: Array) -> Array:
+    """Return the colours [..., 3] at shares [...] of the way through colours [n, 3]."""
+    position = share * (len(stops) - 1)
+    below = np.minimum(position.astype(int), len(stops) - 2)
+    between = (position - below)[..., None] * (stops[below + 1] - stops[below])
+    return np.asarray(stops[below] + between)
 
 
 def heat_share(values: Array) -> Array:

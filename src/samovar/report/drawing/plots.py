@@ -12,7 +12,15 @@ from samovar.report.run_names import MANY
 from samovar.report.text import plain
 from samovar.runs.records import Record
 
-MODEBAR = {"bgcolor": "rgba(0,0,0,0)", "color": "var(--muted)", "activecolor": "var(--ink)"}
+MODEBAR = {
+    "bgcolor": "rgba(0,0,0,0)",
+    "color": "var(--muted)",
+    "activecolor": "var(--ink)",
+    "orientation": "v",
+}
+
+TOOLBAR_WIDTH = 30
+"""Pixels at the right of a plot that its toolbar needs."""
 
 
 def legend(runs: Iterable[RunData]) -> tuple[Key, ...]:
@@ -60,7 +68,8 @@ def layout(
         "font": {"family": "system-ui, sans-serif", "size": 12, "color": "var(--muted)"},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
-        "margin": {"l": 8, "r": 14, "t": 10, "b": 8},
+        # The toolbar stands in the margin, not on the plot.
+        "margin": {"l": 8, "r": TOOLBAR_WIDTH, "t": 10, "b": 8},
         # The page draws the legend, whose entries it can hide together with their runs.
         "showlegend": False,
         "modebar": MODEBAR,

@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 from matplotlib import cm, rc_context
+from matplotlib.collections import Collection
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
@@ -18,26 +21,44 @@ from samovar.report.drawing.landscape_grid import LandscapeGrid, LandscapeScale
 
 HEIGHTS = LinearSegmentedColormap.from_list("heights", palette.HEIGHT)
 
-GREY = "#7d858d"  # readable on white and on black
-
+GREY = "#7d858d"  # visible on white and on black
 
 # The settings of matplotlib whose colour stands on the page's background.
-_COLORED: tuple[Any, ...] = (
-    "text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor", "grid.color",
-)  # fmt: skip
+_LINES: tuple[Any, ...] = ("axes.edgecolor", "grid.color")
+_TEXTS: tuple[Any, ...] = ("text.color", "axes.labelcolor", "xtick.color", "ytick.color")
+
+_CLEAR = (0, 0, 0, 0)
 
 
-def poster(grid: LandscapeGrid, shared: LandscapeScale, dpi: int) -> str:
-    """Return a PNG of 3.8 x 3.1 inches with a clear background, as a data URI."""
-    with rc_context({"font.size": 8, **dict.fromkeys(_COLORED, GREY)}):
+def poster(grid: LandscapeGrid, shared: LandscapeScale, dpi: int) -> tuple[str, str]:
+    """Return two PNGs of 3.8 x 3.1 inches, as data URIs: the surface, and its labels.
+
+    Both have a clear background. The labels are a mask: the page gives them its own ink, since no
+    grey is readable both on white and on near-black."""
+    with rc_context({"font.size": 9, **dict.fromkeys(_LINES, GREY), **dict.fromkeys(_TEXTS, "k")}):
         figure = Figure(figsize=(3.8, 3.1), dpi=dpi)
-        draw(figure.add_axes((0.0, 0.03, 0.95, 1.0), projection="3d"), grid, shared)
-        drawn, file = io.BytesIO(), io.BytesIO()
-        figure.savefig(drawn, format="png", transparent=True)
-    # 128 colours look the same and take far fewer bytes.
-    Image.open(drawn).quantize(128, method=Image.Quantize.FASTOCTREE).save(
-        file, "PNG", optimize=True
-    )
+        axes: Any = figure.add_axes((0.0, 0.03, 0.95, 1.0), projection="3d")
+        draw(axes, grid, shared)
+        texts = axes.findobj(Text)
+        for text in texts:
+            text.set_alpha(0)
+        surface = _png(figure, Image.Quantize.FASTOCTREE, 128)
+        for part in axes.findobj(lambda each: isinstance(each, Line2D | Collection)):
+            part.set_visible(False)
+        for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
+            axis.line.set_visible(False)
+            axis._axinfo["grid"].update(color=_CLEAR)
+        for text in texts:
+            text.set_alpha(1)
+        labels = _png(figure, Image.Quantize.FASTOCTREE, 16)
+    return surface, labels
+
+
+def _png(figure: Figure, method: Image.Quantize, colors: int) -> str:
+    """Return a figure as a PNG of few colours, which look the same and take far fewer bytes."""
+    drawn, file = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", transparent=True)
+    Image.open(drawn).quantize(colors, method=method).save(file, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
@@ -70,8 +91,8 @@ def draw(axes: Any, grid: LandscapeGrid, shared: LandscapeScale) -> None:
     axes.set_box_aspect((1, 1, 0.75), zoom=0.94)  # a larger zoom cuts off the title of the z axis
     axes.view_init(elev=28, azim=-48)
     for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
-        axis.set_pane_color((0, 0, 0, 0))
+        axis.set_pane_color(_CLEAR)
         axis._axinfo["grid"].update(color=(0.5, 0.5, 0.5, 0.25), linewidth=0.5)
         axis.set_major_locator(MaxNLocator(4))
-        axis.labelpad = -6
+        axis.labelpad = -6 if axis is axes.zaxis else -4
     axes.tick_params(pad=-2)

@@ -107,14 +107,13 @@ def _walk(parts: Sequence[Part]) -> Iterator[Part]:
 
 def _images(parts: Sequence[Part]) -> dict[str, str]:
     """Return a CSS class for each image, so that the page holds each only once."""
-    # As backgrounds of CSS classes they can be shown many times: a map lies over the same image.
+    # As backgrounds of CSS classes they can be shown many times: the worst mistakes are also shown
+    # among the classes that are confused, and open large.
     galleries = [part for part in parts if isinstance(part, Gallery)]
     pictures = [
         picture for gallery in galleries for strip in gallery.strips for picture in strip.pictures
     ]
-    uris = dict.fromkeys(
-        uri for picture in pictures for uri in (picture.image, picture.overlay) if uri
-    )
+    uris = dict.fromkeys(picture.image for picture in pictures if picture.image)
     return {uri: f"i{index}" for index, uri in enumerate(uris)}
 
 
@@ -132,6 +131,7 @@ def _math(text: str) -> Markup:
 
 
 def _code(text: str) -> Markup:
-    """Escape text, and set what stands between backquotes as code."""
-    parts = str(escape(text)).split("`")
-    return Markup("".join(f"<code>{p}</code>" if k % 2 else p for k, p in enumerate(parts)))
+    """Escape text, set what stands between backquotes as code, and the index of λ_max."""
+    parts = text.split("`")
+    each = (f"<code>{escape(p)}</code>" if k % 2 else _math(p) for k, p in enumerate(parts))
+    return Markup("".join(each))

@@ -166,6 +166,19 @@
     setTimeout(() => URL.revokeObjectURL(url), 10000);
   });
 
+  // --- open a picture large
+  const large = document.getElementById("large");
+  document.addEventListener("click", (event) => {
+    const tile = event.target.closest?.("[data-large]");
+    if (tile) {
+      const run = tile.closest(".gallery").querySelector("h4").textContent.trim();
+      large.querySelector("i").className = tile.querySelector("i").className;
+      large.classList.toggle("coarse", !!tile.closest(".coarse"));
+      document.getElementById("large-text").textContent = `${run}: ${tile.dataset.large}`;
+      large.showModal();
+    } else if (event.target === large) large.close(); // the backdrop
+  });
+
   // --- mark the current chapter in the navigation
   const sections = [...document.querySelectorAll("main section")];
   const links = new Map([...document.querySelectorAll("nav a")].map((a) => [a.hash.slice(1), a]));
