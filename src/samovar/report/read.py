@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from samovar.runs.json_files import Damaged, read_json, read_object
 from samovar.runs.records import Record, RunDir, from_json
 from samovar.words import read_regular
 
@@ -219,9 +220,9 @@ def _read(path: Path) -> RunData:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(read_regular(path, MAX_ARRAY_BYTES).decode())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"cannot read {path}: {error}") from None
+        config = read_json(path)
+    except Damaged as error:
+        raise ValueError(f"cannot read settings: {error}") from None
     if not isinstance(config, dict):
         raise ValueError(
             f"{path} holds no settings: expected an object, found {type(config).__name__}"
@@ -232,10 +233,9 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _read_object(path: Path) -> dict[str, Any]:
     """Read a JSON object; return {} if it is missing or damaged, which the report then states."""
     try:
-        values = json.loads(read_regular(path, MAX_ARRAY_BYTES).decode())
-    except (OSError, ValueError, RecursionError):
+        return read_object(path)
+    except Damaged:
         return {}
-    return values if isinstance(values, dict) else {}
 
 
 def _train_images(path: Path) -> int | None:

@@ -6,13 +6,13 @@ folder and the config that returns a function of one record. Loggers are importe
 from __future__ import annotations
 
 import atexit
-import json
 from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from typing import Any
 
 from samovar import plugins
 from samovar.config import Config, flatten, to_dict
+from samovar.runs.json_files import read_object
 from samovar.runs.records import Record, RunDir, Sink
 
 
@@ -107,7 +107,7 @@ def _mlflow_run(client: Any, store: str, run: RunDir, config: Config) -> str:
     from mlflow.entities import Param
 
     path = run.path / "mlflow.json"
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    kept = read_object(path) if path.is_file() else {}
     if kept.get("tracking_uri") == store:
         client.update_run(kept["run_id"], status="RUNNING")
         return str(kept["run_id"])

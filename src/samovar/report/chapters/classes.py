@@ -12,7 +12,7 @@ from samovar.report.parts import Chapter, Data, Figure, Group, Part
 from samovar.report.read import Array, RunData, UnreadableArrays
 from samovar.report.run_names import MANY
 from samovar.report.significance import wilson
-from samovar.report.text import clean, plain
+from samovar.report.text import clean, count, plain
 
 MOST_CLASSES = 40
 """With more classes, those that are confused most are drawn; the CSV has them all."""
@@ -105,8 +105,8 @@ def _confusion(item: Outcomes) -> Figure:
         item.run.label,
         {"data": [trace], "layout": axes},
         Data(header, rows),
-        f"{len(item.labels):,} images.{left} {confused} The CSV has the prediction of every "
-        "image.".replace(",", "\u202f"),
+        f"{count(len(item.labels), 'image')}.{left} {confused} The CSV has the prediction of every "
+        "image.",
         run=item.run,
         sense="a full diagonal is better",
         height=140 + min(18 * len(drawn), 480),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from samovar import config as configs
 from samovar import report
 from samovar.data.sources import open_source
+from samovar.runs.json_files import Damaged, read_object
 from samovar.runs.records import RunDir, replace_text
 from samovar.runtime.lock import locked
 from samovar.runtime.terminal import console
@@ -109,9 +109,11 @@ def _read(request: CompareRequest) -> dict[str, Cost]:
     if not path.is_file():
         return {}
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))["costs"]
+        saved = read_object(path)["costs"]
         return {name: Cost(**cost) for name, cost in saved.items()}
-    # not JSON, no costs in it, or costs with other fields
+    except Damaged as error:
+        raise ValueError(f"{error}; remove it, and costs are measured anew") from None
+    # no costs in it, or costs with other fields
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"{path} cannot be read ({error}); remove it, and costs are measured anew"
