@@ -125,6 +125,8 @@ def test_a_run_goes_on_with_other_numbers_of_ranks_and_is_exported(tmp_path) -> 
     begun = torchrun(tmp_path, "train", "vit-digits-sam", *FLAGS, *sharded, "--output", "a")
     assert begun.returncode == 0, begun.stderr
     run = tmp_path / "a" / "r"
+    exported = Shell(tmp_path).run_here("export", "a/r", "--format", "timm")
+    assert exported.returncode == 0, exported.stderr
     expected = weights(run)
     shutil.rmtree(checkpoint.path_of(run / "checkpoints", 12))
     again = Shell(tmp_path).run_here("train", "--resume", "a/r")
