@@ -202,6 +202,37 @@ def test_a_run_can_be_hidden_everywhere(opened, twins) -> None:
     assert seen.noise == []
 
 
+def test_a_mistake_opens_large_by_keyboard_and_closes(opened, twins) -> None:
+    seen = opened(twins)
+    large = seen.page.locator("#large")
+    tile = seen.page.locator("#p-confused-0 button.tile").first
+    small = tile.bounding_box()["width"]
+    tile.focus()
+    seen.page.keyboard.press("Enter")
+    assert large.is_visible()
+    assert large.locator(".tile").bounding_box()["width"] > 3 * small
+    assert re.search(r"vit-digits: \d, not \d, \d+ %", large.inner_text())
+    assert seen.page.evaluate(SERIOUS) == []
+    seen.page.keyboard.press("Escape")
+    assert not large.is_visible()
+    assert tile.evaluate("e => e === document.activeElement"), "the reader is back where they were"
+    assert seen.noise == []
+
+
+def test_the_toolbar_stands_beside_the_plot(opened, twins) -> None:
+    page = opened(twins).page
+    for name in ("train-loss", "corruptions-difference"):
+        plot = page.locator(f"#p-{name} .plot")
+        plot.scroll_into_view_if_needed()
+        plot.locator(".main-svg").first.wait_for()
+        plot.hover()
+        right = plot.locator(".canvas").evaluate(
+            "e => e.getBoundingClientRect().left + e._fullLayout._size.l + e._fullLayout._size.w"
+        )
+        buttons = plot.locator(".modebar-btn").evaluate_all("all => all.map(e => e.getBoundingClientRect().left)")
+        assert min(buttons) >= right
+
+
 def test_nothing_in_the_page_offers_to_upload_data(opened, twins) -> None:
     page = opened(twins).page
     page.locator("#training").scroll_into_view_if_needed()

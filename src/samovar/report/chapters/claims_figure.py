@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from samovar.report.drawing.plots import finite, layout
+from samovar.report.drawing.plots import TOOLBAR_HEIGHT, finite, layout
 from samovar.report.parts import Data, Figure
 from samovar.report.read import number
 from samovar.report.text import clean, plain
@@ -103,7 +103,7 @@ def _forest(records: Sequence[Record], id: str, title: str, unit: str) -> Figure
         {"data": [ours, published], "layout": axes},
         Data(("claim", "value", "low", "high", "paper"), values),
         caption=_CAPTION,
-        height=110 + _ROW * len(rows),
+        height=max(TOOLBAR_HEIGHT, 110 + _ROW * len(rows)),
         wide=True,
         sense="further right is more for the claim",
     )

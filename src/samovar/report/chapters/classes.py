@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from samovar.report.drawing.plots import finite, layout, legend, style
+from samovar.report.drawing.plots import TOOLBAR_HEIGHT, finite, layout, legend, style
 from samovar.report.outcomes import Outcomes, outcomes
 from samovar.report.parts import Chapter, Data, Figure, Group, Part
 from samovar.report.read import Array, RunData, UnreadableArrays
@@ -109,7 +109,7 @@ def _confusion(item: Outcomes) -> Figure:
         "image.",
         run=item.run,
         sense="a full diagonal is better",
-        height=140 + min(18 * len(drawn), 480),
+        height=max(TOOLBAR_HEIGHT, 140 + min(18 * len(drawn), 480)),
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from samovar.report.drawing.plots import finite, layout
+from samovar.report.drawing.plots import TOOLBAR_HEIGHT, finite, layout
 from samovar.report.outcomes import comparable, condition_tests, corrupted_outcomes
 from samovar.report.parts import Data, Figure, Group, Part
 from samovar.report.read import RunData, UnreadableArrays
@@ -120,7 +120,7 @@ def heat_figure(run: RunData, cells: Cells, low: float = 0.0) -> Figure:
         ),
         f"Mean {100 * mean.value:.1f} %, {mean.n} images" if mean and mean.n else "",
         run=run,
-        height=110 + 22 * len({name for name, _ in cells}),
+        height=max(TOOLBAR_HEIGHT, 110 + 22 * len({name for name, _ in cells})),
     )
 
 
@@ -220,6 +220,6 @@ def difference_figure(first: tuple[RunData, Cells], second: tuple[RunData, Cells
         ),
         caption,
         wide=True,
-        height=110 + 22 * len({name for name, _ in gains}),
+        height=max(TOOLBAR_HEIGHT, 110 + 22 * len({name for name, _ in gains})),
         sense=f"higher is better for {b.label}",
     )

@@ -22,6 +22,9 @@ MODEBAR = {
 TOOLBAR_WIDTH = 30
 """Pixels at the right of a plot that its toolbar needs."""
 
+TOOLBAR_HEIGHT = 210
+"""Pixels of a plot in which the buttons of the toolbar stand in one column."""
+
 
 def legend(runs: Iterable[RunData]) -> tuple[Key, ...]:
     """Return a key for each run, or for each recipe where runs are many."""
