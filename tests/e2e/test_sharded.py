@@ -22,6 +22,7 @@ from tests.e2e.ranks import run_ranks
 from tests.e2e.test_sam_ddp import net
 from tests.unit.test_sam_family import LR, RELATIVES, STEPS
 
+pytestmark = pytest.mark.costly
 RANKS, SECONDS, RHO, MAX_NORM = 4, 400, 0.1, 0.5
 EXACT = {"rtol": 0.0, "atol": 1e-12}  # float64
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
@@ -44,6 +45,12 @@ CASES = [
     # of two ranks those that differ in what is sent: nothing, numbers of the whole and of each parameter
     *(("full 2", kind, name) for kind in OPTIMIZERS for name in ("sam", "gsam+looksam", "layerwise")),
 ]
+QUICK = [
+    *(("full 4", "adamw", name) for name in ("sam", "asam", "gsam+looksam", "layerwise", "fsam")),
+    *(("hybrid 2 x 2", "sgd", name) for name in ("sam", "layerwise")),
+    ("full 2", "adamw", "sam"),
+]
+"""The cases of every run of the tests: those that send nothing, numbers of the whole or of each parameter."""
 
 
 def batch(t: int) -> tuple[Tensor, Tensor]:
@@ -120,7 +127,7 @@ def counted(owner: Any, name: str) -> Iterator[list[int]]:
         setattr(owner, name, function)
 
 
-def relatives(rank: int, meshes: dict[str, Any]) -> dict[Any, Tensor]:
+def relatives(rank: int, meshes: dict[str, Any], cases: list[tuple[str, str, str]]) -> dict[Any, Tensor]:
     found = {}
     for layout, (count, replicas) in LAYOUTS.items():
         mesh, across = meshes[layout]
@@ -128,9 +135,9 @@ def relatives(rank: int, meshes: dict[str, Any]) -> dict[Any, Tensor]:
         mine = lambda t, place=place, n=count * replicas: groups(t, n)[place : place + 1]  # noqa: E731
         for name in NAMES:
             for kind, optimizer_of in OPTIMIZERS.items():
-                model = sharded(net(), mesh)
-                if (layout, kind, name) not in CASES:
+                if (layout, kind, name) not in cases:
                     continue
+                model = sharded(net(), mesh)
                 backward_steps(name, model, optimizer_of(model.parameters()), mine, replicas=across)
                 found[layout, name, kind] = flat(model)
                 if layout == "full 4" and kind == "adamw":
@@ -268,18 +275,28 @@ def resumed(rank: int, meshes: dict[str, Any]) -> dict[str, Tensor]:
     return found
 
 
-def work(rank: int, folder: Path) -> None:
+def meshes_of(rank: int, folder: Path) -> dict[str, Any]:
+    """Join the ranks, and return the mesh of each layout with the group of its replicas."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), RANKS), rank=rank, world_size=RANKS)
     square = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replica", "shard"))
-    full = init_device_mesh("cpu", (RANKS,))
-    meshes = {
+    return {
         "full 2": (square["shard"], None),
-        "full 4": (full, None),
+        "full 4": (init_device_mesh("cpu", (RANKS,)), None),
         "hybrid 2 x 2": (square["shard"], square["replica"].get_group()),
     }
+
+
+def all_relatives(rank: int, folder: Path) -> None:
+    torch.save(relatives(rank, meshes_of(rank, folder), CASES), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def work(rank: int, folder: Path) -> None:
+    meshes = meshes_of(rank, folder)
+    full, _ = meshes["full 4"]
     found = {
-        "relatives": relatives(rank, meshes),
+        "relatives": relatives(rank, meshes, QUICK),
         "m": groups_of_m(rank, full),
         "exactness": exactness(rank, full),
         "memory": memory(rank, full),
@@ -305,19 +322,27 @@ def alone(name: str, kind: str, num_groups: int) -> Tensor:
     return flat(model)
 
 
-@pytest.mark.parametrize("kind", OPTIMIZERS)
-@pytest.mark.parametrize("name", NAMES)
-def test_every_relative_equals_one_process_after_five_steps(ranks, name, kind):
-    for layout, (_, replicas) in LAYOUTS.items():
-        expected = alone(name, kind, replicas)
-        way = (layout, name, kind)
-        ways = [way] * ((layout, kind, name) in CASES)
-        ways += [(*way, "adapter")] * ((layout, kind) == ("full 4", "adamw"))
-        for way in ways:
-            for result in ranks:
-                torch.testing.assert_close(
-                    result["relatives"][way], expected, **EXACT, msg=lambda m, way=way: f"{way}: {m}"
-                )
+def assert_as_one_process(results: list[dict[Any, Tensor]], case: tuple[str, str, str]) -> None:
+    layout, kind, name = case
+    expected = alone(name, kind, LAYOUTS[layout].replicas)
+    ways = [(layout, name, kind)]
+    ways += [(layout, name, kind, "adapter")] * ((layout, kind) == ("full 4", "adamw"))
+    for way in ways:
+        for result in results:
+            torch.testing.assert_close(result[way], expected, **EXACT, msg=lambda m, way=way: f"{way}: {m}")
+
+
+@pytest.mark.parametrize("case", QUICK, ids=" ".join)
+def test_a_relative_equals_one_process_after_five_steps(ranks, case):
+    assert_as_one_process([result["relatives"] for result in ranks], case)
+
+
+@pytest.mark.slow
+def test_every_relative_equals_one_process_after_five_steps(tmp_path):
+    run_ranks(all_relatives, tmp_path, RANKS, 4 * SECONDS)
+    results = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(RANKS)]
+    for case in CASES:
+        assert_as_one_process(results, case)
 
 
 def test_groups_of_m_are_groups_of_all_ranks(ranks):
