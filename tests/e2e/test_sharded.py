@@ -46,7 +46,7 @@ CASES = [
     *(("full 2", kind, name) for kind in OPTIMIZERS for name in ("sam", "gsam+looksam", "layerwise")),
 ]
 QUICK = [
-    *(("full 4", "adamw", name) for name in ("sam", "asam", "gsam+looksam", "layerwise", "fsam")),
+    *(("full 4", "adamw", name) for name in ("sam", "looksam", "gsam+looksam", "layerwise", "fsam")),
     *(("hybrid 2 x 2", "sgd", name) for name in ("sam", "layerwise")),
     ("full 2", "adamw", "sam"),
 ]
