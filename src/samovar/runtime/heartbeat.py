@@ -19,8 +19,10 @@ from samovar.words import duration
 
 VARIABLE = "SAMOVAR_HEARTBEAT"
 """Environment variable with the period in seconds; 0 switches the heartbeat off."""
-PERIOD = 10.0
-"""Seconds without a line after which one is printed, unless the environment says otherwise."""
+PERIOD = 9.0
+"""Seconds without a line after which one is printed, unless the environment says otherwise.
+
+With the start of the process and a busy machine no silence is then longer than ten seconds."""
 
 T = TypeVar("T")
 
