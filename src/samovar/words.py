@@ -38,7 +38,7 @@ def suggest(
         instead: the advice where no valid word is close; empty lists all valid words.
         count: the most suggestions.
         cutoff: smallest similarity of a suggestion, 0 to 1."""
-    known = list(known)
+    known = list(dict.fromkeys(known))
     near = difflib.get_close_matches(word, known, n=count, cutoff=cutoff)
     if near:
         return f"did you mean {' or '.join(near)}?"

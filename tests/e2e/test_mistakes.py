@@ -41,6 +41,10 @@ MISTAKES = [
     ("train vit-digits --optim.name adamx", "unknown optimizer 'adamx'; did you mean"),
     ("train vit-digits --optim.name lomb", "lamb"),
     ("train vit-digits --image-size 7", "patch_size=4 does not divide image_size=7; pick 4 or 8"),
+    ("train mine --scratch --image-size 65", "patch_size=16 does not divide image_size=65; pick 64 or 80"),
+    ("train vit-digits --run.memory 8G", "give GiB above 0, 0 for no limit, or auto; see"),
+    ("train one", "--data.source folder:one has only the class 'a'; training needs two or more"),
+    ("train mien", "unknown recipe 'mien'; did you mean mine?"),
     ("train vit-digits --device gpu", "--run.device gpu is no device; give auto, cpu"),
     ("train vit-digits --data.source digist", "--data.source digist is unknown; did you mean digits"),
     ("train vit-digits --data.source folder:nowhere", "there is no folder nowhere; check the path"),
@@ -73,6 +77,8 @@ def test_mistakes_are_answered_without_torch(tmp_path: Path) -> None:
         (tmp_path / "mine" / name).mkdir(parents=True)
         for k in range(3):
             (tmp_path / "mine" / name / f"{k}.png").touch()
+    (tmp_path / "one" / "a").mkdir(parents=True)
+    (tmp_path / "one" / "a" / "0.png").touch()
     (tmp_path / "bare.pth").touch()
     (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
     (tmp_path / "mistakes.json").write_text(json.dumps(MISTAKES), encoding="utf-8")

@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel as DDP  # noqa: N817
 
@@ -541,27 +540,6 @@ def test_ddp_deeper_inside_the_model_ascends_locally_too(ranks):
         assert_same(result["wrapped_inside"]["gradient"], written_out(alone, losses))
         first, _, third = result["wrapped_inside"]["sent"][::2]
         assert first == third == {}, "in its second forward, once in a life, DDP agrees on the order of its buckets"
-
-
-@scenario
-def sharded(rank: int) -> list[str]:
-    model, (x, y) = fully_shard(net(), mesh=dist.init_device_mesh("cpu", (RANKS,))), batch(rank)
-    messages = []
-    for refused in (
-        lambda: sam_backward(loss_on(x, y), model, rho=RHO),
-        lambda: SAM(torch.optim.SGD(model.parameters(), lr=0.1)).step(closure_of(model, x, y)),
-    ):
-        try:
-            refused()
-        except ValueError as error:
-            messages.append(str(error))
-    return messages
-
-
-def test_sharded_parameters_are_refused_with_advice(ranks):
-    for result in ranks:
-        assert len(result["sharded"]) == 2
-        assert all("use DDP" in message for message in result["sharded"])
 
 
 # The recipe of davda54/sam's README, written here from its description: what the checks above must be able to catch.

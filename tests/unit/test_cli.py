@@ -336,3 +336,14 @@ def test_a_run_folder_that_is_not_there_is_said_to_be_missing_with_one_that_is_n
 def test_the_schema_of_settings_is_shown_as_json(capsys) -> None:
     cli.main(["show", "--schema"])
     assert json.loads(capsys.readouterr().out) == configs.schema()
+
+
+def test_an_interruption_ends_in_one_line(monkeypatch, capsys) -> None:
+    def interrupted(verb: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "load", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["show", "vit-digits"])
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "samovar: interrupted\n"

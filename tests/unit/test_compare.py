@@ -28,7 +28,7 @@ from samovar.studies.compare.view import markdown
 from samovar.studies.intervals import mean_interval, ratio_interval, stderr
 from samovar.studies.jobs import command_of
 from samovar.train import schedules
-from samovar.train.dry_run import Data
+from samovar.train.rehearse import Data
 from tests.conftest import assert_refused
 from tests.unit.short_run import CPU
 

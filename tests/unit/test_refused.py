@@ -3,10 +3,16 @@
 from pathlib import Path
 
 import pytest
+import torch
 
+from samovar.config import Config
 from samovar.runs.records import Record, RunDir
 from samovar.runs.refused import holds_records, removed_if_refused
+from samovar.runtime import Runtime
+from samovar.train.open_run import new_run
 from tests.conftest import Shell
+
+CPU = Runtime(torch.device("cpu"), torch.float32)
 
 COMMAND = ("train", "vit-digits", "--steps", "8", "--run.eval-every", "4", "--data.batch-size", "32", "--name", "r")
 TOO_LONG = ("--optim.warmup-steps", "9")
@@ -76,6 +82,21 @@ def test_a_refused_measurement_leaves_no_folder(shell: Shell, monkeypatch) -> No
     monkeypatch.setattr("samovar.measure.command.measure", refuse)
     refused(shell, "measure", "vit-digits", "accuracy", "--source", "digits", line="does not fit")
     assert not (shell.folder / "runs").exists() or not list((shell.folder / "runs").iterdir())
+
+
+def test_a_list_of_unreadable_images_stays_and_the_name_is_free(tmp_path: Path) -> None:
+    config = Config(name="r", output=tmp_path)
+    run, _ = new_run(config, CPU, take_over=False)
+    run.bad_files.write_text("train\ta.jpg\tno image")
+    with pytest.raises(ValueError, match="no"), removed_if_refused(run):
+        raise ValueError("no")
+    assert list(run.path.iterdir()) == [run.bad_files]
+    again, note = new_run(config, CPU, take_over=False)
+    assert (again.path, note) == (run.path, "")
+    assert not again.bad_files.exists()
+    other, note = new_run(config, CPU, take_over=False)
+    assert other.path == tmp_path / "r-2"
+    assert "exists" in note
 
 
 @pytest.mark.parametrize(

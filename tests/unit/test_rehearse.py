@@ -11,7 +11,8 @@ from samovar.models import factory
 from samovar.recipes.paper import FORWARD_GFLOPS, gpu_hours
 from samovar.runtime import Runtime
 from samovar.train import optim, schedules
-from samovar.train.dry_run import data_of, lines, rehearse, training_flops
+from samovar.train.dry_run import lines, training_flops
+from samovar.train.rehearse import data_of, rehearse
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
 

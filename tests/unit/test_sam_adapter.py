@@ -716,3 +716,69 @@ def test_a_setting_that_is_no_number_is_one_line(options):
     weight = torch.nn.Parameter(torch.ones(1))
     with pytest.raises(TypeError, match=r"(rho|eta)=.* is of type \w+; give a number"):
         SAM(torch.optim.SGD([weight], lr=0.1), **options)
+
+
+# --- gradients that are not finite -----------------------------------------------------------------------------------
+
+OPTIMIZERS = {
+    "sgd": lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9),
+    "adamw": lambda params: torch.optim.AdamW(params, lr=1e-2, weight_decay=0.3),
+    "fused sgd": lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9, fused=True),
+    "fused adamw": lambda params: torch.optim.AdamW(params, lr=1e-2, weight_decay=0.3, fused=True),
+}
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+@pytest.mark.parametrize("clip_norm", [None, 0.05])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("first", [False, True])
+def test_no_step_is_taken_on_a_gradient_that_is_not_finite(first, name, clip_norm, bad) -> None:
+    model, (x, y) = Net(), batch()
+    twin = deepcopy(model)
+    sam, other = (SAM(OPTIMIZERS[name](each.parameters()), clip_norm=clip_norm) for each in (model, twin))
+    spoiled = closure_of(model, x, y, lambda loss: loss * bad)
+    if first:
+        sam.step(spoiled)
+    for _ in range(2):
+        sam.step(closure_of(model, x, y))
+        other.step(closure_of(twin, x, y))
+    sam.step(spoiled)
+    assert_bits(model, twin)
+    assert sam.skipped == 1 + first
+    assert other.skipped == 0
+    sam.step(closure_of(model, x, y))
+    other.step(closure_of(twin, x, y))
+    assert_bits(model, twin)
+
+
+def test_one_number_that_is_not_finite_is_enough_and_large_ones_are_not() -> None:
+    model, (x, y) = Net(), batch()
+    sam = SAM(sgd(model, lr=1e-30))
+    sam.step(closure_of(model, x, y, lambda loss: loss * 1e200))
+    assert sam.skipped == 0
+
+    def closure():
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        model.head.bias.grad[1] = float("nan")
+        return loss
+
+    sam.step(closure)
+    assert sam.skipped == 1
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
+
+
+def test_the_base_optimizer_gets_such_a_gradient_where_it_is_asked_for() -> None:
+    model, (x, y) = Net(), batch()
+    sam = SAM(sgd(model), skip_nonfinite=False)
+    sam.step(closure_of(model, x, y, lambda loss: loss * float("nan")))
+    assert sam.skipped == 0
+    assert not any(bool(p.isfinite().any()) for p in model.parameters())
+
+
+def test_the_count_of_skipped_steps_is_copied() -> None:
+    model, (x, y) = Net(), batch()
+    sam = SAM(sgd(model))
+    sam.step(closure_of(model, x, y, lambda loss: loss * float("nan")))
+    again = deepcopy(sam)
+    assert (again.skipped, again.skip_nonfinite) == (1, True)

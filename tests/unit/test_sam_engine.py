@@ -62,11 +62,11 @@ def test_a_relative_is_added_in_one_place_and_both_front_ends_obey(monkeypatch):
     """The walk-through of CONTRIBUTING: a setting, and the line in the engine's use of both gradients."""
     combined = engine.combined
 
-    def with_overshoot(variant, clean, robust):
+    def with_overshoot(variant, clean, robust, shards):
         if getattr(variant, "overshoot", 0):
             pairs = zip(clean, robust, strict=True)
             return [g_s + variant.overshoot * (g_s - g) for g, g_s in pairs]
-        return combined(variant, clean, robust)
+        return combined(variant, clean, robust, shards)
 
     monkeypatch.setattr(engine, "combined", with_overshoot)
     model, (x, y) = net(), batch()

@@ -550,7 +550,25 @@ def test_the_host_never_waits_for_the_device(name):
     with NoSync():
         steps_by_backward(name, model, optimizer, data, memory, range(3), clip=False)
         model.zero_grad()
-        steps_by_adapter(name, model, adapter_of(name, model, Sgd, clip=False), data._replace(num_groups=1), range(3))
+        # only fused optimizers skip a step on the device
+        adapter = adapter_of(name, model, Sgd, clip=False, skip_nonfinite=False)
+        steps_by_adapter(name, model, adapter, data._replace(num_groups=1), range(3))
+
+
+def test_the_host_does_not_read_whether_a_gradient_of_a_fused_optimizer_is_finite() -> None:
+    (x, y), model = batch(), net()
+    sam = SAM(torch.optim.AdamW(model.parameters(), fused=True))
+
+    def closure():
+        sam.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        return loss
+
+    with NoSync():
+        for _ in range(2):
+            sam.step(closure)
+    assert sam.skipped == 0
 
 
 @pytest.mark.parametrize("name", RELATIVES)
@@ -1036,3 +1054,48 @@ def test_a_variant_in_a_group_with_rho_zero_leaves_its_parameters_where_they_are
     assert len(seen) == 3
     assert torch.equal(first["0.weight"], last["0.weight"])
     assert not torch.equal(first["5.weight"], last["5.weight"])
+
+
+@pytest.mark.parametrize("sizes", [(6, 2), (3, 4, 1)])
+def test_groups_of_unequal_size_lose_their_own_share_of_fsams_average(sizes) -> None:
+    """Each group's ascent is g_i - sigma (n_i / n) average; the sum over groups is g - sigma average."""
+    x, y = batch()
+    x, y = x[: sum(sizes)], y[: sum(sizes)]
+    variant, memory = SamVariant(sigma=0.8, sigma_decay=0.6), SamMemory()
+    model, params = net(), None
+    for step in range(2):
+        parts = list(zip(x.split(list(sizes)), y.split(list(sizes)), strict=True))
+        average = memory.average.copy()
+        model.zero_grad()
+        for a, b in parts:
+            share = len(a) / len(x)
+            loss_fn = lambda m, a=a, b=b, share=share: F.cross_entropy(m(a), b) * share  # noqa: E731
+            sam_backward(loss_fn, model, rho=RHO, variant=variant, memory=memory, num_groups=len(sizes), share=share)
+        if step == 0:
+            continue
+        found = flat([p.grad for p in model.parameters()])
+        params = list(model.parameters())
+        expected = torch.zeros_like(found)
+        start = [p.detach().clone() for p in params]
+        for a, b in parts:
+            share = len(a) / len(x)
+            own = torch.autograd.grad(F.cross_entropy(model(a), b) * share, params)
+            directions = [
+                g - 0.8 * share * average[name] for g, (name, _) in zip(own, model.named_parameters(), strict=True)
+            ]
+            length = flat(directions).norm()
+            with torch.no_grad():
+                for p, d in zip(params, directions, strict=True):
+                    p += RHO * d / length
+            expected += flat(torch.autograd.grad(F.cross_entropy(model(a), b) * share, params))
+            with torch.no_grad():
+                for p, before in zip(params, start, strict=True):
+                    p.copy_(before)
+        torch.testing.assert_close(found, expected, **ROUNDING)
+
+
+def test_a_share_out_of_range_is_refused() -> None:
+    x, y = batch()
+    for share in (0.0, 1.5, float("nan")):
+        with pytest.raises(ValueError, match=f"share={share} is out of range; give a share above 0, up to 1"):
+            sam_backward(lambda m: F.cross_entropy(m(x), y), net(), rho=RHO, share=share)

@@ -106,6 +106,10 @@ def test_a_learning_rate_that_is_given_is_not_searched_for(tmp_path: Path) -> No
         ("folder:", "folder: names no folder"),
         ("mine --sam.roh 1", "unknown flag --sam.roh; did you mean --sam.rho?"),
         ("mine photos", "train takes one recipe, not mine and photos"),
+        ("mine more --scratch", "train takes one recipe, not mine and more, or one folder of images; quote a path"),
+        ("mien", "unknown recipe 'mien'; did you mean mine?"),
+        ("vit_tiny_patch16_224", "vit_tiny_patch16_224 is a model, not a recipe; give a recipe or a folder"),
+        ("vit-b16", "vit-b16 is a model, not a recipe"),
     ],
 )
 def test_wrong_folders_are_refused_in_one_line(tmp_path: Path, monkeypatch, args: str, message: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:
@@ -31,4 +31,20 @@ def check_float64(dtype: torch.dtype, device: torch.device) -> None:
         raise ValueError(
             f"float64 does not exist on {device.type}; give float32 (--dtype float32), or work on "
             "the CPU (--device cpu)"
+        )
+
+
+def refuse_shards(model: nn.Module) -> None:
+    """Refuse a model whose parameters are split over ranks, for what differentiates twice.
+
+    Raises:
+        ValueError: `fully_shard` or another DTensor holds a parameter."""
+    # after a forward pass gathered weights may stand in the place of the shards
+    if any(hasattr(param, "placements") for param in model.parameters()) or any(
+        hasattr(module, "reshard") for module in model.modules()
+    ):
+        raise ValueError(
+            "the model's parameters are sharded, and second derivatives do not pass through the "
+            "gathering of shards; measure whole weights: save a checkpoint and run samovar measure "
+            "RUN, which reads it on one rank or splits the images over several"
         )

@@ -33,13 +33,20 @@ def check(config: Config, *, download: bool = False, data: bool = True) -> None:
         known.refuse_unknown_model(config.model.name)
     # the size of --init may be another one
     row = MODELS.get(config.model.name)
-    if row and config.data.image_size:
-        check_patch(row.patch, config.data.image_size)
+    patch = row.patch if row else _patch_in_name(config.model.name)
+    if config.data.image_size:
+        check_patch(patch, config.data.image_size)
     if config.init:
         with in_words_of("--init"):
             known.refuse_missing(config.init, download=download)
     if not config.init or known.kind(config.init) == "file":
         known.refuse_silent(config.init, None, config.model)
+
+
+def _patch_in_name(name: str) -> int:
+    """Return the patch of a plain ViT of timm, which its name says; 0 for other networks."""
+    found = re.match(r"(?:vit|deit|deit3)_(?:tiny|small|base|large)_patch(\d+)_(?:224|384)\b", name)
+    return int(found[1]) if found else 0
 
 
 def check_device(name: str) -> None:

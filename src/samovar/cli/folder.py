@@ -9,9 +9,13 @@ from typing import NamedTuple
 from samovar import config as configs
 from samovar import recipes
 from samovar.cli.flags import Flag, Line
+from samovar.cli.named_run import run_path
 from samovar.cli.settings import given_settings, parse_settings
 from samovar.config import Config
 from samovar.data.catalog import count_images
+from samovar.models import table
+from samovar.models.timm_names import defined_by_timm
+from samovar.words import suggest
 
 _PREFIX = "folder:"
 
@@ -33,6 +37,24 @@ def is_folder(word: str) -> bool:
     if word in recipes.RECIPES:
         return False
     return word.startswith(_PREFIX) or "/" in word or word in (".", "..") or Path(word).is_dir()
+
+
+def no_recipe(word: str) -> ValueError:
+    """Return the error for a word that is neither a recipe nor a folder of images."""
+    if word in table.names() or defined_by_timm(word):
+        return ValueError(
+            f"{word} is a model, not a recipe; give a recipe or a folder of images, and "
+            f"--model.name {word}"
+        )
+    if Path(run_path(word)) != Path(word):
+        run = run_path(word)
+        return ValueError(
+            f"{word} is a run; --resume {word} continues it, --config {run} repeats it"
+        )
+    folders = [path.name for path in Path().glob("*/") if path.is_dir()]
+    neither = "no folder of that name is here either, see `samovar list recipes`"
+    advice = suggest(word, [*recipes.RECIPES, *folders], instead=neither)
+    return ValueError(f"unknown recipe {word!r}; {advice}")
 
 
 def choose(word: str, line: Line, own: tuple[Flag, ...], *, scratch: bool) -> Choice:

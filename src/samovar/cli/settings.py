@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
@@ -19,6 +20,7 @@ from samovar.cli.flags import ALIASES, Flag, Kind, Line, is_flag, spelling, unkn
 from samovar.cli.named_run import Settings, config_path, named_runs
 from samovar.config import Config, CorruptConfig, DataConfig, MeasureConfig
 from samovar.data.catalog import can_count, count_images
+from samovar.ranges import ranges_of
 from samovar.recipes.replay import BY_NUMBER
 
 
@@ -51,7 +53,8 @@ def parse_settings(
         with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(complaint):
             found = tyro.cli(type(base), default=base, args=list(args), prog=title)
     except SystemExit:
-        raise ValueError(f"{_first_sentence(complaint.getvalue())}; see `{title} --help`") from None
+        said = _first_sentence(complaint.getvalue())
+        raise ValueError(f"{_with_range(said, base)}; see `{title} --help`") from None
     return named_runs(found, base)
 
 
@@ -127,6 +130,18 @@ def flag_names(base: Config | MeasureConfig | CorruptConfig) -> dict[str, str]:
             section, dot, last = dashed.rpartition(".")
             known[f"--{section}{dot}no-{last}"] = name
     return known
+
+
+def _with_range(said: str, base: Settings) -> str:
+    """Return what tyro says of a value, and the range of the setting where it has one."""
+    found = re.match(r"Error parsing (--[\w.-]+):", said)
+    *path, last = (flag_names(base).get(found[1], "") if found else "").split(".")
+    section: Any = base
+    for part in path:
+        section = getattr(section, part)
+    kind: type = type(section)
+    limit = ranges_of(kind).get(last)
+    return f"{said}; give {limit.give}" if limit else said
 
 
 def _first_sentence(box: str) -> str:

@@ -21,8 +21,9 @@ from samovar.cli.flags import (
     flag_lines,
     lines,
     read,
-)  # fmt: skip
-from samovar.cli.folder import Choice, choose, is_folder, why_lines
+)
+from samovar.cli.folder import Choice, choose, is_folder, no_recipe, why_lines
+from samovar.cli.given_length import chosen, timed, with_length
 from samovar.cli.named_run import run_path
 from samovar.cli.saved_run import last_unfinished, of_run, refuse_code
 from samovar.cli.settings import CONFIG, Start, given_settings, parse_settings, start
@@ -142,13 +143,13 @@ def parse(args: Sequence[str]) -> TrainCommand:
         configs.validate(config)
         return TrainCommand(config, resumed, planned, wait=line["--wait"])
     given = frozenset(given_settings(base, line.settings))
-    config = _chosen(_timed(config, given), given)
+    config = chosen(timed(config, given), given)
     configs.validate(config)
     if auto and not config.name:
         raise ValueError("--resume auto finds a run by its name; give --name")
 
     def shorten(config: Config, num_train: int) -> tuple[Config, tuple[str, ...]]:
-        return configs.shorten(config, _with_length(config, base), num_train, given)
+        return configs.shorten(config, with_length(config, base), num_train, given)
 
     def again(run: RunDir) -> Config:
         return _begun(run, line, base.recipe)
@@ -186,7 +187,7 @@ def _branch(line: Line) -> TrainCommand:
     origin = line["--branch"]
     base, words = _branched(origin, line)
     config = parse_settings(base, line.settings, f"train {' '.join(words)}", FLAGS)
-    config = _timed(config, frozenset(given_settings(base, line.settings)))
+    config = timed(config, frozenset(given_settings(base, line.settings)))
     configs.validate(config)
     return TrainCommand(config, None, 0, origin=origin)
 
@@ -208,33 +209,20 @@ def _folder(line: Line) -> Choice | None:
     Raises:
         ValueError: as `choose`; `--scratch` without a folder."""
     scratch = line["--scratch"]
-    if len(line.words) == 1 and not line["--config"] and is_folder(line.words[0]):
-        return choose(line.words[0], line, FLAGS, scratch=scratch)
+    if len(line.words) > 1:
+        raise ValueError(
+            f"train takes one recipe, not {' and '.join(line.words)}, or one folder of images; "
+            "quote a path with spaces"
+        )
+    if len(line.words) == 1 and not line["--config"]:
+        word = line.words[0]
+        if is_folder(word):
+            return choose(word, line, FLAGS, scratch=scratch)
+        if word not in recipes.RECIPES:
+            raise no_recipe(word)
     if scratch:
         raise ValueError("--scratch goes with a folder of images; a recipe without --init does it")
     return None
-
-
-def _chosen(config: Config, given: frozenset[str]) -> Config:
-    """Return the config in which a learning rate that a flag gives replaces the recipe's grid."""
-    if "optim.lr" in given and "grid.lr" not in given:
-        return replace(config, grid=replace(config.grid, lr=()))
-    return config
-
-
-def _timed(config: Config, given: frozenset[str]) -> Config:
-    """Return the config in which epochs that a flag gives replace the recipe's steps."""
-    if "epochs" in given and "steps" not in given:
-        config = replace(config, steps=0)
-    if "head.epochs" in given and "head.steps" not in given:
-        config = replace(config, head=replace(config.head, steps=0))
-    return config
-
-
-def _with_length(config: Config, base: Config) -> Config:
-    """Return the config with the length of another."""
-    head = replace(config.head, epochs=base.head.epochs, steps=base.head.steps)
-    return replace(config, epochs=base.epochs, steps=base.steps, head=head)
 
 
 def _begun(run: RunDir, line: Line, recipe: str) -> Config:
@@ -250,7 +238,7 @@ def _begun(run: RunDir, line: Line, recipe: str) -> Config:
         )
     config = parse_settings(saved, line.settings, f"train {recipe}", FLAGS)
     given = frozenset(given_settings(saved, line.settings))
-    config = _chosen(_timed(config, given), given)
+    config = chosen(timed(config, given), given)
     # the grid has chosen the rate since
     if saved.grid.lr:
         config = replace(config, optim=replace(config.optim, lr=saved.optim.lr))

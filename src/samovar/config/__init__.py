@@ -2,7 +2,13 @@
 
 Nothing in this room imports torch."""
 
-from samovar.config.checks import validate, validate_corrupt, validate_layout, validate_measure
+from samovar.config.checks import (
+    shard_ranks,
+    validate,
+    validate_corrupt,
+    validate_layout,
+    validate_measure,
+)
 from samovar.config.derived import (
     cores,
     decay_start,
@@ -63,6 +69,7 @@ __all__ = [
     "sam_words",
     "save",
     "schema",
+    "shard_ranks",
     "shorten",
     "shorter_schedule",
     "stages",

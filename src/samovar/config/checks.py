@@ -26,6 +26,7 @@ def validate(config: Config) -> None:
             "--sam.eta 0 freezes zero weights under ASAM; give a small positive number such as 0.01"
         )
     _check_sam(config)
+    _check_shard(config)
     if config.grid.lr and config.data.tune_share:
         raise ValueError(
             f"--data.tune-share {config.data.tune_share:g} does not go with --grid.lr, which "
@@ -89,14 +90,69 @@ def validate_layout(config: Config, world_size: int) -> None:
             f"--data.batch-size {batch} does not divide over {world_size} ranks; "
             f"pick a multiple of {world_size}"
         )
-    per_rank = batch // world_size
+    ranks = shard_ranks(config.run.shard, world_size)
+    if m % ranks:
+        raise ValueError(
+            f"--sam.m {m} does not divide over the {ranks} ranks of --run.shard "
+            f"{config.run.shard}, which share each ascent; pick a multiple of {ranks}"
+        )
+    per_rank, m = batch // world_size, m // ranks
     if m and per_rank % m:
         divisors = (d for d in range(1, per_rank + 1) if per_rank % d == 0)
         near = min(divisors, key=lambda d: (abs(d - m), d))
         raise ValueError(
-            f"--sam.m {m} does not divide the {per_rank} images of a rank; "
-            f"pick a divisor such as {near}"
+            f"--sam.m {m * ranks} does not divide the {per_rank * ranks} images of "
+            f"{'a rank' if ranks == 1 else f'{ranks} ranks'}; pick a divisor such as {near * ranks}"
         )
+
+
+def shard_ranks(choice: str, world_size: int) -> int:
+    """Return the ranks that share one copy of the weights under a `--run.shard`.
+
+    Raises:
+        ValueError: it is no choice, or N does not divide the ranks."""
+    if choice == "none":
+        return 1
+    if choice == "full":
+        return world_size
+    number = choice.removeprefix("hybrid:")
+    if number == choice or not number.isdecimal() or int(number) < 2:
+        raise ValueError(
+            f"--run.shard {choice} is unknown; give none, full or hybrid:N with N of 2 or more"
+        )
+    if world_size % int(number):
+        raise ValueError(
+            f"--run.shard {choice} does not divide {world_size} ranks into sets of {number}; "
+            "give a divisor, or full"
+        )
+    return int(number)
+
+
+def _check_shard(config: Config) -> None:
+    """Refuse settings that are not right, or not tested, on sharded weights."""
+    choice = config.run.shard
+    if choice == "none":
+        return
+    number = choice.removeprefix("hybrid:")
+    # the ranks are not known yet; this refuses what is no choice
+    shard_ranks(choice, int(number) if number.isdecimal() else 1)
+    flat = flatten(config)
+    for name, works, why in (
+        ("loss", ("softmax", "sigmoid"), "its two stages are not sharded"),
+        ("sam.noise", (False,), "each rank would draw noise of its own for its shard"),
+        ("sam.teacher", ("none",), "the teacher is not sharded"),
+        ("run.compile", (False,), "the compiled network hides its blocks"),
+        ("run.watch_every", (0,), "curvature needs whole weights; measure the checkpoints instead"),
+        ("model.trainable", ("all",), "a frozen encoder needs no shards"),
+        ("optim.name", ("adamw", "sgd"), "other optimizers are not known to be right on shards"),
+        ("grid.lr", ((),), "its trials hold further networks; choose the rate first"),
+    ):  # fmt: skip
+        if flat[name] not in works:
+            wanted = " or ".join(map(str, works)) if any(works) else "its default"
+            raise ValueError(
+                f"{_given(config, name)} with --run.shard {choice}: {why}; give "
+                f"--{dashed(name)} {wanted}, or --run.shard none"
+            )
 
 
 def _check_ranges(config: Any) -> None:

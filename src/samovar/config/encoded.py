@@ -97,6 +97,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, str)
     if hint is float:
         return type(value) in (int, float)
+    if type(value) is int and not -(2**63) <= value < 2**63:
+        return False
     # type, not isinstance: True is no number of steps
     is_plain = isinstance(hint, type) and not isinstance(hint, types.GenericAlias)
     return is_plain and type(value) is hint

@@ -29,6 +29,7 @@ Eps = Annotated[
 ]
 
 
+Auto = Literal["auto"]
 Decay = Literal["decay"]
 """A word in place of a share of the run: where the learning rate of `wsd` begins to fall."""
 
@@ -146,7 +147,8 @@ class GridConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Execution of the run; none of it but patience changes the result beyond rounding."""
+    """Execution of the run; none of it but patience changes the result beyond rounding, and shards
+    that of SAM: they say which images share an ascent."""
 
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1` or `mps`."""
@@ -155,6 +157,10 @@ class RunConfig:
     micro_batch: Annotated[int, Range("a number of images, 0 for no limit", ge=0)] = 0
     """Most images per forward pass and rank (gradient accumulation); 0 is no limit. Where
     memory runs out, the number is halved."""
+    memory: Annotated[float, Range("GiB above 0, 0 for no limit, or auto", ge=0)] | Auto = 0.0
+    """Memory in GiB that this process may take on its device, or `auto`: nine tenths of what is
+    free. If a step would take more, its images run in the fewest equal parts that fit, as
+    `--run.micro-batch` does; batch size and m stay what they are. 0 is no limit."""
     channels_last: bool = False
     """Channels-last memory format; about 10 % faster for convolutions."""
     compile: bool = False
@@ -162,6 +168,12 @@ class RunConfig:
     deterministic: bool = False
     """Only algorithms that give the same bits each time, which costs speed on a GPU; on a CPU they
     do so anyway. Operations without such an algorithm are refused."""
+    shard: str = "none"
+    """Split weights, gradients and optimizer state over ranks (FSDP2): `none`, `full` over all of
+    them, or `hybrid:N` over N at a time. The ranks that share the weights share each ascent."""
+    checkpointing: bool = False
+    """Keep the inputs of the blocks alone and run each again in the backward pass: less memory for
+    one more forward pass, the same numbers."""
     threads: Threads = 0
     """CPU threads of each process; 0 leaves torch's choice."""
     eval_every: Annotated[int, Range("a number of steps, 0 for once an epoch", ge=0)] = 0

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from samovar.anymodel import restore
+from samovar.anymodel.devices import refuse_shards
 from samovar.curvature.twice import TwiceDifferentiable
 
 Mode = Literal["eval", "train"]
@@ -74,6 +75,7 @@ def _slots(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]
 
     Each place occurs once: `functional_call` would swap that of a module with two names twice, and
     leave the replacement in it."""
+    refuse_shards(model)
     known = [*model.named_parameters(), *model.named_buffers()]
     replacement = {id(tensor): tensors[name] for name, tensor in known}
     slots = {}

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from samovar.anymodel.devices import to_float64_device
+from samovar.anymodel.devices import refuse_shards, to_float64_device
 from samovar.words import suggest
 
 
@@ -48,8 +48,9 @@ def choose(
         params: names, patterns (see `match`) or parameters; None is all that require gradients.
 
     Raises:
-        ValueError: nothing is chosen, all of it is frozen, a parameter is not floating point, or it
-            does not belong to the model."""
+        ValueError: nothing is chosen, all of it is frozen, a parameter is not floating point or is
+            sharded, or it does not belong to the model."""
+    refuse_shards(model)
     known = dict(model.named_parameters())
     if params is None:
         names = [name for name, param in known.items() if param.requires_grad]

@@ -6,6 +6,7 @@ no class is dropped. Nothing here needs torch."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +44,9 @@ def count_class_folders(
     Raises:
         ValueError: a folder that cannot train."""
     layout = find_layout(source, path, needs_val=needs_val)
-    counts = [len(files) for files in list_classes(source, layout.train).values()]
+    classes = list_classes(source, layout.train)
+    refuse_one_class(source, tuple(classes))
+    counts = [len(files) for files in classes.values()]
     if layout.val is None:
         counts = [count - num_held_out(count, val_share) for count in counts]
     return sum(num_kept(count, fraction) for count in counts)
@@ -76,6 +79,14 @@ def find_layout(
             "sort the images into PATH/train/WNID and PATH/val/WNID"
         )
     return layout
+
+
+def refuse_one_class(source: str, classes: Sequence[str]) -> None:
+    """Refuse images of a single class, among which there is nothing to tell apart."""
+    if len(classes) < 2:
+        raise ValueError(
+            f"--data.source {source} has only the class {classes[0]!r}; training needs two or more"
+        )
 
 
 def refuse_missing(source: str, path: Path) -> None:

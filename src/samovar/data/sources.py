@@ -14,6 +14,7 @@ from samovar.config import DataConfig
 from samovar.data import catalog
 from samovar.data.draws import Purpose
 from samovar.data.folders import readable
+from samovar.data.layout import refuse_one_class
 from samovar.data.splits import Arrays, Source, hold_out, keep_fraction
 from samovar.runtime.heartbeat import doing
 
@@ -124,11 +125,7 @@ def _check(source: Source, config: DataConfig) -> None:
             "samovar.data.splits.Source; correct the package that adds it"
         )
     num_classes = len(source.classes)
-    if num_classes < 2:
-        raise ValueError(
-            f"--data.source {config.source} has only the class {source.classes[0]!r}; "
-            "training needs two or more"
-        )
+    refuse_one_class(config.source, source.classes)
     for split, where in ((source.train, "training"), (source.val, "validation")):
         bad = split.labels[(split.labels < 0) | (split.labels >= num_classes)]
         if len(bad):

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from samovar.config import Config, MeasureConfig, ModelConfig
 from samovar.data.splits import Source
+from samovar.models.built_size import at_most
 from samovar.models.factory import Classifier, create, network
 from samovar.models.load import load_init
 from samovar.models.normalization import Normalization, settle
 from samovar.models.open import Opened
 from samovar.models.table import has_constructor
 from samovar.runs import checkpoint
+from samovar.runs.checkpoint import Checkpoint
 from samovar.runs.records import RunDir
 from samovar.runtime import seed_everything
 
@@ -42,16 +45,21 @@ def created(
     Returns:
         The network, its normalization, the settings that name its weights, and their step."""
     size, num_classes = base.data.image_size, len(source.classes)
+    saved = None if run is None or config.checkpoint == "init" else _saved(run, config)
+    sizes = {"num_classes": num_classes, "image_size": size, "channels": source.channels}
+    # a config that does not fit its weights may ask for any amount of memory
+    if saved and not has_constructor(base.model.name):
+        with torch.device("meta"), at_most(saved[1].model):
+            create(base.model, **sizes)
     # --checkpoint init gives the weights that the run began with
     seed_everything(base.seed if run else config.seed)
-    sizes = {"num_classes": num_classes, "image_size": size, "channels": source.channels}
     if run is None:
         model, pixels = normalized(network(base.model, **sizes), base.model, config, source)
     else:
         model = create(base.model, **sizes)
         pixels = Normalization(base.model.mean, base.model.std, "the run's config")
     try:
-        return model, pixels, *_load_weights(model, base, run, config)
+        return model, pixels, *_load_weights(model, base, saved)
     except RuntimeError:  # in place of torch's list of every tensor that does not fit
         raise ValueError(
             f"the weights of {name} do not fit images of {base.data.source}: {num_classes} "
@@ -78,19 +86,24 @@ def normalized(
     return ready, known
 
 
+def _saved(run: RunDir, config: MeasureConfig) -> tuple[str, Checkpoint]:
+    """Return the name and the content of the checkpoint that `config.checkpoint` names."""
+    path = checkpoint.choose(run.checkpoints, config.checkpoint)
+    return path.name, checkpoint.load(path)
+
+
 def _load_weights(
-    model: Classifier, base: Config, run: RunDir | None, config: MeasureConfig
+    model: Classifier, base: Config, saved: tuple[str, Checkpoint] | None
 ) -> tuple[dict[str, Any], int]:
-    """Load the weights that `config.checkpoint` names into the model.
+    """Load a checkpoint into the model; without one it stays at its initialisation.
 
     Returns:
         The settings that name the weights, and their step."""
-    if run is None or config.checkpoint == "init":
+    if saved is None:
         started = {"init": "; ".join(load_init(model, base))} if base.init else {}
         name = base.model.name
         weights = f"as returned by {name}" if has_constructor(name) else "initialisation"
         return {"weights": weights} | started, 0
-    path = checkpoint.choose(run.checkpoints, config.checkpoint)
-    found = checkpoint.load(path)
+    name, found = saved
     model.body.load_state_dict(found.ema or found.model)
-    return {"weights": ("average of " if found.ema else "") + path.name}, found.step
+    return {"weights": ("average of " if found.ema else "") + name}, found.step

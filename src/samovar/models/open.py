@@ -83,7 +83,7 @@ def open_model(what: str, *, name: str = "", image_size: int = 0) -> Opened:
         weights = read(what)
         config, notes = _network(weights, what, name)
         if weights.file:
-            body = _probe(config, _side(weights, config, image_size))
+            body = _probe(config, _side(weights, config, image_size), weights.tensors)
             weights = for_network(weights, body)
         side = _side(weights, config, image_size)
         channels, num_classes = _border(config, weights.tensors, side)
@@ -114,12 +114,15 @@ def _side(weights: Weights, config: ModelConfig, asked: int) -> int:
     )
 
 
-def _probe(config: ModelConfig, image_size: int) -> nn.Module:
-    """Return the network with `_PROBE` classes, without memory for its weights."""
+def _probe(config: ModelConfig, image_size: int, tensors: dict[str, Tensor]) -> nn.Module:
+    """Return the network with `_PROBE` classes, without memory for its weights.
+
+    Raises:
+        ValueError: it would be far larger than the tensors that it is for."""
     # one mean and std fit any number of channels, so a probe with 3 is as good as any
     several = max(len(config.mean), len(config.std))
     channels = several if several > 1 else 3
-    with torch.device("meta"):
+    with torch.device("meta"), at_most(tensors):
         return create(config, num_classes=_PROBE, image_size=image_size, channels=channels).body
 
 
@@ -172,7 +175,7 @@ def _border(config: ModelConfig, tensors: dict[str, Tensor], image_size: int) ->
 
     Raises:
         ValueError: the classifier layer is not among the tensors."""
-    body = _probe(config, image_size)
+    body = _probe(config, image_size, tensors)
     stem = next((name for name, layer in body.named_modules() if isinstance(layer, nn.Conv2d)), "")
     kernel = tensors.get(f"{stem}.weight")
     channels = kernel.shape[1] if kernel is not None and kernel.ndim == 4 else 3

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from samovar.runs.json_files import Damaged, read_json, read_object
+from samovar.runs.json_files import parsed
 from samovar.runs.records import Record, RunDir, from_json
+from samovar.words import read_regular
 
 MAX_ARRAY_BYTES = 256 * 2**20
 
@@ -219,9 +220,9 @@ def _read(path: Path) -> RunData:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = read_json(path)
-    except Damaged as error:
-        raise ValueError(f"cannot read settings: {error}") from None
+        config = _json(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from None
     if not isinstance(config, dict):
         raise ValueError(
             f"{path} holds no settings: expected an object, found {type(config).__name__}"
@@ -232,9 +233,15 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _read_object(path: Path) -> dict[str, Any]:
     """Read a JSON object; return {} if it is missing or damaged, which the report then states."""
     try:
-        return read_object(path)
-    except Damaged:
+        values = _json(path)
+    except (OSError, ValueError):
         return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _json(path: Path) -> Any:
+    """Return the value in a JSON file of somebody else, which may be a pipe or very large."""
+    return parsed(read_regular(path, MAX_ARRAY_BYTES).decode())
 
 
 def _train_images(path: Path) -> int | None:
@@ -260,11 +267,11 @@ def _read_records(run: RunDir) -> tuple[dict[str, list[Record]], int]:
     records: dict[str, list[Record]] = {}
     bad = 0
     try:
-        lines = run.records_path.read_text(encoding="utf-8", errors="replace").split("\n")
+        lines = read_regular(run.records_path, 2**32).decode("utf-8", "replace").split("\n")
     except FileNotFoundError:
         return {}, 0
     except OSError as error:
-        raise ValueError(f"cannot read {run.records_path}: {error.strerror}") from None
+        raise ValueError(f"cannot read {run.records_path}: {error.strerror or error}") from None
     # Text after the last newline was cut short by a crash.
     for line in filter(str.strip, lines[:-1]):
         try:

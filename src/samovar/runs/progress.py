@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from samovar.runs.json_files import Damaged, read_object
 from samovar.runs.records import RunDir
 
 FILE = "progress.json"
+Status = Literal["training", "done"]
+_MOST_STEPS = 10**12
 
 
 @dataclass(frozen=True)
 class RunProgress:
     """Steps done, and whether the run has come to its end."""
 
-    status: Literal["training", "done"]
+    status: Status
     """`training` also after an interruption; `done` also after early stopping."""
     step: int = 0
     """Steps that are saved."""
@@ -39,8 +41,13 @@ def read(run: RunDir) -> RunProgress | None:
         return None
     try:
         values = read_object(path)
-        return RunProgress(values["status"], int(values["step"]), int(values["total"]))
-    except (ValueError, KeyError, TypeError) as error:
+        status, step, total = values["status"], int(values["step"]), int(values["total"])
+        if status not in get_args(Status):
+            raise ValueError(f"its status is none of {', '.join(get_args(Status))}")
+        if not 0 <= step <= _MOST_STEPS or not 0 <= total <= _MOST_STEPS:
+            raise ValueError("its steps are no counts")
+        return RunProgress(status, step, total)
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise Damaged(f"{path} cannot be read: {error}; delete it") from error
 
 

@@ -89,7 +89,10 @@ def from_json(line: str) -> Record:
         raise ValueError(f"not a record: {line[:80]!r}")
     known = {item.name for item in dataclasses.fields(Record)}
     values["name"] = RENAMED.get(str(values["name"]), values["name"])
-    values["value"] = float(values["value"])
+    try:
+        values["value"] = float(values["value"])
+    except (OverflowError, TypeError) as error:
+        raise ValueError(f"not a record: {line[:80]!r}") from error
     # strict JSON has no NaN and no infinity, so `to_json` writes them as strings
     for name in ("stderr", "residual"):
         if isinstance(values.get(name), str):
@@ -161,6 +164,7 @@ class RunDir:
     def append(self, *records: Record) -> None:
         """Append records to `records.jsonl` in one write; drop a line that a crash cut short."""
         text = "".join(to_json(record) + "\n" for record in records)
+        self._refuse_odd()
         with self.records_path.open("ab+") as file:
             end = file.seek(0, os.SEEK_END)
             # without its newline the last line is half a record, which would swallow the next one
@@ -186,6 +190,7 @@ class RunDir:
         """Yield the records, and damaged lines as they are."""
         if not self.records_path.exists():
             return
+        self._refuse_odd()
         seen: set[int] = set()
         with self.records_path.open("rb") as file:
             for number, line in enumerate(file, start=1):
@@ -202,12 +207,17 @@ class RunDir:
                     seen.add(hash(same))
                     yield record
 
+    def _refuse_odd(self) -> None:
+        """Refuse a pipe or a folder in the place of the records; a pipe would block its reader."""
+        if self.records_path.exists() and not self.records_path.is_file():
+            raise Damaged(f"{self.records_path} is no regular file; remove it")
+
     def rewind(self, step: int) -> None:
         """Drop records of steps after `step`, which a resumed run writes again.
 
         Records without a step stay. Damaged lines move to `records.bad.jsonl`."""
         found = list(self._read())
-        kept = [r for r in found if isinstance(r, Record) and r.where.get("step", 0) <= step]
+        kept = [r for r in found if isinstance(r, Record) and _step_of(r) <= step]
         if bad := [line for line in found if isinstance(line, bytes)]:
             with (self.path / BAD_RECORDS).open("ab") as file:
                 file.writelines(bad)
@@ -233,6 +243,11 @@ class RunDir:
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         """Write a JSON file of the run folder, whole or not at all."""
         replace_text(self.path / name, json.dumps(values, indent=2) + "\n")
+
+
+def _step_of(record: Record) -> float:
+    step = record.where.get("step", 0)
+    return step if isinstance(step, int | float) else 0
 
 
 @cache

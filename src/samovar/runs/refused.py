@@ -18,7 +18,8 @@ def removed_if_refused(
 ) -> Iterator[None]:
     """Remove the folder of a new run if a ValueError or TypeError ends it before work is saved.
 
-    These are what the command line answers with exit code 2; other ends can be continued.
+    These are what the command line answers with exit code 2; other ends can be continued. A list
+    of unreadable images stays, since the refusal names it; `is_refused` tells such a folder.
 
     Args:
         others: names of files and folders that lay in the folder before; they stay.
@@ -27,19 +28,24 @@ def removed_if_refused(
         yield
     except (ValueError, TypeError):
         if not (keep or holds_training)(run):
-            for path in set(run.path.glob("*")) - {run.path / name for name in others}:
+            stay = {run.bad_files, *(run.path / name for name in others)}
+            for path in set(run.path.glob("*")) - stay:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-            if not others:
+            if not any(run.path.iterdir()):
                 run.path.rmdir()
         raise
 
 
+def is_refused(run: RunDir) -> bool:
+    """Return whether a folder is what a refused run left behind: a list of unreadable images."""
+    return run.bad_files.is_file() and list(run.path.iterdir()) == [run.bad_files]
+
+
 def holds_training(run: RunDir) -> bool:
-    """Return whether a run has saved steps, finished trials, or a list of unreadable images."""
+    """Return whether a run has records of training, saved steps or finished trials."""
     return (
         any(run.checkpoints.glob("step-*"))
         or any(run.path.glob("grid/*/trial.json"))
-        or run.bad_files.exists()
         # measurements before the first step say nothing of the training
         or any("measurement" not in record.settings for record in run.records())
     )

@@ -15,13 +15,15 @@ from samovar.sam.checks import check_own_ascent, check_settings, check_variant, 
 from samovar.sam.closure_passes import Closure, ClosurePasses, FreshGradients, Skipped
 from samovar.sam.directions import Climber, asam_offset, norm_parameters
 from samovar.sam.engine import sam_gradient
+from samovar.sam.finite import take_step
 from samovar.sam.memory import SamMemory
+from samovar.sam.shards import shards_of
 from samovar.sam.variant import SamVariant
 
 _OWN = ("rho", "adaptive", "eta")
 _PICKLED = (
     *("base_optimizer", "defaults", "shared_ascent", "clip_norm"),
-    *("model", "variant", "start", "end", "memory"),
+    *("model", "variant", "start", "end", "memory", "skip_nonfinite", "_skipped"),
 )
 
 
@@ -46,7 +48,7 @@ class SAM(torch.optim.Optimizer):
 
     DDP wrappers and buffers are found while the closure runs, so each rank makes its own ascent and
     buffers are updated once. Compiled code hides both: pass `model` then, and wrap DDP around the
-    compiled module.
+    compiled module. `fully_shard` needs `model` too: ranks that share weights share the ascent.
 
     What a `variant` remembers is saved with the state. The base optimizer can load that state too;
     it ignores the part of the variant.
@@ -66,6 +68,7 @@ class SAM(torch.optim.Optimizer):
         start: first step, counted from 0, that uses SAM; the steps before are plain.
         end: first step after `start` that is plain again; None is never.
         num_steps: steps of the training, which AE-SAM's moving threshold needs; 0 if unknown.
+        skip_nonfinite: without a scaler, take no step on a gradient that is not finite.
 
     Raises:
         TypeError: the call is that of another library, or has no optimizer; the message shows the
@@ -98,11 +101,13 @@ class SAM(torch.optim.Optimizer):
         start: int = 0,
         end: int | None = None,
         num_steps: int = 0,
+        skip_nonfinite: bool = True,
     ) -> None:
         settings = {"rho": rho, "adaptive": adaptive, "eta": eta}
         check_wrapping(base_optimizer, settings, clip_norm, start, end)
         self.variant, self.memory = variant or SamVariant(), SamMemory(num_steps)
         self.start, self.end = start, end
+        self.skip_nonfinite, self._skipped = skip_nonfinite, torch.tensor(0)
         check_variant(self.variant, adaptive, self.memory, base_optimizer)
         if self.variant.norms_only and (model is None or not norm_parameters(model.modules())):
             raise ValueError(
@@ -117,6 +122,11 @@ class SAM(torch.optim.Optimizer):
 
     param_groups = _of_base("param_groups")
     state = _of_base("state")
+
+    @property
+    def skipped(self) -> int:
+        """Steps that were not taken, as the gradient was not finite; reads it from the device."""
+        return int(self._skipped)
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: self.__dict__[key] for key in _PICKLED}
@@ -167,9 +177,6 @@ class SAM(torch.optim.Optimizer):
     ) -> Any:
         """Take one step on the SAM gradient.
 
-        Without a scaler, a SAM gradient that is not finite goes to the base optimizer, as a plain
-        one would.
-
         Args:
             closure: computes the loss, calls backward (on the scaled loss if there is a scaler) and
                 returns the loss.
@@ -194,10 +201,8 @@ class SAM(torch.optim.Optimizer):
         """
         if "grad_scale" in self.__dict__:
             del self.grad_scale, self.found_inf
-            raise RuntimeError(
-                "scaler.step(sam, ...) trains on scaled gradients; call "
-                "sam.step(closure, scaler=scaler)"
-            )
+            advice = "call sam.step(closure, scaler=scaler)"
+            raise RuntimeError(f"scaler.step(sam, ...) trains on scaled gradients; {advice}")
         if closure is None:
             raise TypeError(
                 "SAM.step() needs a closure that runs forward and backward; without one, call "
@@ -241,9 +246,9 @@ class SAM(torch.optim.Optimizer):
             ascent_closure=ascent,
             scaler=scaler,
             model=self.model,
+            shards=shards_of(params.values(), () if self.model is None else self.model.modules()),
             mute=not self.shared_ascent,
-            # With a shared ascent DDP may lend views of its buckets, which the descent writes to,
-            # so what is remembered must be a copy.
+            # A shared ascent may lie in DDP's buckets, which the descent writes to.
             copied=self.shared_ascent
             and bool(self.variant.sigma or self.variant.reuse or self.variant.sharp_only),
         )
@@ -252,9 +257,8 @@ class SAM(torch.optim.Optimizer):
 
     def _climbers(self) -> dict[str, Climber]:
         """Return the parameters that are perturbed, by their place in the groups."""
-        norms = None
-        if self.variant.norms_only and self.model is not None:
-            norms = norm_parameters(self.model.modules())
+        model = self.model if self.variant.norms_only else None
+        norms = None if model is None else norm_parameters(model.modules())
         climbers, places = {}, iter(self._params())
         for group in self.param_groups:
             eta = group["eta"] if group["adaptive"] else None
@@ -266,14 +270,9 @@ class SAM(torch.optim.Optimizer):
 
     def _apply(self, scaler: GradScaler | None) -> None:
         """Clip, then step the base optimizer, through the scaler if there is one."""
-        if self.clip_norm is not None:
-            if scaler is not None:
-                scaler.unscale_(self.base_optimizer)
-            nn.utils.clip_grad_norm_(self._params().values(), self.clip_norm)
-        if scaler is None:
-            self.base_optimizer.step()
-        else:
-            scaler.step(self.base_optimizer)
+        skips, params, shards = self.skip_nonfinite, self._params(), self.memory.shards
+        new = take_step(self.base_optimizer, params, self.clip_norm, scaler, skips, shards)
+        self._skipped = self._skipped.to(new.device) + new
 
     def _params(self) -> dict[str, Tensor]:
         """Return all parameters by their place in the groups, as in the base `state_dict`."""

@@ -93,6 +93,18 @@ def check_own_ascent(variant: SamVariant, name: str) -> None:
         )
 
 
+def check_shards(variant: SamVariant, sharded: bool) -> None:
+    """Check that a variant can be had of sharded parameters.
+
+    Raises:
+        ValueError: the variant cannot."""
+    if sharded and variant.noise:
+        raise ValueError(
+            "noise=True on sharded parameters: each rank would draw noise of its own, which is not "
+            "that of one process; use DDP for ARWP"
+        )
+
+
 def check_wrapping(
     base_optimizer: Optimizer,
     settings: Mapping[str, object],

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from samovar.sam.directions import Leaf
+from samovar.sam.shards import WHOLE, Shards
 
 # Parameters per foreach call: few kernel launches, yet temporaries much smaller than the weights.
 CHUNK = 16
@@ -21,6 +23,7 @@ def perturbed(
     leaves: list[Leaf],
     again: Iterable[Callable[[], list[Leaf]]] = (),
     move: Callable[[list[Leaf]], None] | None = None,
+    shards: Shards = WHOLE,
 ) -> Iterator[None]:
     """Move the weights to the top of the climb inside; restore them bit for bit on exit.
 
@@ -28,8 +31,9 @@ def perturbed(
         leaves: the first step of the climb; the list is emptied.
         again: each call returns one further step, taken at the weights then. Parameters that are
             not in the first step do not move.
-        move: makes a step; None is `climb_`."""
-    move = move or climb_
+        move: makes a step; None is `climb_`.
+        shards: how the weights are split over ranks."""
+    move = move or partial(climb_, shards=shards)
     params = [leaf.param for leaf in leaves]
     # Copies, because (w + e) - e restores only 99.6 % of float32 weights exactly.
     copies = [param.detach().clone() for param in params]
@@ -37,16 +41,19 @@ def perturbed(
     try:
         move(leaves)
         leaves.clear()  # frees the ascent gradient before the descent needs the memory
+        shards.reshard()
         # An outer autocast would otherwise go on with its 16-bit copies of the clean weights.
         torch.clear_autocast_cache()
         for more in again:
             move([leaf for leaf in more() if id(leaf.param) in moved])
+            shards.reshard()
             torch.clear_autocast_cache()
         yield
     finally:
         if params:
             with torch.no_grad():
                 torch._foreach_copy_(params, copies)
+        shards.reshard()
         torch.clear_autocast_cache()
 
 
@@ -58,7 +65,7 @@ def add_(leaves: list[Leaf]) -> None:
 
 
 @torch.no_grad()
-def climb_(leaves: list[Leaf], where: Tensor | None = None) -> None:
+def climb_(leaves: list[Leaf], where: Tensor | None = None, shards: Shards = WHOLE) -> None:
     """Add e = rho T^2 g / |T g| to the weights in place; T is 1, or ASAM's |w| + eta.
 
     Nothing moves if |T g| is zero or not finite, or where `where` [], bool, is false. The host does
@@ -70,7 +77,8 @@ def climb_(leaves: list[Leaf], where: Tensor | None = None) -> None:
         for params, grads, _, eta in _chunks(leaves)
         for n in torch._foreach_norm(_times_t(params, grads, eta))
     ]
-    length = torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
+    here = torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
+    length = shards.lengths([here])[0]
     if where is not None:
         length = torch.where(where, length, torch.inf)
     for params, grads, rho, eta in _chunks(leaves):

@@ -15,6 +15,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from samovar.sam.engine import Ascent, Gradients, Params
 from samovar.sam.scene import Scene
+from samovar.sam.shards import WHOLE, Shards, local
 
 Closure = Callable[[], Any]
 
@@ -80,7 +81,7 @@ class FreshGradients:
             if grad is None:
                 new.add(name)
             elif name not in new and name not in older:
-                older[name] = None if name in zeros else grad.to_dense().count_nonzero()
+                older[name] = None if name in zeros else local(grad).to_dense().count_nonzero()
 
         hooks = [
             params[name].register_hook(partial(look, name))  # type: ignore[no-untyped-call]
@@ -124,6 +125,8 @@ class ClosurePasses:
     """Whether DDP communicates nothing in the ascent."""
     copied: bool
     """Whether the ascent's gradients are copied."""
+    shards: Shards = WHOLE
+    """How the parameters are split over ranks."""
 
     def plain(self, moved: AbstractContextManager[None] | None = None) -> Any:
         """Call the closure, at the weights inside `moved`."""
@@ -155,13 +158,16 @@ class ClosurePasses:
         self.call(self.closure)
         return self._take()
 
+    def settle(self) -> None:
+        """Leave the gradients: the closure's wrapper has averaged them."""
+
     def scale(self) -> Tensor:
         """Return the scaler's factor [], made on the device of the parameters."""
         one = torch.ones((), device=next(iter(self.params.values())).device)
         return one if self.scaler is None else self.scaler.scale(one)
 
     def _take(self) -> Gradients:
-        grads = {name: param.grad for name, param in self.params.items()}
+        grads = {n: None if p.grad is None else local(p.grad) for n, p in self.params.items()}
         for param in self.params.values():
             param.grad = None
         return grads

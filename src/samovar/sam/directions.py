@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from samovar.sam.shards import WHOLE, Shards, local
+
 Named = dict[str, Tensor]
 
 
@@ -27,7 +29,7 @@ class Leaf(NamedTuple):
 
     param: Tensor
     grad: Tensor
-    """Dense, in the shape of `param`."""
+    """Dense, in the shape of `param`; of a sharded parameter both are the rank's part."""
     rho: float
     eta: float | None
 
@@ -48,18 +50,28 @@ def norm_parameters(modules: Iterable[nn.Module]) -> set[nn.Parameter]:
 
 
 @torch.no_grad()
-def layerwise(leaves: list[Leaf]) -> list[Leaf]:
+def layerwise(leaves: list[Leaf], shards: Shards = WHOLE) -> list[Leaf]:
     """Make each gradient as long as its weights: the climb is rho |w_l| / |w| along g_l / |g_l|.
 
     Source: the layer-wise rule of Liu et al. (LookSAM), arXiv:2203.02714, with rho the length of
         the whole climb."""
-    return [leaf._replace(grad=_as_long_as(leaf.param, leaf.grad)) for leaf in leaves]
+    lengths = shards.lengths([_length(leaf.grad, leaf.grad) for leaf in leaves])
+    weights = shards.lengths([_length(leaf.param, leaf.grad) for leaf in leaves])
+    return [
+        leaf._replace(grad=_as_long_as(weight, leaf.grad, length))
+        for leaf, weight, length in zip(leaves, weights, lengths, strict=True)
+    ]
 
 
-def _as_long_as(param: Tensor, grad: Tensor) -> Tensor:
+def _length(tensor: Tensor, grad: Tensor) -> Tensor:
     precise = torch.promote_types(grad.dtype, torch.float32)
-    length = torch.linalg.vector_norm(grad, dtype=precise)
-    ratio = torch.linalg.vector_norm(param, dtype=precise) / length
+    length: Tensor = torch.linalg.vector_norm(tensor, dtype=precise)
+    return length
+
+
+def _as_long_as(weight: Tensor, grad: Tensor, length: Tensor) -> Tensor:
+    ratio = weight / length
+    precise = torch.promote_types(grad.dtype, torch.float32)
     return grad.to(precise) * torch.where(length == 0, torch.zeros_like(ratio), ratio)
 
 
@@ -97,7 +109,9 @@ def second_moments(climbers: Mapping[str, Climber], optimizer: Optimizer | None)
     """Return the optimizer's running means of squared gradients; empty if it keeps none (yet)."""
     states = {} if optimizer is None else optimizer.state
     found = {name: states.get(each.param, {}) for name, each in climbers.items()}
-    return {name: state["exp_avg_sq"] for name, state in found.items() if "exp_avg_sq" in state}
+    return {
+        name: local(state["exp_avg_sq"]) for name, state in found.items() if "exp_avg_sq" in state
+    }
 
 
 _MOMENTA = ("momentum_buffer", "exp_avg")
@@ -126,4 +140,4 @@ def against_momentum(
             f"{type(optimizer).__name__} keeps no momentum to climb along; give it some "
             "(momentum=0.9), or use AdamW"
         )
-    return {name: None if each is None else -each for name, each in found.items()}
+    return {name: None if each is None else -local(each) for name, each in found.items()}

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 from torch.optim import Optimizer
 
+from samovar.sam.checks import check_shards
 from samovar.sam.climb import add_, climb_, perturbed
 from samovar.sam.combine import combined, laid_out_as, mixed, norm
 from samovar.sam.directions import (
@@ -26,6 +27,7 @@ from samovar.sam.directions import (
 )
 from samovar.sam.memory import SamMemory
 from samovar.sam.scene import Scene
+from samovar.sam.shards import Shards, gradient, is_sharded, local
 from samovar.sam.variant import SamVariant
 
 Params = Mapping[str, Tensor]
@@ -50,6 +52,10 @@ class Passes(Protocol):
     def params(self) -> Params:
         """Return all trainable parameters, by names that are the same in every step."""
 
+    @property
+    def shards(self) -> Shards:
+        """Return how the parameters are split over ranks. All gradients are this rank's parts."""
+
     def plain(self, moved: AbstractContextManager[None] | None = None) -> Any:
         """Add the gradient at the weights inside `moved` (None: as they are); return the loss."""
 
@@ -65,6 +71,9 @@ class Passes(Protocol):
     def descend_apart(self) -> Gradients:
         """Take the gradients of all `params` at the perturbed weights; `.grad` is as before."""
 
+    def settle(self) -> None:
+        """Average `.grad` over replicas, at the end of a step's passes, if there are several."""
+
     def scale(self) -> Tensor:
         """Return the factor [] that the losses are multiplied by; 1 without a gradient scaler."""
 
@@ -77,6 +86,7 @@ def sam_gradient(
     optimizer: Optimizer | None,
     *,
     num_groups: int = 1,
+    share: float | None = None,
     last: bool = True,
 ) -> Any:
     """Add the SAM gradient of one group of examples to `.grad`; return the loss.
@@ -89,22 +99,38 @@ def sam_gradient(
         memory: what the relative keeps from step to step; None if it needs nothing.
         optimizer: whose momentum Momentum-SAM follows, and whose second moments ARWP takes.
         num_groups: groups that make a step.
+        share: the group's share of the step's examples; None is 1 / num_groups.
         last: whether this group is the step's last.
+
+    Raises:
+        ValueError: the variant cannot be had of sharded parameters.
     """
+    check_shards(variant, passes.shards.group is not None)
+    if memory is not None:
+        memory.attach(passes.params, passes.shards)
     if not climbers:
-        return passes.plain()
+        loss = passes.plain()
+        if last:
+            passes.settle()
+        return loss
 
     # Relatives that do not climb in every step take plain steps in between.
     if memory is not None and memory.step % variant.every:
         loss = passes.plain()
+        if last:
+            passes.settle()
         if last and variant.reuse:
             memory.reuse_(passes.params, variant.reuse)
         return loss
 
     # Some know their direction without a gradient at w, so one pass is all they take.
     if variant.one_pass:
-        steps = _leaves(climbers, _known_direction(climbers, variant, memory, optimizer), variant)
-        loss = passes.plain(perturbed(steps, move=add_ if variant.noise else climb_))
+        shards = passes.shards
+        known = _known_direction(climbers, variant, memory, optimizer)
+        steps = _leaves(climbers, known, variant, shards)
+        loss = passes.plain(perturbed(steps, move=add_ if variant.noise else None, shards=shards))
+        if last:
+            passes.settle()
         # Adam's second moments serve ARWP from the second step on.
         own = variant.stale or not second_moments(climbers, optimizer)
         if last and memory is not None and variant.remembers:
@@ -114,7 +140,7 @@ def sam_gradient(
                 memory.squares = {}
         return loss
 
-    return _climb_and_descend(passes, climbers, variant, memory, num_groups, last)
+    return _climb_and_descend(passes, climbers, variant, memory, num_groups, share, last)
 
 
 def _known_direction(
@@ -141,11 +167,14 @@ def _climb_and_descend(
     variant: SamVariant,
     memory: SamMemory | None,
     num_groups: int,
+    share: float | None,
     last: bool,
 ) -> Any:
     """Run SAM's passes: the gradient g at w, the climb by e, the gradient g_s at w + e."""
-    params = passes.params
+    params, shards = passes.params, passes.shards
     moving = {name: climber.param for name, climber in climbers.items()}
+    # parts are told apart by identity, so each is taken once
+    parts = {n: each._replace(param=local(each.param)) for n, each in climbers.items()}
 
     # 1. The ascent gradient g, at the weights w.
     loss, g, scene = passes.ascend(params if variant.uses_both or variant.sigma else moving)
@@ -156,13 +185,14 @@ def _climb_and_descend(
     def steps(gradients: Gradients) -> list[Leaf]:
         if variant.sigma and memory is not None:
             # The average is that of the whole batch, unscaled; g is one group's share, scaled.
-            gradients = memory.friendly(gradients, variant.sigma / num_groups, passes.scale())
-        return _leaves(climbers, gradients, variant)
+            sigma = variant.sigma / num_groups if share is None else variant.sigma * share
+            gradients = memory.friendly(gradients, sigma, passes.scale())
+        return _leaves(parts, gradients, variant, shards)
 
     # AE-SAM climbs where the gradient is long for its time. Where it does not, g is applied.
     sharp = None
     if variant.sharp_only and memory is not None:
-        squared = (norm(list(g.values())) / passes.scale()).square()
+        squared = (norm(list(g.values()), shards) / passes.scale()).square()
         memory.sum_up("squared", {"": squared / num_groups})
         sharp = memory.is_sharp(variant, squared)
         # The one host read of a group; it saves the second pass.
@@ -177,8 +207,8 @@ def _climb_and_descend(
         g.clear()  # `first`, which is emptied before the descent, is now the last to hold them
 
     # 3. The descent gradient g_s, at w + e, with the random numbers and buffers of the ascent.
-    climb = climb_ if sharp is None else partial(climb_, where=sharp)
-    with perturbed(first, again, climb), scene.descent(mute=variant.uses_both):
+    climb = partial(climb_, where=sharp, shards=shards)
+    with perturbed(first, again, climb, shards), scene.descent(mute=variant.uses_both):
         if variant.uses_both:
             g_s = passes.descend_apart()
         else:
@@ -201,9 +231,11 @@ def _finish(
     """Apply what the relative makes of both gradients, and keep what later steps need."""
     params = passes.params
     if variant.uses_both:
-        _add(params, combined(variant, list(g.values()), list(g_s.values())))
+        _add(params, combined(variant, list(g.values()), list(g_s.values()), passes.shards))
         scene.average_gradients_()
         _sum_up_both(memory, variant, g, g_s)
+    if last:
+        passes.settle()
     if last and memory is not None:
         _remember(memory, variant, scene, params, passes.scale)
 
@@ -212,21 +244,23 @@ def _leaves(
     climbers: Mapping[str, Climber],
     gradients: Mapping[str, Tensor | None],
     variant: SamVariant,
+    shards: Shards,
 ) -> list[Leaf]:
     """Pair each climber that has a gradient with it; rho is split over the steps of the climb."""
     leaves = [
-        Leaf(climber.param, grad.to_dense(), climber.rho / variant.ascent_steps, climber.eta)
+        Leaf(local(climber.param), grad.to_dense(), climber.rho / variant.ascent_steps, climber.eta)
         for name, climber in climbers.items()
         if (grad := gradients.get(name)) is not None
     ]
-    return layerwise(leaves) if variant.layerwise else leaves
+    return layerwise(leaves, shards) if variant.layerwise else leaves
 
 
 def _add(params: Params, gradients: Iterable[Tensor | None]) -> None:
     """Add gradients to `.grad`, laid out as their parameters."""
     for param, grad in zip(params.values(), gradients, strict=True):
         if grad is not None:
-            param.grad = laid_out_as(param, grad if param.grad is None else param.grad + grad)
+            before = gradient(param) if is_sharded(param) else param.grad
+            param.grad = laid_out_as(param, grad if before is None else before + grad)
 
 
 def _sum_up_both(

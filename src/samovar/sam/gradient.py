@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
@@ -38,7 +39,9 @@ def sam_backward(
     variant: SamVariant | None = None,
     memory: SamMemory | None = None,
     num_groups: int = 1,
+    share: float | None = None,
     optimizer: Optimizer | None = None,
+    replicas: dist.ProcessGroup | None = None,
 ) -> Tensor:
     """Add the SAM gradient of one group of examples to `.grad`: two passes forward and backward.
 
@@ -59,6 +62,11 @@ def sam_backward(
     combines them for each group and sends the result by one all-reduce after the passes. What it
     remembers is the mean over all groups and ranks, which costs one further all-reduce per vector.
     To climb in some of the steps only, pass rho = 0 in the others.
+
+    Under `fully_shard` (FSDP2) the ranks that share the weights share every ascent: a group is what
+    they all put into one call, each its mean loss. Norms take one all-reduce of a number, and the
+    call needs memory for one copy of the rank's shard. Call it for every group; gradient sync stays
+    on. `replicas` makes several such sets of ranks climb on their own.
 
     Args:
         loss_fn: maps the model to a scalar loss, or to an object, dict or tuple that holds it (see
@@ -83,10 +91,13 @@ def sam_backward(
         memory: what the variant keeps from step to step; pass the same object in every step of a
             run. None is fine for variants that keep nothing. For decoupled WSAM, call
             `memory.subtract_(optimizer, variant)` after the optimizer's step.
-        num_groups: number of calls that make one step, with groups of equal size, for a variant
-            with a memory.
+        num_groups: number of calls that make one step, for a variant with a memory.
+        share: the group's share of the step's examples, of which F-SAM subtracts its average; give
+            it for groups of unequal size. None is 1 / num_groups.
         optimizer: the optimizer whose momentum MSAM climbs along; ARWP takes its second moments if
             there are any, and keeps its own without.
+        replicas: for a model that `fully_shard` has split over some of the ranks: those that hold
+            the same shards in other replicas of it. The gradient is averaged over them.
 
     Returns:
         The summed loss [], detached and unscaled, at the unperturbed weights and before the inputs'
@@ -94,8 +105,9 @@ def sam_backward(
         weights.
 
     Raises:
-        ValueError: rho, eta or a number of steps is out of range; the model is sharded or compiled
-            around DDP; `loss_fn` is an empty sequence or returns no scalar loss; the variant's
+        ValueError: rho, eta, share or a number of steps is out of range; the model is compiled
+            around DDP or sharded otherwise than by `fully_shard`, or the variant draws noise for
+            shards; `loss_fn` is an empty sequence or returns no scalar loss; the variant's
             settings contradict each other, or something the variant needs is missing.
         TypeError: `loss_fn` is a function of something else, such as (input, target).
 
@@ -103,6 +115,8 @@ def sam_backward(
         see its setting in `SamVariant`.
     """
     check_settings(rho, eta)
+    if share is not None and not 0 < share <= 1:
+        raise ValueError(f"share={share} is out of range; give a share above 0, up to 1")
     variant = variant or SamVariant()
     check_variant(variant, adaptive, memory, optimizer)
     if ascent_loss_fn is not None:
@@ -124,10 +138,18 @@ def sam_backward(
         shared_ascent=shared_ascent,
         scaler=scaler,
         input_ascent=input_ascent,
+        replicas=replicas,
     )
     climbers = passes.climbers(rho, eta if adaptive else None, variant.norms_only) if rho else {}
     with nullcontext(True) if memory is None else memory.turn(num_groups) as last:
         loss: Tensor = sam_gradient(
-            passes, climbers, variant, memory, optimizer, num_groups=num_groups, last=last
+            passes,
+            climbers,
+            variant,
+            memory,
+            optimizer,
+            num_groups=num_groups,
+            share=share,
+            last=last,
         )
     return loss

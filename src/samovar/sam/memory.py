@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from samovar.sam.combine import across, mixed, norm
+from samovar.sam.shards import WHOLE, Shards, gradient, is_sharded, local, part_as, spread_as
 from samovar.sam.variant import SamVariant
 
 Named = Mapping[str, Tensor]
@@ -47,13 +48,31 @@ class SamMemory:
         """AE-SAM's `mean` and `variance` [] of |g|^2, and `climbs` [], the groups of this rank that
         have climbed; empty before its first step."""
         self.difference: list[tuple[Tensor, Tensor]] = []
+        self.shards = WHOLE
+        self._params: Named = {}
         self._turn = 0
         self._sums: dict[str, dict[str, Tensor]] = {}
 
+    def attach(self, params: Named, shards: Shards) -> None:
+        """Say whose vectors are kept; of what was loaded whole, keep this rank's part.
+
+        Args:
+            params: the trainable parameters, by name.
+            shards: how they are split over ranks."""
+        if shards is WHOLE or shards == self.shards:
+            return
+        self.shards, self._params = shards, params
+        for kept in (self.average, self.component, self.previous, self.squares):
+            for name in kept.keys() & params.keys():
+                kept[name] = part_as(params[name], kept[name])
+
     def state_dict(self) -> dict[str, Any]:
-        """Return numbers and tensors for a checkpoint; call it between steps."""
-        kept = {"step": self.step, "average": dict(self.average), "component": dict(self.component)}
-        newer = {name: dict(getattr(self, name)) for name in _NEWER}
+        """Return numbers and tensors for a checkpoint; call it between steps.
+
+        Vectors of sharded parameters are sharded as they are."""
+        average, component = self._spread(self.average), self._spread(self.component)
+        kept = {"step": self.step, "average": average, "component": component}
+        newer = {name: self._spread(getattr(self, name)) for name in _NEWER}
         # left out while empty, so that what the others keep stays as it was
         return kept | {name: each for name, each in newer.items() if each}
 
@@ -63,12 +82,18 @@ class SamMemory:
         return any((self.average, self.component, *(getattr(self, name) for name in _NEWER)))
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue from what `state_dict()` returned."""
+        """Continue from what `state_dict()` returned, of sharded parameters or of whole ones."""
         self.step = int(state_dict["step"])
         self.average, self.component = dict(state_dict["average"]), dict(state_dict["component"])
         for name in _NEWER:
             setattr(self, name, dict(state_dict.get(name, {})))
         self.difference, self._turn, self._sums = [], 0, {}
+        # the next step takes this rank's parts of what is here now
+        self.shards, self._params = WHOLE, {}
+
+    def _spread(self, kept: Named) -> dict[str, Tensor]:
+        params = self._params
+        return {n: spread_as(params[n], each) if n in params else each for n, each in kept.items()}
 
     @contextmanager
     def turn(self, num_groups: int) -> Iterator[bool]:
@@ -109,7 +134,8 @@ class SamMemory:
     def mean(self, kind: str, params: Named, average: Average) -> dict[str, Tensor]:
         """Return the step's sum of one kind, averaged over ranks."""
         sums = self._sums.get(kind, {})
-        means = average([sums.get(name) for name in params], list(params.values()))
+        parts = [local(param) for param in params.values()]
+        means = average([sums.get(name) for name in params], parts)
         return {name: mean for name, mean in zip(params, means, strict=True) if mean is not None}
 
     # --- F-SAM
@@ -135,10 +161,10 @@ class SamMemory:
     @torch.no_grad()
     def average_in(self, grads: dict[str, Tensor], decay: float) -> None:
         """Update the average with the step's gradient if it is finite; start it with the first."""
-        finite = torch.isfinite(norm(list(grads.values())))
+        finite = torch.isfinite(norm(list(grads.values()), self.shards))
         averages = {name: self._here(self.average, name, grad) for name, grad in grads.items()}
         # The average is zero as long as no gradient was finite.
-        none_yet = norm(list(averages.values())) == 0
+        none_yet = norm(list(averages.values()), self.shards) == 0
         for name, grad in grads.items():
             precise = grad.to(torch.promote_types(grad.dtype, torch.float32))
             before = averages[name]
@@ -161,8 +187,9 @@ class SamMemory:
             variant: says which.
             params: their `.grad` is that of the whole step.
             factor: [], undoes the scale of the gradients."""
-        grads = {n: p.grad.to_dense() for n, p in params.items() if p.grad is not None}
-        finite = torch.isfinite(norm(list(grads.values())))
+        found = {name: gradient(param) for name, param in params.items()}
+        grads = {name: grad for name, grad in found.items() if grad is not None}
+        finite = torch.isfinite(norm(list(grads.values()), self.shards))
         for name, grad in grads.items():
             precise = grad.to(torch.promote_types(grad.dtype, torch.float32))
             unscaled = precise * factor.to(precise)
@@ -218,8 +245,10 @@ class SamMemory:
     def keep_component(self, clean: dict[str, Tensor], robust: dict[str, Tensor]) -> None:
         """Keep the components of g_s orthogonal to g if they are finite."""
         names = list(clean | robust)
-        found = across([clean.get(name) for name in names], [robust.get(name) for name in names])
-        finite = torch.isfinite(norm(found))
+        found = across(
+            [clean.get(name) for name in names], [robust.get(name) for name in names], self.shards
+        )
+        finite = torch.isfinite(norm(found, self.shards))
         for name, new in zip(names, found, strict=True):
             if new is not None:
                 before = self._here(self.component, name, new)
@@ -230,11 +259,19 @@ class SamMemory:
     @torch.no_grad()
     def reuse_(self, params: Named, share: float) -> None:
         """Add to each `.grad` its kept component, `share` times as long as the gradient."""
-        for name, param in params.items():
-            component = self._here(self.component, name, param.grad)
-            if component is not None and param.grad is not None:
+        used = {
+            name: param
+            for name, param in params.items()
+            if param.grad is not None and self._here(self.component, name, param.grad) is not None
+        }
+        for param in used.values():
+            if not is_sharded(param) and param.grad is not None:
                 param.grad = param.grad.to_dense()
-                param.grad += component * (share * norm([param.grad])).to(component)
+        grads = [gradient(param) for param in used.values()]
+        lengths = self.shards.lengths([norm([grad]) for grad in grads])
+        for name, grad, length in zip(used, grads, lengths, strict=True):
+            if grad is not None:
+                grad += self.component[name] * (share * length).to(self.component[name])
 
     # --- decoupled WSAM
 
@@ -246,10 +283,11 @@ class SamMemory:
         lrs = {
             id(param): group["lr"] for group in optimizer.param_groups for param in group["params"]
         }
-        finite = torch.isfinite(norm([each for _, each in self.difference]))
+        finite = torch.isfinite(norm([each for _, each in self.difference], self.shards))
         for param, difference in self.difference:
             step = difference * (lrs.get(id(param), 0.0) * variant.weight)
-            param -= torch.where(finite, step, torch.zeros_like(step)).to(param)
+            mine = local(param)
+            mine -= torch.where(finite, step, torch.zeros_like(step)).to(mine)
         self.difference = []
 
     @staticmethod

@@ -9,14 +9,17 @@ from functools import cached_property
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from samovar.anymodel.outputs import OF_MODEL, loss_from
+from samovar.sam.combine import laid_out_as
 from samovar.sam.directions import Climber, asam_offset, norm_parameters
 from samovar.sam.engine import Ascent, Gradients, Params
 from samovar.sam.scene import Scene, mean_over_ranks
+from samovar.sam.shards import Shards, gradient, local, resharded, shards_of
 
 LossFn = Callable[[nn.Module], Tensor]
 LossFns = LossFn | Sequence[LossFn]
@@ -80,10 +83,18 @@ class ModulePasses:
     shared_ascent: bool
     scaler: GradScaler | None
     input_ascent: InputAscent | None
+    replicas: dist.ProcessGroup | None = None
+    """The ranks that hold the same shards in other replicas of the weights."""
+
+    @cached_property
+    def shards(self) -> Shards:
+        """How the trainable parameters are split over ranks."""
+        return shards_of(self.params.values(), self.model.modules())
 
     @cached_property
     def params(self) -> dict[str, nn.Parameter]:
         """Trainable parameters by a name that does not change when the model is wrapped."""
+        resharded(self.model.modules())
         wrapper = "module." if isinstance(self.model, DistributedDataParallel) else ""
         return {
             name.removeprefix(wrapper).replace("_orig_mod.", ""): param
@@ -144,20 +155,35 @@ class ModulePasses:
         found = self._gradients(self.loss_fns, list(self.params.values()))[1]
         return dict(zip(self.params, found, strict=True))
 
+    def settle(self) -> None:
+        """Average `.grad` over replicas of the weights.
+
+        The mean of a part that was averaged before is that part, so groups may follow."""
+        if self.replicas is None:
+            return
+        params = list(self.params.values())
+        parts = [local(param) for param in params]
+        means = mean_over_ranks([gradient(param) for param in params], parts, self.replicas)
+        for param, mean in zip(params, means, strict=True):
+            param.grad = laid_out_as(param, mean)
+
     def scale(self) -> Tensor:
         """Return the scaler's factor [], made on the device of the parameters."""
         one = torch.ones((), device=next(iter(self.params.values())).device)
         return _scaled(one, self.scaler)
 
     def _scene(self) -> Scene:
-        return Scene(self.model, mute=True)
+        return Scene(self.model, mute=True, replicas=self.replicas)
 
     def _by_name(self, wanted: Params, found: list[Tensor | None]) -> Gradients:
         """Name the gradients, averaged over ranks if the ascent is shared."""
         if self.shared_ascent:
             model = self.model
             group = model.process_group if isinstance(model, DistributedDataParallel) else None
-            found = mean_over_ranks(found, list(wanted.values()), group)
+            # the ranks of a shard group share their ascent in any case
+            if self.shards.group is None or self.replicas is not None:
+                parts = [local(param) for param in wanted.values()]
+                found = mean_over_ranks(found, parts, self.replicas or group)
         return dict(zip(wanted, found, strict=True))
 
     def _ascend(
@@ -187,6 +213,8 @@ class ModulePasses:
         """Return the summed loss [] and its gradient for each leaf, None if unused.
 
         The module inside DDP is called, and `.grad` is not touched."""
+        if self.shards.group is not None:
+            return self._sharded_gradients(loss_fns, leaves)
         model = self.model
         bare = model.module if isinstance(model, DistributedDataParallel) else model
         losses: list[Tensor] = []
@@ -199,6 +227,31 @@ class ModulePasses:
                 so_far = sums[i]
                 sums[i] = grad if so_far is None else so_far if grad is None else so_far + grad
         return torch.stack(losses).sum(), sums
+
+    def _sharded_gradients(
+        self, loss_fns: Sequence[LossFn], leaves: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """Return loss and gradients by backward passes, because only these gather and reduce.
+
+        The gradients are the mean over the ranks that share the weights, as this rank's parts.
+
+        Raises:
+            RuntimeError: the passes left no gradient, as with gradient sync switched off."""
+        touched = [*self.params.values(), *leaves]
+        before = [each.grad for each in touched]
+        try:
+            for each in touched:
+                each.grad = None
+            loss = plain_backward(loss_fns, self.model, scaler=self.scaler)
+            if all(param.grad is None for param in self.params.values()):
+                raise RuntimeError(
+                    "the ascent left no gradient on sharded parameters; give the model before "
+                    "set_requires_gradient_sync(False): SAM needs the sum over ranks in every pass"
+                )
+            return loss, [gradient(leaf) for leaf in leaves]
+        finally:
+            for each, grad in zip(touched, before, strict=True):
+                each.grad = grad
 
 
 @contextmanager

@@ -24,10 +24,13 @@ class Scene:
     Args:
         model: the module that the passes call; None finds it by the hook.
         mute: whether DDP communicates nothing in the ascent.
+        replicas: the ranks that hold the same shards in other replicas of sharded weights.
     """
 
-    def __init__(self, model: nn.Module | None, *, mute: bool) -> None:
-        self.model, self.mute = model, mute
+    def __init__(
+        self, model: nn.Module | None, *, mute: bool, replicas: dist.ProcessGroup | None = None
+    ) -> None:
+        self.model, self.mute, self.replicas = model, mute, replicas
         self.modules: dict[int, nn.Module] = {}
         self.restore_rng = restore.remember_rng()
 
@@ -129,7 +132,11 @@ class Scene:
     def mean(
         self, tensors: Sequence[Tensor | None], params: Sequence[Tensor]
     ) -> list[Tensor | None]:
-        """Return each tensor's mean over the ranks of the DDP wrapper, itself if there is none."""
+        """Return each tensor's mean over the ranks of the DDP wrapper or over the replicas.
+
+        Without either it is the tensor itself."""
+        if self.replicas is not None:
+            return mean_over_ranks(tensors, params, self.replicas)
         return (
             mean_over_ranks(tensors, params, self.wrappers[0].process_group)
             if self.wrappers
@@ -235,15 +242,12 @@ def refuse_unfit(module: nn.Module, *, named: bool) -> None:
         named: whether the caller named the model.
 
     Raises:
-        ValueError: parameters are sharded, or a compiled module contains DDP.
+        ValueError: parameters are flattened by FSDP1, or a compiled module contains DDP.
         RuntimeError: a compiled module that was not named has buffers."""
-    if (
-        any(hasattr(param, "placements") for param in module._parameters.values())
-        or type(module).__name__ == "FullyShardedDataParallel"
-    ):
+    if type(module).__name__ == "FullyShardedDataParallel":
         raise ValueError(
-            f"{type(module).__name__} has sharded parameters; SAM needs whole ones: use DDP "
-            "instead of FSDP"
+            "FullyShardedDataParallel flattens parameters and hides them from SAM; use DDP instead "
+            "of FSDP 1, or torch.distributed.fsdp.fully_shard"
         )
     if not _is_compiled(module):
         return

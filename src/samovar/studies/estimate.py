@@ -9,8 +9,8 @@ from samovar.runs import checkpoint
 from samovar.runs.records import RunDir
 from samovar.runtime import started
 from samovar.studies.jobs import Job, Measured
-from samovar.train.dry_run import Data, data_of
 from samovar.train.estimate import seconds_per_gradient, training_gradients
+from samovar.train.rehearse import Data, data_of
 
 _LANCZOS = 13
 """Hessian products that an eigenvalue typically takes."""

@@ -142,7 +142,7 @@ def run_job(job: Job, *, wait: bool = True) -> Done:
     since = time.process_time()
     if is_done(job):
         return Done(job, 0.0, _read(RunDir(job.folder)).get("diverged", ""), fresh=False)
-    is_new = not job.folder.exists()
+    is_new = not RunDir(job.folder).config_path.is_file()
     run = _open(job)
     try:
         with locked(run.path, "train", wait=wait):

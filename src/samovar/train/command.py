@@ -117,7 +117,9 @@ def _train(
     if origin:
         config = branch.settings(origin, config, len(source.train))
         start = branch.load(origin)
-    source, state = prepare(replace(config, init="") if saved else config, runtime, source)
+    # its checkpoint also says how its steps are divided
+    fresh = replace(config, init="", run=replace(config.run, memory=0.0)) if saved else config
+    source, state = prepare(fresh, runtime, source)
     others: tuple[str, ...] = ()
     if resumed:
         run = RunDir.open(resumed)

@@ -1,188 +1,16 @@
-"""Rehearse a recipe without its data: count its work and memory, take a few steps on made images.
-
-Counts are exact (parameters, FLOPs by torch's counter, bytes that autograd keeps); seconds are
-those of this machine."""
+"""`samovar train RECIPE --dry-run`: schedule, ascent groups, memory and cost in words."""
 
 from __future__ import annotations
 
-import statistics
-import time
-from dataclasses import dataclass, replace
-
-import torch
-from torch import Tensor, nn
-
 from samovar import config as configs
-from samovar.anymodel.devices import to_device
-from samovar.anymodel.restore import bare
 from samovar.config import Config
 from samovar.config.derived import Shorten
-from samovar.data.loader import Batch
 from samovar.models.load import resolve
-from samovar.objectives import make_objective
-from samovar.recipes import IMAGENET_TRAIN
-from samovar.runtime import Runtime, seed_everything, started
-from samovar.train import optim
-from samovar.train.loop import TrainState, backward, build, steps
+from samovar.runtime import Runtime, started
+from samovar.train.micro_batch import divide, need_of, room_for
+from samovar.train.rehearse import Data, Rehearsal, data_of, rehearse
 from samovar.train.schedules import lr_at
-from samovar.train.utilization import forward_flops
-
-SIZES = {"digits": (269, 10, 1), "cifar10": (50_000, 10, 3), "cifar100": (50_000, 100, 3)}
-"""Training images, classes and channels of data sets, known without opening them."""
-
-
-@dataclass(frozen=True)
-class Data:
-    """Sizes of a data set that the cost of training depends on."""
-
-    num_train: int
-    num_classes: int
-    channels: int
-
-
-@dataclass(frozen=True)
-class Rehearsal:
-    """Work and memory of a recipe, and the losses of a few steps."""
-
-    params: int
-    decayed: int
-    """Parameters under weight decay."""
-    flops: int
-    """FLOPs of the forward pass of one image; a multiply-add counts as two."""
-    weight_bytes: int
-    state_bytes: int
-    """Bytes of gradients, optimizer state, SAM's copy of the weights and their average."""
-    kept_bytes: int
-    """Bytes that autograd keeps for the backward pass of `images` images, without weights."""
-    images: int
-    """Images of a rehearsed step."""
-    losses: tuple[float, ...]
-    seconds: float
-    """Median time of a step, the first left out."""
-
-
-def data_of(config: Config) -> Data:
-    """Return the sizes of a config's data set; it is opened only if they are not known already.
-
-    Raises:
-        ValueError: the data set has to be opened, and cannot be."""
-    name = config.data.source.partition(":")[0]
-    if name == "imagenet":
-        return Data(round(IMAGENET_TRAIN * config.data.fraction), 1000, 3)
-    if name in SIZES:
-        count, classes, channels = SIZES[name]
-        return Data(max(1, round(count * config.data.fraction)), classes, channels)
-    from samovar.data.sources import open_source
-
-    source = open_source(config.data)
-    return Data(len(source.train), len(source.classes), source.channels)
-
-
-def rehearse(
-    config: Config, runtime: Runtime, data: Data, *, num_steps: int = 3, images: int = 0
-) -> Rehearsal:
-    """Take `num_steps` steps of a config's training on made images, one ascent group a step.
-
-    Args:
-        images: images of a step; 0 takes those of an ascent group, or at most 32 if a group is the
-            whole batch.
-
-    Raises:
-        ValueError: settings that do not fit each other."""
-    images = images or min(config.data.batch_size, config.sam.m or 32)
-    # one ascent group is enough to measure by; there is no warm-up, whose first step moves nothing
-    small = replace(config, data=replace(config.data, batch_size=images), init="")
-    small = replace(
-        small, optim=replace(small.optim, warmup_steps=0), run=replace(small.run, compile=False)
-    )
-    state = build(small, runtime, num_classes=data.num_classes, channels=data.channels)
-    batch = _made(small, data, images, runtime)
-    params = [p for p in state.model.parameters() if p.requires_grad]
-    groups = optim.parameter_groups(state.model, config.optim)
-    decayed = [p for group in groups if group["weight_decay"] for _, p in group["params"]]
-    losses, seconds = _steps(small, state, batch, data, runtime, num_steps)
-    return Rehearsal(
-        params=sum(p.numel() for p in params),
-        decayed=sum(p.numel() for p in decayed),
-        flops=forward_flops(state.model, batch.images[:1]),
-        weight_bytes=_bytes(params),
-        state_bytes=_state_bytes(config, state, params),
-        kept_bytes=_kept_bytes(small, state, batch, data, runtime),
-        images=len(batch),
-        losses=losses,
-        seconds=seconds,
-    )
-
-
-def _made(config: Config, data: Data, images: int, runtime: Runtime) -> Batch:
-    """Make a batch of noise, with labels in pairs for a contrastive loss to compare."""
-    generator = torch.Generator().manual_seed(config.seed)
-    side, count = config.data.image_size, images * config.data.views
-    pixels = torch.rand(count, data.channels, side, side, generator=generator)
-    labels = torch.arange(count) // 2 % data.num_classes
-    return Batch(to_device(pixels, runtime.device), to_device(labels, runtime.device))
-
-
-def _steps(
-    config: Config, state: TrainState, batch: Batch, data: Data, runtime: Runtime, num_steps: int
-) -> tuple[tuple[float, ...], float]:
-    objective = make_objective(config, data.num_classes)
-    losses, times = [], []
-    since = _now(runtime)
-    for step in steps(state, [batch] * num_steps, objective, config, runtime, num_steps + 1):
-        losses.append(float(step.loss))
-        times.append(_now(runtime) - since)
-        since = _now(runtime)
-    return tuple(losses), statistics.median(times[1:] or times)
-
-
-def _now(runtime: Runtime) -> float:
-    """Return seconds of processor time; on a GPU those of the clock, once it is done."""
-    if runtime.device.type == "cuda":
-        torch.cuda.synchronize(runtime.device)
-        return time.perf_counter()
-    # processor time, because the clock also runs while other programs do
-    return time.process_time() / max(1, torch.get_num_threads())
-
-
-def _bytes(tensors: list[Tensor] | list[nn.Parameter]) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors)
-
-
-def _state_bytes(config: Config, state: TrainState, params: list[nn.Parameter]) -> int:
-    moments = [
-        t
-        for found in state.optimizer.state.values()
-        for t in found.values()
-        if isinstance(t, Tensor)
-    ]
-    sam = config.sam
-    # relatives of SAM that combine the plain and the climbed gradient hold both, and may keep more
-    both = 2 * (sam.uses_both or bool(sam.sigma)) + bool(sam.sigma) + bool(sam.reuse)
-    copies = 1 + (1 + both if sam.rho else 0) + bool(config.optim.ema)
-    return _bytes(moments) + copies * _bytes(params)
-
-
-def _kept_bytes(
-    config: Config, state: TrainState, batch: Batch, data: Data, runtime: Runtime
-) -> int:
-    """Return the bytes that a forward pass keeps for the backward pass, each storage once."""
-    # autograd saves weights by reference, and several views of one storage; count neither twice
-    weights = {p.untyped_storage().data_ptr() for p in state.model.parameters()}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    seed_everything(config.seed)
-    plain = replace(config, sam=replace(config.sam, rho=0.0))
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        backward(state, batch, make_objective(plain, data.num_classes), plain, runtime)
-    bare(state.wrapped).zero_grad()
-    return sum(kept.values())
+from samovar.train.sharding import shard_words
 
 
 def dry_run(config: Config, ranks: int, shorten: Shorten | None = None) -> list[str]:
@@ -200,7 +28,8 @@ def dry_run(config: Config, ranks: int, shorten: Shorten | None = None) -> list[
     with started(config.run) as runtime:
         data = data_of(config)
         config, notes = shorten(config, data.num_train) if shorten else (config, ())
-        return [*notes, *lines(config, data, rehearse(config, runtime, data), ranks)]
+        found = rehearse(config, runtime, data)
+        return [*notes, *lines(config, data, found, ranks), *_passes(config, found, runtime, ranks)]
 
 
 # --- in words
@@ -235,6 +64,7 @@ def lines(config: Config, data: Data, found: Rehearsal, ranks: int) -> list[str]
         f"memory     weights {_mega(found.weight_bytes)}, gradients, optimizer and copies "
         f"{_mega(found.state_bytes)}; a forward pass keeps "
         f"{_mega(found.kept_bytes / found.images)} an image",
+        *([f"shards     {shard_words(found, config.run.shard, ranks)}"] if ranks > 1 else []),
         f"cost       {flops:.2e} FLOPs in all, {flops / SUSTAINED / 3600:,.1f} hours of a GPU that "
         f"sustains {SUSTAINED / 1e12:.0f} TFLOP/s (derived)",
         f"rehearsed  {len(found.losses)} steps of {found.images} made images: loss {losses}; "
@@ -262,14 +92,27 @@ def _ascent(config: Config, ranks: int) -> list[str]:
         return ["gradient   plain"]
     batch = config.data.batch_size
     each = batch // ranks
+    together = configs.shard_ranks(config.run.shard, ranks)
+    unit = "a rank" if together == 1 else f"{together} ranks that share the weights"
+    each *= together
     groups = f"{each // sam.m} groups of {sam.m}" if sam.m else "one group"
     shared = "one ascent for all ranks" if sam.shared_ascent else "each from its own gradient"
     words = configs.sam_words(sam)
     return [
-        f"ascent     rho {sam.rho:g}; {batch} images on {ranks} ranks, {each} a rank: "
-        f"{groups} a rank, {shared}",
+        f"ascent     rho {sam.rho:g}; {batch} images on {ranks} ranks, {each} {unit}: "
+        f"{groups} {unit}, {shared}",
         *([f"variant    {words}"] if words else []),
     ]
+
+
+def _passes(config: Config, found: Rehearsal, runtime: Runtime, ranks: int) -> list[str]:
+    """Return a line on how a step fits into `--run.memory`, none without it."""
+    if not config.run.memory or config.run.micro_batch:
+        return []
+    need = need_of(found, found.images // config.data.views)
+    room = room_for(config.run.memory, runtime)
+    division = divide(config, need, room, ranks, normalized=found.normalized)
+    return [f"passes     {division.note}"]
 
 
 def _update(config: Config) -> str:

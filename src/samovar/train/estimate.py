@@ -9,7 +9,7 @@ from samovar.config import Config
 from samovar.data.splits import Source
 from samovar.runtime import Runtime
 from samovar.runtime.heartbeat import doing
-from samovar.train.dry_run import Data, rehearse
+from samovar.train.rehearse import Data, rehearse
 from samovar.words import duration
 
 STEPS = 2

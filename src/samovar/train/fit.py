@@ -32,6 +32,7 @@ from samovar.train.batch_picture import pictured
 from samovar.train.keeper import Clock, Keeper
 from samovar.train.keeper import Diverged as Diverged
 from samovar.train.loop import TrainState, build, next_stage, steps
+from samovar.train.micro_batch import fit_memory
 from samovar.train.schedules import check_warmup
 from samovar.train.teacher import check_lag
 from samovar.train.validation import validate
@@ -56,8 +57,8 @@ class Progress:
     """Steps of the whole run, all stages together."""
     values: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    """Lines for the reader: the classes, where a run resumed, which weights it started from; how
-    memory was saved; at the end why it stopped early, and the images that could not be read."""
+    """Lines for the reader: classes, resumed where, weights at the start, how memory was saved; at
+    the end why it stopped early, and the images that could not be read."""
 
 
 def prepare(
@@ -82,16 +83,11 @@ def prepare(
         _check_pairs(source)
     with doing(f"building {config.model.name}"):
         state = build(config, runtime, num_classes=len(source.classes), channels=source.channels)
+    fit_memory(config, state, source, runtime)
     if has_constructor(config.model.name):
         state.notes += (note_of_training(state.model, config.model, source.channels),)
     for stage, section in zip(stages(config), ("optim", "head.optim"), strict=False):
-        length = num_steps(stage, len(source.train))
-        check_warmup(stage.optim, length, section)
-        if stage.optim.warmup_steps > length / 3:
-            state.notes += (
-                f"warning: warm-up takes {stage.optim.warmup_steps:,} of {length:,} steps, more "
-                f"than a third; train longer or lower --{section}.warmup-steps",
-            )
+        state.notes += check_warmup(stage.optim, num_steps(stage, len(source.train)), section)
     return source, state
 
 

@@ -145,6 +145,8 @@ class Keeper:
     def save(self, state: TrainState) -> None:
         """Write a checkpoint, name the best one, delete those no longer kept."""
         if not self.runtime.is_main:
+            if state.sharding:  # the main rank gathers what it writes
+                resume.snapshot(state, keep=False)
             return
         folder, best = self.run.checkpoints, state.best
         checkpoint.save(folder, resume.snapshot(state), self.fingerprint)

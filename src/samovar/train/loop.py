@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from samovar.config import Config
+from samovar.config import Config, shard_ranks
 from samovar.data.loader import Batch
 from samovar.models.factory import Classifier, create
 from samovar.models.load import load_init
@@ -22,7 +22,9 @@ from samovar.runtime import Runtime, seed_everything
 from samovar.sam import SamVariant, sam_backward
 from samovar.sam.module_passes import LossFn
 from samovar.train import optim, schedules
+from samovar.train.blocks import checkpoint_
 from samovar.train.memory import backward_in_pieces
+from samovar.train.sharding import shard_
 from samovar.train.state import Step as Step
 from samovar.train.state import TrainState as TrainState
 from samovar.train.teacher import teacher_of
@@ -36,7 +38,11 @@ def build(config: Config, runtime: Runtime, *, num_classes: int, channels: int) 
     )
     notes = load_init(model, config) if config.init else ()
     layout = torch.channels_last if config.run.channels_last else torch.preserve_format
-    model = model.to(device=runtime.device, memory_format=layout)  # type: ignore[call-overload]
+    # a network that is to be sharded may not fit the device: it moves there block by block
+    device = runtime.device if shard_ranks(config.run.shard, runtime.world_size) == 1 else None
+    model = model.to(device=device, memory_format=layout)  # type: ignore[call-overload]
+    if config.run.checkpointing:
+        checkpoint_(model)
     counts = ("loss", "steps", "skipped", "streak", "tripped")
     tally = {name: torch.zeros((), device=runtime.device) for name in counts}
     _freeze(model, config)
@@ -81,9 +87,10 @@ def _start(
     runtime: Runtime,
     tally: dict[str, Tensor],
 ) -> TrainState:
+    sharding = shard_(network, config.run.shard, runtime)
     optimizer = optim.create_optimizer(network, config.optim)
     wrapped: nn.Module = torch.compile(network) if config.run.compile else network  # type: ignore[assignment]
-    if runtime.world_size > 1:
+    if runtime.world_size > 1 and sharding is None:
         ids = [runtime.device] if runtime.device.type == "cuda" else None
         wrapped = DistributedDataParallel(wrapped, device_ids=ids, broadcast_buffers=False)
     fp16 = runtime.dtype == torch.float16
@@ -96,6 +103,7 @@ def _start(
         tally=tally,
         teacher=teacher_of(config, model),
         projection=network.projection if isinstance(network, Projected) else None,
+        sharding=sharding,
     )
 
 
@@ -136,7 +144,7 @@ def steps(
             config,
             runtime,
             partial(backward, state, batch, objective, rho=rho),
-            min(_group_size(config, rho) or len(batch), len(batch)),
+            min(_group_size(config, rho, state) or len(batch), len(batch)),
         )
         grad_norm, finite = update(state, config.optim.clip_norm, config.sam)
 
@@ -178,11 +186,12 @@ def backward(
         batch = state.teacher.teach(batch, config, runtime)
         objective = state.teacher.objective(objective)
 
-    m = _group_size(config, rho)
+    m = _group_size(config, rho, state)
     groups = list(batch.split(m or len(batch)))
     attacks = attack.split(m or len(batch)) if attack else itertools.repeat(None)
 
     gradient = _sam_gradient(state, config, rho, len(groups))
+    uneven = len(set(map(len, groups))) > 1
     total = torch.zeros((), device=runtime.device)
     for index, (group, attacked) in enumerate(zip(groups, attacks, strict=False)):
         pieces = list(group.split(config.run.micro_batch or len(group)))
@@ -193,14 +202,16 @@ def backward(
         last = index == len(groups) - 1
         no_sync = getattr(state.wrapped, "no_sync", contextlib.nullcontext)
         with contextlib.nullcontext() if last else no_sync():
-            total += gradient(losses, input_ascent=climb, ascent_loss_fn=own)
+            share = len(group) / len(batch) if uneven else None
+            total += gradient(losses, input_ascent=climb, ascent_loss_fn=own, share=share)
     return total
 
 
-def _group_size(config: Config, rho: float) -> int:
-    """Return the examples that share an ascent; 0 for the whole batch."""
+def _group_size(config: Config, rho: float, state: TrainState) -> int:
+    """Return this rank's examples that share an ascent; 0 for the whole batch."""
     # Where all groups climb alike, they need not be told apart.
-    return config.sam.m if rho and not config.sam.one_climb else 0
+    m = config.sam.m if rho and not config.sam.one_climb else 0
+    return m // state.sharding.ranks if state.sharding else m
 
 
 def _sam_gradient(
@@ -220,6 +231,7 @@ def _sam_gradient(
         num_groups=num_groups,
         optimizer=state.optimizer,
         scaler=state.scaler,
+        replicas=state.sharding.replicas if state.sharding else None,
     )
 
 
@@ -256,7 +268,7 @@ def update(state: TrainState, clip_norm: float, variant: SamVariant) -> tuple[Te
     optimizer, scaler = state.optimizer, state.scaler
     if scaler is not None:
         scaler.unscale_(optimizer)
-    grad_norm = optim.clip_(state.wrapped.parameters(), clip_norm)
+    grad_norm = optim.clip_(state.wrapped.parameters(), clip_norm, state.memory.shards)
     finite = torch.isfinite(grad_norm)
     if scaler is not None:
         scaler.step(optimizer)

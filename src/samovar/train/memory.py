@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from samovar.config import Config
@@ -82,23 +82,40 @@ def _halved(state: TrainState, config: Config, runtime: Runtime, micro: int, rea
     Raises:
         OutOfMemory: the step must not be divided."""
     if micro <= 1:
-        why = "one image per pass is too much; give a smaller --model.name or --data.image-size"
-    elif config.loss == "supcon":
-        why = "--loss supcon compares all images of a batch; give a smaller --data.batch-size"
-    elif runtime.world_size > 1:
+        why = ONE_IMAGE
+    elif runtime.world_size > 1 and config.loss != "supcon":
         why = (
             f"several ranks do not divide a step by themselves; give --run.micro-batch {micro // 2}"
         )
-    elif any(
-        isinstance(module, _BatchNorm) and module.training for module in state.model.modules()
-    ):
-        why = (
-            "with BatchNorm fewer images per pass change the result; give --run.micro-batch "
-            f"{micro // 2} if you accept that, or a smaller --data.batch-size"
-        )
     else:
+        why = why_whole(config, micro // 2, normalized=has_batch_norm(state.model))
+    if not why:
         return (micro + 1) // 2
     raise OutOfMemory(f"memory ran out at step {state.step + 1} ({reason}); {why}")
+
+
+ONE_IMAGE = "one image per pass is too much; give a smaller --model.name or --data.image-size"
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Return whether images of a pass depend on each other in the mode in which a model is."""
+    return any(isinstance(module, _BatchNorm) and module.training for module in model.modules())
+
+
+def why_whole(config: Config, fewer: int, *, normalized: bool) -> str:
+    """Return why a step must not be divided, and what to do; empty if it may be.
+
+    Args:
+        fewer: images per pass that would do.
+        normalized: as `has_batch_norm` returns it."""
+    if config.loss == "supcon":
+        return "--loss supcon compares all images of a batch; give a smaller --data.batch-size"
+    if normalized:
+        return (
+            "with BatchNorm fewer images per pass change the result; give --run.micro-batch "
+            f"{fewer} if you accept that, or a smaller --data.batch-size"
+        )
+    return ""
 
 
 class _Kept:

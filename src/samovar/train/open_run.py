@@ -12,11 +12,14 @@ from samovar.runs import checkpoint, progress
 from samovar.runs.json_files import read_object
 from samovar.runs.progress import RunProgress
 from samovar.runs.records import RunDir, timestamp
+from samovar.runs.refused import is_refused
 from samovar.runtime import Runtime
 
 
 def new_run(config: Config, runtime: Runtime, *, take_over: bool) -> tuple[RunDir, str]:
     """Make a run's folder and save its config; the same folder on all ranks.
+
+    The folder of a run of this name that was refused is used again.
 
     Args:
         take_over: use a folder of the run's name that has no config yet, as a crash leaves behind.
@@ -30,7 +33,10 @@ def new_run(config: Config, runtime: Runtime, *, take_over: bool) -> tuple[RunDi
     if runtime.is_main:
         name = config.name or f"{config.recipe}-seed{config.seed}-{timestamp()}"
         run = RunDir(config.output / name)
-        if take_over and run.path.is_dir() and not run.config_path.exists():
+        left_over = is_refused(run)
+        if left_over:
+            run.bad_files.unlink()
+        if left_over or (take_over and run.path.is_dir() and not run.config_path.exists()):
             run.checkpoints.mkdir(exist_ok=True)
             run.arrays.mkdir(exist_ok=True)
         else:

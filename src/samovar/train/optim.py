@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import timm.optim
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import SGD, AdamW, Optimizer
 
 from samovar.config import OptimConfig
+from samovar.sam.finite import honours_found_inf as honours_found_inf
+from samovar.sam.finite import step_if as step_if
+from samovar.sam.shards import clip_ as clip_
+from samovar.sam.shards import is_sharded, local, part_as
 from samovar.words import suggest
 
 _CONVOLUTIONS = (
@@ -120,6 +123,8 @@ def _fused(
     # checked here, because torch reports a missing fused kernel only at the first step
     parameters = [parameter for group in groups for _, parameter in group["params"]]
     fused = all(p.is_floating_point() and p.device.type in _FUSED_DEVICES for p in parameters)
+    # torch has no fused SGD for sharded parameters
+    fused = fused and not (cls is SGD and any(map(is_sharded, parameters)))
     return cls(groups, fused=fused or None, **options)
 
 
@@ -141,30 +146,6 @@ def _timm_optimizer(groups: list[dict[str, Any]], config: OptimConfig) -> Optimi
     return cast(Optimizer, _registry.create_optimizer_v2(groups, config.name, **options))
 
 
-def honours_found_inf(optimizer: Optimizer) -> bool:
-    """Return True if the optimizer skips a step on the device when its `found_inf` is 1.
-
-    torch's fused optimizers do."""
-    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
-
-
-def step_if(optimizer: Optimizer, finite: Tensor) -> None:
-    """Step if `finite`, a scalar bool; otherwise leave weights, state and step counter unchanged.
-
-    Costs a host sync with optimizers that do not honour `found_inf`."""
-    if not honours_found_inf(optimizer):
-        if finite:
-            optimizer.step()
-        return
-    # the attributes by which torch's GradScaler asks a fused optimizer to skip a step
-    fused = cast(Any, optimizer)
-    fused.grad_scale, fused.found_inf = None, (~finite).float()
-    try:
-        fused.step()
-    finally:
-        del fused.grad_scale, fused.found_inf
-
-
 def set_lr(optimizer: Optimizer, lr: float) -> None:
     """Set the learning rate of every group, times the group's `lr_scale` where timm has set one."""
     for group in optimizer.param_groups:
@@ -173,20 +154,6 @@ def set_lr(optimizer: Optimizer, lr: float) -> None:
             group["lr"].fill_(scaled)
         else:
             group["lr"] = scaled
-
-
-def clip_(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
-    """Scale gradients in place so that their global norm is at most `max_norm`; 0 leaves them.
-
-    Makes no host sync.
-
-    Returns:
-        The norm before clipping, a scalar on the device; not finite if any gradient is not."""
-    parameters = [p for p in parameters if p.grad is not None]
-    norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if max_norm:
-        clip_grads_with_norm_(parameters, max_norm, norm)
-    return norm
 
 
 class Ema:
@@ -209,11 +176,12 @@ class Ema:
         state = model.state_dict()
         averaged = [name for name, _ in model.named_parameters(remove_duplicate=False)]
         copied = list(state.keys() - set(averaged))
+        own = {name: local(value) for name, value in self.weights.items()}
         torch._foreach_lerp_(
-            [self.weights[k] for k in averaged], [state[k] for k in averaged], 1 - decay
+            [own[k] for k in averaged], [local(state[k]) for k in averaged], 1 - decay
         )
         if copied:
-            torch._foreach_copy_([self.weights[k] for k in copied], [state[k] for k in copied])
+            torch._foreach_copy_([own[k] for k in copied], [local(state[k]) for k in copied])
 
     @contextlib.contextmanager
     def swapped(self, model: nn.Module) -> Iterator[None]:
@@ -228,7 +196,7 @@ class Ema:
             model.load_state_dict(own)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the averaged weights under the model's names, and `num_updates`."""
+        """Return the averaged weights under the model's names, sharded as it is; `num_updates`."""
         return {**self.weights, "num_updates": torch.tensor(self.num_updates)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -243,5 +211,5 @@ class Ema:
                 f"the averaged weights belong to another model: {name} is in only one of the two"
             )
         for name, value in self.weights.items():
-            value.copy_(weights[name])
+            local(value).copy_(part_as(value, weights[name]))
         self.num_updates = int(state["num_updates"])

@@ -14,11 +14,12 @@ from samovar.runs import checkpoint
 from samovar.runs.checkpoint import Checkpoint, CheckpointError
 from samovar.runs.records import RunDir
 from samovar.train.loop import TrainState
+from samovar.train.sharding import gathered, spread, spread_state
 
 HARMLESS = (
     "output", "name", "run.threads", "run.eval_every", "run.log_every", "run.keep", "run.loggers",
     "run.max_nonfinite", "run.watch_every", "run.watch_images", "data.root",
-    "data.workers", "data.loader", "data.max_bad_share",
+    "run.checkpointing", "data.workers", "data.loader", "data.max_bad_share",
 )  # fmt: skip
 """Settings a resumed run may change: they do not alter the result, beyond the rounding that
 threads and loader may alter."""
@@ -78,8 +79,13 @@ def newest(
     return found, [f"{complaint}; using the one before" for complaint in complaints]
 
 
-def snapshot(state: TrainState) -> Checkpoint:
-    """Return the state as a checkpoint."""
+def snapshot(state: TrainState, *, keep: bool = True) -> Checkpoint:
+    """Return the state as a checkpoint.
+
+    Sharded tensors are gathered, one after the other, so all ranks must call it.
+
+    Args:
+        keep: whether this rank keeps the gathered tensors."""
     others: dict[str, Any] = {
         "optimizer": state.optimizer.state_dict(),
         "scaler": state.scaler.state_dict() if state.scaler else {},
@@ -100,7 +106,10 @@ def snapshot(state: TrainState) -> Checkpoint:
     # other programs load the file of averaged weights, so the counter is kept apart from it
     if ema:
         others["ema_updates"] = int(ema.pop("num_updates"))
-    return Checkpoint(state.step, state.model.body.state_dict(), ema, others)
+    model = state.model.body.state_dict()
+    if state.sharding:
+        model, ema, others = (gathered(each, keep=keep) for each in (model, ema, others))
+    return Checkpoint(state.step, model, ema, others)
 
 
 def restore(state: TrainState, found: Checkpoint) -> None:
@@ -121,8 +130,12 @@ def restore(state: TrainState, found: Checkpoint) -> None:
 
 
 def _restore(state: TrainState, found: Checkpoint) -> None:
-    state.model.body.load_state_dict(found.model)
-    state.optimizer.load_state_dict(found.state["optimizer"])
+    model, optimizer = found.model, found.state["optimizer"]
+    if state.sharding:
+        model = spread(state.model.body, model)
+        optimizer = spread_state(state.optimizer, optimizer)
+    state.model.body.load_state_dict(model)
+    state.optimizer.load_state_dict(optimizer)
     if "sam" in found.state:
         state.memory.load_state_dict(found.state["sam"])
     if state.teacher is not None and "teacher" in found.state:

@@ -39,11 +39,14 @@ _SHAPES: dict[str, Callable[[float, OptimConfig], float]] = {
 }
 
 
-def check_warmup(config: OptimConfig, total_steps: int, section: str = "optim") -> None:
+def check_warmup(config: OptimConfig, total_steps: int, section: str = "optim") -> tuple[str, ...]:
     """Refuse a warm-up that is longer than the training it starts, or reaches into its decay.
 
     Args:
         section: prefix of the flags that set `config`: `optim` or `head.optim`.
+
+    Returns:
+        A warning for the reader if it takes more than a third of the steps.
 
     Raises:
         ValueError: names the flag and both numbers."""
@@ -58,6 +61,12 @@ def check_warmup(config: OptimConfig, total_steps: int, section: str = "optim") 
             f"--{section}.warmup-steps {config.warmup_steps} reaches into the decay of wsd, which "
             f"begins at step {decay} of {total_steps}; lower it or --{section}.decay-share"
         )
+    if config.warmup_steps <= total_steps / 3:
+        return ()
+    return (
+        f"warning: warm-up takes {config.warmup_steps:,} of {total_steps:,} steps, more than a "
+        f"third; train longer or lower --{section}.warmup-steps",
+    )
 
 
 def lr_at(step: int, config: OptimConfig, total_steps: int) -> float:

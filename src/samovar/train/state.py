@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from samovar.models.factory import Classifier
 from samovar.sam import SamMemory
 from samovar.train import optim
+from samovar.train.sharding import Sharding
 from samovar.train.teacher import Teacher
 
 
@@ -37,6 +38,8 @@ class TrainState:
     """What relatives of SAM keep from step to step."""
     teacher: Teacher | None = None
     """What the trajectory loss of SAF or MESA stays close to."""
+    sharding: Sharding | None = None
+    """How the weights are split over ranks; None if each rank holds all."""
     stale: int = 0
     """Evaluations since the most accurate one, counted under `run.patience`."""
     micro_batch: int = 0

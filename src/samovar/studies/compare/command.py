@@ -35,7 +35,7 @@ from samovar.studies.own_folder import make_folder, write_records, write_study
 from samovar.studies.running import is_done, run_all
 from samovar.studies.running import records_of as own_records
 from samovar.studies.terminal import job_line, print_plan, progress, resumable
-from samovar.train.dry_run import Data, data_of
+from samovar.train.rehearse import Data, data_of
 
 
 def compare(

@@ -21,8 +21,8 @@ from samovar.models.load import resolve
 from samovar.objectives import make_objective
 from samovar.runtime import Runtime, started
 from samovar.studies.compare.cost import Cost, Kind, costs_of, shares, weighed
-from samovar.train.dry_run import Data
 from samovar.train.loop import build, steps
+from samovar.train.rehearse import Data
 
 REPETITIONS = 7
 
