@@ -60,8 +60,7 @@ class RunData:
     """Records by name, in the order in which they were written."""
     provenance: dict[str, Any] = field(default_factory=dict)
     best: dict[str, Any] = field(default_factory=dict)
-    train_images: int | None = None
-    """Number of training images, where the folder says it."""
+    class_counts: dict[str, Any] = field(default_factory=dict)
     bad_lines: int = 0
     """Number of lines in records.jsonl that are not records."""
     label: str = ""
@@ -213,7 +212,7 @@ def _read(path: Path) -> RunData:
         records=records,
         provenance=_read_object(path / "provenance.json"),
         best=_read_object(run.checkpoints / "best.json"),
-        train_images=_train_images(path / "class_counts.json"),
+        class_counts=_read_object(path / "class_counts.json"),
         bad_lines=bad_lines,
     )
 
@@ -242,13 +241,6 @@ def _read_object(path: Path) -> dict[str, Any]:
 def _json(path: Path) -> Any:
     """Return the value in a JSON file of somebody else, which may be a pipe or very large."""
     return parsed(read_regular(path, MAX_ARRAY_BYTES).decode())
-
-
-def _train_images(path: Path) -> int | None:
-    """Return the sum of the training images of each class; None where they are not counted."""
-    counts = _read_object(path).get("train")
-    known = isinstance(counts, list) and all(type(each) is int and each >= 0 for each in counts)
-    return sum(counts) or None if known and counts else None
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
