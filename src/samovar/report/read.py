@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from samovar.runs.json_files import Damaged, read_json, read_object
+from samovar.runs.json_files import parsed
 from samovar.runs.records import Record, RunDir, from_json
 from samovar.words import read_regular
 
@@ -60,8 +60,7 @@ class RunData:
     """Records by name, in the order in which they were written."""
     provenance: dict[str, Any] = field(default_factory=dict)
     best: dict[str, Any] = field(default_factory=dict)
-    train_images: int | None = None
-    """Number of training images, where the folder says it."""
+    class_counts: dict[str, Any] = field(default_factory=dict)
     bad_lines: int = 0
     """Number of lines in records.jsonl that are not records."""
     label: str = ""
@@ -213,16 +212,16 @@ def _read(path: Path) -> RunData:
         records=records,
         provenance=_read_object(path / "provenance.json"),
         best=_read_object(run.checkpoints / "best.json"),
-        train_images=_train_images(path / "class_counts.json"),
+        class_counts=_read_object(path / "class_counts.json"),
         bad_lines=bad_lines,
     )
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = read_json(path)
-    except Damaged as error:
-        raise ValueError(f"cannot read settings: {error}") from None
+        config = _json(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from None
     if not isinstance(config, dict):
         raise ValueError(
             f"{path} holds no settings: expected an object, found {type(config).__name__}"
@@ -233,16 +232,15 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _read_object(path: Path) -> dict[str, Any]:
     """Read a JSON object; return {} if it is missing or damaged, which the report then states."""
     try:
-        return read_object(path)
-    except Damaged:
+        values = _json(path)
+    except (OSError, ValueError):
         return {}
+    return values if isinstance(values, dict) else {}
 
 
-def _train_images(path: Path) -> int | None:
-    """Return the sum of the training images of each class; None where they are not counted."""
-    counts = _read_object(path).get("train")
-    known = isinstance(counts, list) and all(type(each) is int and each >= 0 for each in counts)
-    return sum(counts) or None if known and counts else None
+def _json(path: Path) -> Any:
+    """Return the value in a JSON file of somebody else, which may be a pipe or very large."""
+    return parsed(read_regular(path, MAX_ARRAY_BYTES).decode())
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -16,7 +16,10 @@ _TICKS = 7
 def steps_per_epoch(run: RunData) -> float | None:
     """Return how many steps see each training image once; None where a folder does not say it."""
     batch = number(run.config.get("data.batch_size"))
-    return run.train_images / batch if run.train_images and batch and batch > 0 else None
+    counts = run.class_counts.get("train")
+    known = isinstance(counts, list) and all(type(each) is int and each >= 0 for each in counts)
+    images = sum(counts) if known and counts else 0
+    return images / batch if images and batch and batch > 0 else None
 
 
 def epoch_axis(runs: Sequence[RunData], last: float) -> dict[str, Any]:
