@@ -16,7 +16,7 @@ SKELETON = {
     "activations": ["inside-active-fraction-mlp", "inside-activation-norm", "inside-weight-norm"],
     "attention": ["maps", "attention-0", "attention-1", "distance"],
     "classes": ["confusion", "confusion-0", "confusion-1", "recall-0", "precision-0"],
-    "predictions": ["examples", "predictions-0", "predictions-1"],
+    "predictions": ["confused-classes", "confused-0", "confused-1", "examples", "predictions-0", "predictions-1"],
     "robustness": ["corruptions", "corruptions-0", "corruptions-1", "corruptions-difference", "attack-curve",
                    "reliability", "spoilt", "spoilt-0", "spoilt-1"],
     "settings": ["settings-differ", "settings-same", "settings-shared"],
