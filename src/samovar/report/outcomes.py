@@ -58,15 +58,21 @@ class CorruptedOutcomes:
     """Corruption and severity, as the rows of `right`."""
 
 
+def _newest(run: RunData, name: str) -> tuple[Record, dict[str, Array]] | None:
+    """Return the newest record of a name with its arrays; None where it has none."""
+    record = run.latest(name)
+    return (record, run.arrays(record)) if record is not None and record.arrays else None
+
+
 def outcomes(run: RunData) -> Outcomes | None:
     """Return the newest outcomes of a run; None if its accuracy was measured without them.
 
     Raises:
         UnreadableArrays: the file is damaged, or its parts do not fit each other."""
-    record = run.latest(TOP1)
-    if record is None or not record.arrays:
+    found = _newest(run, TOP1)
+    if found is None:
         return None
-    arrays = run.arrays(record)
+    record, arrays = found
     names = arrays.get("classes", np.zeros(0))
     entries = [arrays.get(name, np.zeros(0)) for name in _ENTRIES]
     n = len(np.atleast_1d(entries[0]))
@@ -83,12 +89,10 @@ def corrupted_outcomes(run: RunData) -> CorruptedOutcomes | None:
 
     Raises:
         UnreadableArrays: the file is damaged, or its parts do not fit each other."""
-    record = run.latest(CORRUPTED)
-    if record is None or not record.arrays:
+    found = _newest(run, CORRUPTED)
+    if found is None or "outcomes" not in found[1]:
         return None
-    arrays = run.arrays(record)
-    if "outcomes" not in arrays:
-        return None
+    record, arrays = found
     try:
         labels, clean, right = (
             arrays[name] for name in ("outcome_labels", "outcome_clean", "outcomes")

@@ -88,7 +88,7 @@ class ModulePasses:
 
     @cached_property
     def shards(self) -> Shards:
-        """How the trainable parameters are split over ranks."""
+        """Return how the trainable parameters are split over ranks."""
         return shards_of(self.params.values(), self.model.modules())
 
     @cached_property

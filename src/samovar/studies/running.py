@@ -253,7 +253,10 @@ def run_all(jobs: Sequence[Job], *, at_a_time: int, on_done: Callable[[Done], No
                 busy: list[Job] = []
 
                 def ended(done: Done, busy: list[Job] = busy) -> None:
-                    busy.append(done.job) if done.busy else on_done(done)
+                    if done.busy:
+                        busy.append(done.job)
+                    else:
+                        on_done(done)
 
                 _do(left, work, at_a_time, ended)
                 left = busy

@@ -139,13 +139,17 @@ def flatness_sentence(
         f"{_signed(gap.value)} ({_interval(pair, gap, 1)} nats, {gap.test}, "
         f"{count(gap.n, 'draw')}). "
     )
-    if gap.decided:
-        flatter = pair.second if gap.value < 0 else pair.first
-        text += f"{flatter.label} is flatter; this is decided for these two networks."
-    else:
-        text += "Which is flatter is not decided."
+    text += _flatter(pair, gap, "these two networks")
     more = f"One seed of each: to decide it for the recipes, {_SEEDS}."
     return Statement("decided" if gap.decided else "open", _topic(pair), text, more)
+
+
+def _flatter(pair: Pair, gap: Difference, what: str) -> str:
+    """Say which side has the smaller number, and for what that is decided."""
+    if not gap.decided:
+        return "Which is flatter is not decided."
+    side = pair.second if gap.value < 0 else pair.first
+    return f"{side.label} is flatter; this is decided for {what}."
 
 
 def lambda_max_sentence(
@@ -174,14 +178,12 @@ def lambda_max_sentence(
     text = (
         f"λ_max, the largest eigenvalue of the Hessian, of {pair.second.label} is {size} "
         f"({_kind(pair)} {ends}, {gap.test}, of logarithms; {_seeds(pair.first)} against "
-        f"{_seeds(pair.second)}{images}). "
+        f"{_seeds(pair.second)}{images}). {_flatter(pair, gap, 'the recipes')}"
     )
     if gap.decided:
-        flatter = pair.second if gap.value < 0 else pair.first
-        text += f"{flatter.label} is flatter; this is decided for the recipes."
         return Statement("decided", _topic(pair), text, more.strip())
     noise = f"With so few seeds a ratio below {short(math.exp(gap.least))} is noise.{more}"
-    return Statement("open", _topic(pair), f"{text}Which is flatter is not decided.", noise)
+    return Statement("open", _topic(pair), text, noise)
 
 
 def _mean_log(records: Sequence[Record]) -> float:
